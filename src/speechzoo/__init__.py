@@ -1,0 +1,3 @@
+"""speechzoo: speech LLMs as trainable, interchangeable LightningModules."""
+
+__version__ = "0.1.0"

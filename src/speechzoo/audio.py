@@ -1,0 +1,101 @@
+"""Reading sound and turning it into Whisper's log-mel: the one place that knows 16 kHz."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SAMPLE_RATE = 16_000  # Hz, Whisper's
+N_FFT = 400  # samples, 25 ms
+HOP = 160  # samples, 10 ms: one mel frame
+FRAME = 2 * HOP  # samples per encoder frame (20 ms): Whisper's second convolution halves the rate
+MAX_SECONDS = 30.0  # Whisper's window
+MAX_SAMPLES = int(MAX_SECONDS * SAMPLE_RATE)
+
+
+def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
+    """Mono float samples of a sound file of any rate and channel count (wav, flac, ogg, mp3).
+
+    Shape: `[T]`, float32 in [-1, 1], at `sample_rate` Hz.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is empty or cannot be decoded; the message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such audio file")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: cannot be decoded as audio ({error})") from error
+    if samples.shape[0] == 0:
+        raise ValueError(f"{path}: holds no samples")
+    return torch.from_numpy(resample(samples.mean(axis=1), rate, sample_rate))
+
+
+def resample(samples: np.ndarray, rate: int, to_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Samples `[T]` at `rate` Hz brought to `to_rate` Hz (soxr, high quality)."""
+    if rate == to_rate:
+        return np.ascontiguousarray(samples, dtype=np.float32)
+    return soxr.resample(samples, rate, to_rate, quality="HQ").astype(np.float32)
+
+
+def write_audio(path: str | Path, samples: Tensor | np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Write mono samples `[T]` as 16-bit PCM; the suffix names the format."""
+    data = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else samples
+    soundfile.write(str(path), data, sample_rate, subtype="PCM_16")
+
+
+@lru_cache(maxsize=4)
+def mel_filters(n_mels: int) -> Tensor:
+    """Whisper's own filter bank `[n_mels, 201]` (80 or 128 mels)."""
+    from whisper.audio import mel_filters as stored
+
+    return stored("cpu", n_mels)
+
+
+def mel_lens(audio_lens: Tensor) -> Tensor:
+    """Mel frames of clips trimmed to their real length: two for each started encoder frame. `[N] -> [N]`."""
+    return 2 * ((audio_lens + FRAME - 1) // FRAME)
+
+
+def log_mel(audio: Tensor, audio_lens: Tensor, n_mels: int, pad_to: int | None = MAX_SAMPLES) -> tuple[Tensor, Tensor]:
+    """Whisper's log-mel of a zero-padded batch; every clip comes out as it would alone.
+
+    With `pad_to=480_000` this is `whisper.log_mel_spectrogram(whisper.pad_or_trim(clip))`, 3000 frames whatever the
+    length. With `pad_to=None` each clip is `mel_lens` frames long and the rest of its row is 0: the silence that
+    follows is not computed. The floor (8 below the loudest bin) is taken per clip, as for a single clip.
+
+    Shape: `[N, T], [N] -> [N, n_mels, frames], [N]` (frames of 10 ms).
+
+    Raises:
+        ValueError: if a clip is longer than `pad_to`; nothing is cut silently.
+    """
+    if pad_to is not None:
+        if audio.shape[1] > pad_to and int(audio_lens.max()) > pad_to:
+            raise ValueError(
+                f"a clip of {int(audio_lens.max()) / SAMPLE_RATE:.1f} s is longer than the encoder's "
+                f"{pad_to / SAMPLE_RATE:.0f} s window: split it"
+            )
+        audio = F.pad(audio, (0, pad_to - audio.shape[1]))
+        lens = torch.full_like(audio_lens, pad_to // HOP)
+    else:
+        lens = mel_lens(audio_lens)
+        # Zeros after the end, so that no clip sees the reflection that centred STFT makes at the end of the batch.
+        audio = F.pad(audio, (0, int(lens.max()) * HOP + N_FFT - audio.shape[1]))
+    window = torch.hann_window(N_FFT, device=audio.device)
+    spectrum = torch.stft(audio.float(), N_FFT, HOP, window=window, return_complex=True)[..., :-1].abs() ** 2
+    spectrum = spectrum[..., : int(lens.max())]
+    logs = (mel_filters(n_mels).to(audio.device) @ spectrum).clamp(min=1e-10).log10()
+    inside = torch.arange(logs.shape[-1], device=audio.device) < lens[:, None]
+    peak = logs.masked_fill(~inside[:, None], -torch.inf).amax(dim=(1, 2), keepdim=True)
+    logs = (torch.maximum(logs, peak - 8.0) + 4.0) / 4.0
+    return logs * inside[:, None], lens

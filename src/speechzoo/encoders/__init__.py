@@ -1,0 +1,6 @@
+"""Speech encoders."""
+
+from speechzoo.encoders.base import Encoder
+from speechzoo.encoders.whisper import WhisperEncoder, WhisperQueries
+
+__all__ = ["Encoder", "WhisperEncoder", "WhisperQueries"]

@@ -1,0 +1,152 @@
+"""Whisper's encoder as a feature extractor, and LLaSM's 64 decoder states."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from whisper.model import MultiHeadAttention
+
+from speechzoo.audio import HOP, MAX_SAMPLES, log_mel, mel_lens
+from speechzoo.encoders.base import Encoder
+from speechzoo.encoders.whisper_weights import fingerprint, load_whisper
+
+
+class WhisperEncoder(Encoder):
+    """States of Whisper's encoder.
+
+    Args:
+        model: Whisper's name (`large-v3`), an openai-whisper file, or a Hugging Face folder.
+        window: `padded` computes every clip as 30 s, 1500 frames, as both papers do; `trimmed` stops at the real end
+            (50 frames a second), several times cheaper and equally usable after training, but not what released
+            checkpoints were trained with, and never for transcribing: Whisper's own decoder loops on such states.
+        layer: states after this many blocks instead of after the last one and its norm.
+        dtype: of the weights; the states come out in it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        window: Literal["padded", "trimmed"] = "padded",
+        layer: int | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    ) -> None:
+        super().__init__()
+        if window not in ("padded", "trimmed"):
+            raise ValueError(f"WhisperEncoder.window is padded or trimmed, not {window!r}")
+        net, self._start_token = load_whisper(model)
+        if layer is not None and not 1 <= layer <= net.dims.n_audio_layer:
+            raise ValueError(f"{model} has {net.dims.n_audio_layer} blocks: layer {layer} does not exist")
+        self.net = self._keep(net)
+        self.n_mels, self.out_dim = net.dims.n_mels, net.dims.n_audio_state
+        self.window, self.layer = window, layer
+        self.to(getattr(torch, dtype))
+
+    def _keep(self, net: torch.nn.Module) -> torch.nn.Module:
+        return net.encoder  # the text decoder would only take memory
+
+    def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Shape: `[N, T], [N] -> [N, 1500 or F, D], [N]`."""
+        mel, lens = log_mel(audio, audio_lens, self.n_mels, MAX_SAMPLES if self.window == "padded" else None)
+        return self.encode_mel(mel, lens)
+
+    def encode_mel(self, mel: Tensor, mel_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """States for log-mels whose rows end at `mel_lens`. Shape: `[N, n_mels, 2F], [N] -> [N, F, D], [N]`."""
+        net = self._encoder()
+        lens = (mel_lens + 1) // 2
+        whole = bool((mel_lens == mel.shape[-1]).all())
+        inside = None if whole else torch.arange(mel.shape[-1] // 2, device=mel.device) < lens[:, None]
+        x = F.gelu(net.conv1(mel.to(net.conv1.weight.dtype)))
+        if inside is not None:
+            x = x * inside.repeat_interleave(2, dim=1)[:, None]
+        x = F.gelu(net.conv2(x)).transpose(1, 2)
+        if x.shape[1] > net.positional_embedding.shape[0]:
+            raise ValueError(f"{x.shape[1]} frames exceed the encoder's {net.positional_embedding.shape[0]}")
+        x = (x + net.positional_embedding[: x.shape[1]]).to(x.dtype)
+        for block in net.blocks[: self.layer]:
+            x = x + attend(block.attn, block.attn_ln(x), inside)
+            x = x + block.mlp(block.mlp_ln(x))
+        if self.layer is None:
+            x = net.ln_post(x)
+        return (x if inside is None else x * inside[..., None]), lens
+
+    def _encoder(self) -> torch.nn.Module:
+        return self.net
+
+    def out_lens(self, audio_lens: Tensor) -> Tensor:
+        if self.window == "padded":
+            return torch.full_like(audio_lens, MAX_SAMPLES // HOP // 2)
+        return mel_lens(audio_lens) // 2
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.state_dict(), f"{type(self).__name__} {self.window} {self.layer}")
+
+
+def attend(attention: MultiHeadAttention, x: Tensor, inside: Tensor | None) -> Tensor:
+    """Whisper's self-attention with a padding mask, which openai-whisper does not take.
+
+    Shape: `[N, F, D], [N, F] -> [N, F, D]`.
+    """
+    n, frames, dim = x.shape
+    heads = (n, frames, attention.n_head, dim // attention.n_head)
+    q, k, v = (layer(x).view(heads).transpose(1, 2) for layer in (attention.query, attention.key, attention.value))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if inside is None else inside[:, None, None])
+    return attention.out(out.transpose(1, 2).reshape(n, frames, dim))
+
+
+class WhisperQueries(WhisperEncoder):
+    """LLaSM's released feature: 64 start tokens through Whisper's *decoder*, its last hidden states.
+
+    The paper says "Whisper encodes the audio"; the released code (llasm.py:105-107) feeds `num_queries` copies of the
+    start token to the text decoder in one causal pass and keeps the states after its final norm: 64 vectors a clip,
+    whatever the length, told apart only by the decoder's positions. For the paper's plain reading use `WhisperEncoder`.
+
+    Args:
+        model, dtype: as for `WhisperEncoder`; the window is always 30 s, the decoder needs it.
+        num_queries: start tokens fed, 64 in the release (`audio_token_len`).
+        start_token: its id; default from the model (50258 multilingual, 50257 English).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        num_queries: int = 64,
+        start_token: int | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    ) -> None:
+        super().__init__(model, "padded", None, dtype)
+        self.num_queries = num_queries
+        self.start_token = self._start_token if start_token is None else start_token
+
+    def _keep(self, net: torch.nn.Module) -> torch.nn.Module:
+        return net
+
+    def _encoder(self) -> torch.nn.Module:
+        return self.net.encoder
+
+    def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Shape: `[N, T], [N] -> [N, num_queries, D], [N]`."""
+        mel, lens = log_mel(audio, audio_lens, self.n_mels)
+        return self.queries(self.encode_mel(mel, lens)[0])
+
+    def queries(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Decoder states that cross-attend to encoder states. Shape: `[N, 1500, D] -> [N, num_queries, D], [N]`."""
+        decoder = self.net.decoder
+        n = states.shape[0]
+        start = torch.full((n, self.num_queries), self.start_token, device=states.device)
+        x = decoder.token_embedding(start) + decoder.positional_embedding[: self.num_queries]
+        x = x.to(states.dtype)
+        for block in decoder.blocks:
+            x = block(x, states, mask=decoder.mask)
+        return decoder.ln(x), start.new_full((n,), self.num_queries)
+
+    def out_lens(self, audio_lens: Tensor) -> Tensor:
+        return torch.full_like(audio_lens, self.num_queries)
+
+    @property
+    def fingerprint(self) -> str:
+        settings = f"{type(self).__name__} {self.num_queries} {self.start_token}"
+        return fingerprint(self.state_dict(), settings)

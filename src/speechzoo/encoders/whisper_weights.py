@@ -1,0 +1,142 @@
+"""Where Whisper's weights come from: a name, an openai-whisper file, or a Hugging Face folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+import whisper
+from safetensors.torch import load_file
+from torch import nn
+from whisper.model import Linear, ModelDimensions, Whisper
+
+# Hugging Face name -> openai-whisper name, applied in order.
+RENAMES = [
+    (r"^model\.", ""),
+    (r"\blayers\.", "blocks."),
+    (r"\bself_attn\.", "attn."),
+    (r"\bencoder_attn\.", "cross_attn."),
+    (r"\bself_attn_layer_norm\.", "attn_ln."),
+    (r"\bencoder_attn_layer_norm\.", "cross_attn_ln."),
+    (r"\bfinal_layer_norm\.", "mlp_ln."),
+    (r"\bfc1\.", "mlp.0."),
+    (r"\bfc2\.", "mlp.2."),
+    (r"\bq_proj\.", "query."),
+    (r"\bk_proj\.", "key."),
+    (r"\bv_proj\.", "value."),
+    (r"\bout_proj\.", "out."),
+    (r"^encoder\.embed_positions\.weight$", "encoder.positional_embedding"),
+    (r"^decoder\.embed_positions\.weight$", "decoder.positional_embedding"),
+    (r"^decoder\.embed_tokens\.", "decoder.token_embedding."),
+    (r"^encoder\.layer_norm\.", "encoder.ln_post."),
+    (r"^decoder\.layer_norm\.", "decoder.ln."),
+]
+
+
+def load_whisper(model: str) -> tuple[Whisper, int]:
+    """A Whisper in eval mode on the CPU in fp32, and the id that starts its decoder.
+
+    Args:
+        model: `tiny.en` ... `large-v3` (downloaded and hash-checked by openai-whisper), an openai-whisper `.pt` file,
+            or a Hugging Face folder with `config.json`.
+
+    Raises:
+        FileNotFoundError: if it is neither a known name nor an existing path.
+        ValueError: if the file is no Whisper checkpoint, or its tensors do not fit its own description.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _from_hugging_face(path)
+    if path.is_file():
+        dims, state = _read_openai(path)
+        net = Whisper(dims)
+        _load(net, state, path)
+        return net.float().eval(), _start_token(net)
+    if model not in whisper.available_models():
+        raise FileNotFoundError(
+            f"{model}: no such file, and not a Whisper model name ({', '.join(whisper.available_models())})"
+        )
+    net = whisper.load_model(model, device="cpu").float().eval()
+    return net, _start_token(net)
+
+
+def fingerprint(state: dict[str, torch.Tensor], settings: str) -> str:
+    """Hash of weights and settings (16 hex digits): sizes, sums and a sample of every tensor, not every byte."""
+    digest = hashlib.sha256(settings.encode())
+    for name, tensor in sorted(state.items()):
+        flat = tensor.detach().float().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)][:64]
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _start_token(net: Whisper) -> int:
+    # whisper's tokenizer: <|startoftranscript|> is 50258 in multilingual vocabularies and 50257 in English-only ones.
+    return 50258 if net.is_multilingual else 50257
+
+
+def _read_openai(path: Path) -> tuple[ModelDimensions, dict[str, torch.Tensor]]:
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+        return ModelDimensions(**held["dims"]), held["model_state_dict"]
+    except Exception as error:  # torch raises many kinds for a foreign, hostile or truncated file
+        raise ValueError(f"{path}: not an openai-whisper checkpoint ({str(error).splitlines()[0][:200]})") from error
+
+
+def _from_hugging_face(folder: Path) -> tuple[Whisper, int]:
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") != "whisper":
+        raise ValueError(f"{folder}: config.json describes a {config.get('model_type')!r} model, not whisper")
+    state: dict[str, torch.Tensor] = {}
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ValueError(f"{folder}: holds no .safetensors or pytorch_model.bin")
+    for file in files:
+        part = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        state.update(part)
+    dims = ModelDimensions(
+        n_mels=config["num_mel_bins"],
+        n_audio_ctx=config["max_source_positions"],
+        n_audio_state=config["d_model"],
+        n_audio_head=config["encoder_attention_heads"],
+        n_audio_layer=config["encoder_layers"],
+        n_vocab=config["vocab_size"],
+        n_text_ctx=config["max_target_positions"],
+        n_text_state=config["d_model"],
+        n_text_head=config["decoder_attention_heads"],
+        n_text_layer=config["decoder_layers"],
+    )
+    net = Whisper(dims)
+    _set_ffn(net.encoder, config["encoder_ffn_dim"])
+    _set_ffn(net.decoder, config["decoder_ffn_dim"])
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, new in RENAMES:
+            name = re.sub(pattern, new, name)
+        if name != "proj_out.weight":  # tied to the token embedding
+            renamed[name] = tensor
+    _load(net, renamed, folder)
+    return net.float().eval(), config["decoder_start_token_id"]
+
+
+def _set_ffn(side: nn.Module, width: int) -> None:
+    """openai-whisper fixes the inner width at four times the outer one; Hugging Face configs are free."""
+    for block in side.blocks:
+        dim = block.mlp_ln.normalized_shape[0]
+        if width != 4 * dim:
+            block.mlp = nn.Sequential(Linear(dim, width), nn.GELU(), Linear(width, dim))
+
+
+def _load(net: Whisper, state: dict[str, torch.Tensor], source: Path) -> None:
+    try:
+        missing, unexpected = net.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{source}: tensors do not fit its description: {str(error).splitlines()[1].strip()}") from error
+    # The Hugging Face and the openai form both compute sinusoids when the encoder's positions are absent.
+    missing = [name for name in missing if name != "encoder.positional_embedding"]
+    if missing or unexpected:
+        raise ValueError(f"{source}: missing {missing[:3]}, left over {list(unexpected)[:3]} (not a complete Whisper)")

@@ -1,0 +1,152 @@
+"""Any Hugging Face causal LM as the language part: embedding, splice, loss over answers, generation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from speechzoo.llms.base import LLM, LLMOutput
+from speechzoo.llms.lora import add_lora
+from speechzoo.llms.splice import Spliced, splice
+from speechzoo.types import AUDIO, IGNORE
+
+
+class HFCausalLM(LLM):
+    """A causal LM of transformers, by name or folder.
+
+    Args:
+        model: name or folder for `AutoModelForCausalLM`.
+        dtype: of the pretrained weights. Trainable weights want float32 (with `precision: bf16-mixed` the arithmetic
+            is bf16 all the same); frozen ones, and the base under LoRA, do well in bfloat16. float16 overflows in
+            training and is meant for inference on old GPUs.
+        lora: settings for `peft.LoraConfig` (r, lora_alpha, target_modules, ...); None trains or freezes the weights
+            themselves, as the model's `freeze` says.
+        attn_implementation: eager, sdpa, flash_attention_2 ...; default: the library's choice.
+        gradient_checkpointing: recompute layers in the backward pass: less memory, about a third more time.
+    """
+
+    def __init__(
+        self,
+        new_tokens: list[int],
+        model: str,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        lora: dict[str, Any] | None = None,
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), **options)
+        self.dim = lm.get_input_embeddings().weight.shape[1]
+        self.new_tokens = new_tokens
+        if new_tokens:
+            self._grow(lm, max(new_tokens) + 1)
+            rows = lm.get_input_embeddings().weight[new_tokens].detach().float().clone()
+            # A table of their own, so that they learn also where the LLM is frozen (LLaSM stage 1).
+            self.new_embeddings = nn.Parameter(rows)
+            self.register_buffer("new_ids", torch.tensor(new_tokens), persistent=False)
+        if gradient_checkpointing:
+            lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.lm = add_lora(lm, lora) if lora else lm
+
+    @staticmethod
+    @torch.no_grad()
+    def _grow(lm: PreTrainedModel, size: int) -> None:
+        """Extend the vocabulary with rows at the mean of the old ones (official llasm.py:260-270)."""
+        old = lm.get_input_embeddings().weight.shape[0]
+        if size <= old:
+            return
+        lm.resize_token_embeddings(size, mean_resizing=False)
+        for layer in {lm.get_input_embeddings(), lm.get_output_embeddings()}:
+            layer.weight[old:] = layer.weight[:old].float().mean(dim=0).to(layer.weight.dtype)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings `[..., H]` of ids `[...]`; placeholders get those of id 0, to be overwritten."""
+        embeds = self.lm.get_input_embeddings()(ids.clamp(min=0))
+        if self.new_tokens:
+            hit = ids[..., None] == self.new_ids
+            chosen = hit.to(self.new_embeddings.dtype) @ self.new_embeddings
+            embeds = torch.where(hit.any(-1, keepdim=True), chosen.to(embeds.dtype), embeds)
+        return embeds
+
+    def splice(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        turns: Tensor,
+        speech: Tensor,
+        speech_lens: Tensor,
+        padding_side: str = "right",
+    ) -> Spliced:
+        """Text embeddings with the clips in their places; see `speechzoo.llms.splice`."""
+        text = self.embed(input_ids)
+        return splice(text, input_ids, attention_mask, turns, speech, speech_lens, padding_side)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        turns: Tensor,
+        speech: Tensor,
+        speech_lens: Tensor,
+        loss: bool = True,
+        logits: bool = False,
+    ) -> LLMOutput:
+        """See `LLM.forward`. The vocabulary head runs on the positions that predict a supervised token only, unless
+        `logits` asks for all of them: with a vocabulary of 128k it would else be the largest tensor of the step."""
+        row = self.splice(input_ids, attention_mask, turns, speech, speech_lens)
+        hidden = self.backbone(
+            inputs_embeds=row.embeds, attention_mask=row.mask.long(), position_ids=row.position_ids, use_cache=False
+        ).last_hidden_state
+        labels = torch.where((row.turns > 0) & (row.ids != AUDIO), row.ids, IGNORE)
+        out = LLMOutput(hidden, row.mask, row.turns, labels)
+        if logits:
+            out.logits = self.head(hidden)
+        if loss:
+            targets = labels[:, 1:]
+            at = targets != IGNORE
+            picked = out.logits[:, :-1][at] if logits else self.head(hidden[:, :-1][at])
+            out.loss_sum = F.cross_entropy(picked.float(), targets[at], reduction="sum")
+        return out
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The decoder without its vocabulary head (LoRA layers are inside it)."""
+        return self.lm.base_model if not hasattr(self.lm, "peft_config") else self.lm.base_model.model.base_model
+
+    @property
+    def head(self) -> nn.Module:
+        """The vocabulary head: `[..., H] -> [..., V]`."""
+        return self.lm.get_output_embeddings()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        speech: Tensor,
+        speech_lens: Tensor,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        """See `LLM.generate`; keywords go to `transformers` (max_new_tokens, do_sample, temperature, eos_token_id ...).
+
+        Greedy unless asked otherwise: sampling settings that a checkpoint's generation_config brings do not apply.
+        """
+        turns = torch.zeros_like(input_ids)
+        row = self.splice(input_ids, attention_mask, turns, speech, speech_lens, padding_side="left")
+        options = {"do_sample": False, "max_new_tokens": 256, **kwargs}
+        if not options["do_sample"]:
+            options = {"temperature": None, "top_p": None, "top_k": None, **options}
+        stop = options.get("eos_token_id", self.lm.generation_config.eos_token_id)
+        stop = torch.tensor([stop] if isinstance(stop, int) else stop or [], device=input_ids.device)
+        options.setdefault("pad_token_id", 0)
+        out = self.lm.generate(inputs_embeds=row.embeds, attention_mask=row.mask.long(), **options)
+        answers = []
+        for ids in out:
+            ended = torch.isin(ids, stop).nonzero()
+            answers.append(ids[: ended[0, 0] + 1] if len(ended) else ids)
+        return answers

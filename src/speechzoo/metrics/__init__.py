@@ -1,0 +1,22 @@
+"""Corpus-level scores: word, character and unit error rates, exact match, ROUGE-L, and their bootstrap intervals."""
+
+from speechzoo.metrics.bootstrap import Difference, Interval, bootstrap_median, bootstrap_ratio, paired_bootstrap
+from speechzoo.metrics.ratio import RatioMetric, edit_distance
+from speechzoo.metrics.text import CharErrorRate, ExactMatch, RougeL, WordErrorRate, normalise_english
+from speechzoo.metrics.units import UnitErrorRate
+
+__all__ = [
+    "CharErrorRate",
+    "Difference",
+    "ExactMatch",
+    "Interval",
+    "RatioMetric",
+    "RougeL",
+    "UnitErrorRate",
+    "WordErrorRate",
+    "bootstrap_median",
+    "bootstrap_ratio",
+    "edit_distance",
+    "normalise_english",
+    "paired_bootstrap",
+]

@@ -1,0 +1,7 @@
+"""Architectures: one paper, one short file."""
+
+from speechzoo.models.base import SpeechLLM
+from speechzoo.models.llama_omni import LLaMAOmni
+from speechzoo.models.llasm import LLaSM
+
+__all__ = ["LLaMAOmni", "LLaSM", "SpeechLLM"]

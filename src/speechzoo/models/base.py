@@ -1,0 +1,256 @@
+"""The common speech LLM: encoder -> adaptor -> LLM, trained, saved and asked in one way."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.aggregation import MeanMetric
+
+from speechzoo.adaptors import Adaptor
+from speechzoo.encoders import Encoder
+from speechzoo.llms import LLM
+from speechzoo.models import checkpoint
+from speechzoo.spec import to_factory, to_spec
+from speechzoo.text import ChatPrompt
+from speechzoo.training.exact_loss import global_counts, step_loss
+from speechzoo.training.freeze import freeze, is_frozen, parameter_groups
+from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
+
+
+class SpeechLLM(LightningModule, ABC):
+    """Base of all architectures.
+
+    ```
+    audio [N, T] -> encoder [N, F, D] -> adaptor [N, A, H] -> spliced into text [B, S, H] -> LLM -> answer
+    ```
+    Parts are given as factories (a class, a partial, or `{class_path, init_args}`) and built in `configure_model`
+    with real widths, so no dimension is written twice and weights load after the strategy exists.
+
+    Args:
+        encoder: makes the speech encoder.
+        adaptor: makes the adaptor from (encoder width, LLM width).
+        llm: makes the language model from the ids of new tokens.
+        prompt: makes the chat prompt (tokenizer, template, system and user sentence).
+        freeze: patterns over parameter names (`re.search`), such as `^encoder\\.`; each has to match something.
+        loss_weights: factor of each loss by name (`lm`, `ctc`); 0 turns a loss off in training.
+        optimizer: makes the optimizer from parameter groups.
+        lr_scheduler: makes the schedule from (optimizer, number of optimizer steps); None keeps the rate.
+        lr_scale: learning-rate factors by pattern over parameter names.
+        init_from: checkpoints (or run folders) of earlier stages whose trained weights are loaded, in order.
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[], Encoder],
+        adaptor: Callable[[int, int], Adaptor],
+        llm: Callable[[list[int]], LLM],
+        prompt: Callable[[], ChatPrompt],
+        freeze: list[str] | None = None,
+        loss_weights: dict[str, float] | None = None,
+        optimizer: Callable[[Any], Optimizer] | None = None,
+        lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+        lr_scale: dict[str, float] | None = None,
+        init_from: list[str] | None = None,
+        **extra_parts: Any,
+    ) -> None:
+        super().__init__()
+        self.specs = {"encoder": encoder, "adaptor": adaptor, "llm": llm, "prompt": prompt, **extra_parts}
+        self.specs = {name: to_spec(part) for name, part in self.specs.items()}
+        self.freeze_patterns = list(freeze or [])
+        self.loss_weights = {"lm": 1.0, "ctc": 1.0, **(loss_weights or {})}
+        self.optimizer_factory = to_factory(to_spec(optimizer or torch.optim.AdamW))
+        self.scheduler_factory = None if lr_scheduler is None else to_factory(to_spec(lr_scheduler))
+        self.lr_scale = dict(lr_scale or {})
+        self.init_from = [init_from] if isinstance(init_from, str) else list(init_from or [])
+        self.save_hyperparameters(
+            {
+                **self.specs,
+                "freeze": self.freeze_patterns,
+                "loss_weights": self.loss_weights,
+                "optimizer": to_spec(optimizer),
+                "lr_scheduler": to_spec(lr_scheduler),
+                "lr_scale": self.lr_scale,
+                "init_from": self.init_from,
+            }
+        )
+        self.prompt: ChatPrompt = to_factory(self.specs["prompt"])()
+        self.strict_loading = False  # checkpoints hold what was trained; `checkpoint.check_trained` is the strict part
+        self.val_losses = nn.ModuleDict()
+
+    # -- building ---------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build, load earlier stages, freeze. Called by Lightning once the strategy exists; again it does nothing."""
+        if hasattr(self, "llm"):
+            return
+        self.build()
+        checkpoint.load_stages(self, self.init_from)
+        freeze(self, self.freeze_patterns)
+        self.train(self.training)
+
+    def build(self) -> None:
+        """Make the parts. A model with more parts extends it."""
+        self.encoder: Encoder = to_factory(self.specs["encoder"])()
+        self.llm: LLM = to_factory(self.specs["llm"])(self.prompt.new_tokens)
+        self.adaptor: Adaptor = to_factory(self.specs["adaptor"])(self.encoder.out_dim, self.llm.dim)
+
+    def train(self, mode: bool = True) -> SpeechLLM:
+        """Training mode for parts that learn (or whose layers are recomputed); frozen parts stay in eval mode."""
+        super().train(mode)
+        for part in self.children():
+            if is_frozen(part) and not getattr(part, "recomputes", False):
+                part.eval()
+        return self
+
+    @property
+    def num_units(self) -> int | None:
+        """Size of the unit vocabulary; None for models that speak no units."""
+        return None
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        return is_frozen(self.encoder)
+
+    def audio_positions(self, audio_lens: Tensor) -> Tensor:
+        """LLM positions that clips of so many samples take. `[N] -> [N]`."""
+        return self.adaptor.out_lens(self.encoder.out_lens(audio_lens))
+
+    # -- the way of the data ----------------------------------------------------------------------------------------
+
+    def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """LLM positions of all clips, `[N, A, H]`, `[N]`; cached encoder states are used where the batch has them."""
+        if batch.features is not None:
+            states, lens = batch.features, batch.feature_lens
+        elif batch.audio is not None and len(batch.audio):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
+                states, lens = self.encoder(batch.audio, batch.audio_lens)
+        else:
+            states = torch.zeros(0, 64, self.encoder.out_dim, device=batch.input_ids.device)
+            lens = batch.input_ids.new_zeros(0)
+        return self.adaptor(states.to(next(self.adaptor.parameters()).dtype), lens)
+
+    def forward(self, batch: SpeechBatch, logits: bool = False) -> SpeechOutput:
+        """Losses over the supervised tokens, and the states.
+
+        Args:
+            batch: see `SpeechBatch`.
+            logits: also return the logits of all positions `[B, S, V]` (large).
+        """
+        speech, lens = self.encode(batch)
+        out = self.llm(
+            batch.input_ids, batch.attention_mask, batch.turns, speech, lens, self._wants("lm"), logits=logits
+        )
+        result = SpeechOutput({}, {}, out.hidden, out.mask, out.turns, out.labels, out.logits)
+        if out.loss_sum is not None:
+            # Without a clip in the batch the adaptor would miss from the graph, which DDP takes for an error.
+            result.sums["lm"] = out.loss_sum if len(speech) else out.loss_sum + 0.0 * self._untouched()
+        self.add_losses(batch, result)
+        counts = batch.num_targets()
+        result.losses = {name: total / max(1, counts[name]) for name, total in result.sums.items()}
+        return result
+
+    def add_losses(self, batch: SpeechBatch, result: SpeechOutput) -> None:
+        """Further losses of a model, added to `result.sums` under a name that `SpeechBatch.num_targets` counts."""
+
+    def _wants(self, loss: str) -> bool:
+        """A loss with weight 0 costs nothing in training; validation reports all."""
+        return not self.training or self.loss_weights[loss] != 0
+
+    def _untouched(self) -> Tensor:
+        """A scalar that runs through encoder (if it learns) and adaptor on one second of silence."""
+        device = next(self.adaptor.parameters()).device
+        if self.encoder_is_frozen:
+            states = torch.zeros(1, 64, self.encoder.out_dim, device=device)
+            return self.adaptor(states, torch.tensor([64], device=device))[0].sum()
+        states, lens = self.encoder(torch.zeros(1, 16_000, device=device), torch.tensor([16_000], device=device))
+        return self.adaptor(states, lens)[0].sum()
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
+        out = self(batch)
+        accumulate = self.trainer.accumulate_grad_batches
+        if batch.window is None and accumulate > 1:
+            raise ValueError(
+                "gradient accumulation needs the targets of the whole window: use SpeechDataModule, or wrap your "
+                "loader with speechzoo.data.with_windows"
+            )
+        local = batch.num_targets()
+        counts = global_counts(batch.window or local, self.device)
+        loss = step_loss(out.sums, counts, self.loss_weights, self.trainer.world_size, accumulate)
+        for name, value in out.losses.items():
+            if local[name]:
+                self.log(f"train/{name}_loss", value.detach(), prog_bar=True, batch_size=len(batch))
+        for name, number in out.counters.items():
+            self.log(f"train/{name}", float(number), batch_size=len(batch), reduce_fx="sum", on_epoch=True)
+        self.log("train/loss", sum(self.loss_weights[n] * v.detach() for n, v in out.losses.items()), batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> SpeechReply:
+        return self.respond(batch)
+
+    def _evaluate(self, batch: SpeechBatch, stage: str) -> None:
+        counts = batch.num_targets()
+        out = self(batch)
+        total = 0.0
+        for name, value in out.losses.items():
+            metric = self._mean(f"{stage}_{name}")
+            metric.update(value.detach(), counts[name])
+            self.log(f"{stage}/{name}_loss", metric, batch_size=len(batch), add_dataloader_idx=True)
+            total = total + self.loss_weights[name] * value.detach()
+        metric = self._mean(f"{stage}_total")
+        metric.update(total, sum(counts[name] for name in out.losses))
+        self.log(f"{stage}/loss", metric, batch_size=len(batch))
+
+    def _mean(self, key: str) -> MeanMetric:
+        """Sums of loss and targets over batches and ranks, divided at the end; not a mean of means."""
+        if key not in self.val_losses:
+            self.val_losses[key] = MeanMetric(nan_strategy="disable").to(self.device)
+        return self.val_losses[key]
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory([nn.Parameter(torch.zeros(1))])
+        groups = parameter_groups(self, self.lr_scale, optimizer.defaults["lr"])
+        optimizer = self.optimizer_factory(groups)
+        if self.scheduler_factory is None:
+            return optimizer
+        schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The trained weights only: frozen ones are named by the config, not copied into each checkpoint."""
+        return checkpoint.trained_only(self, super().state_dict(*args, **kwargs), kwargs.get("prefix", ""))
+
+    def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
+        saved["trained"] = checkpoint.trained_names(self)
+
+    def on_load_checkpoint(self, saved: dict[str, Any]) -> None:
+        checkpoint.check_trained(self, saved)
+
+    # -- answering --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
+        """Answer each row, greedy unless told otherwise (keywords as for transformers' `generate`)."""
+        return SpeechReply([self.prompt.decode(ids) for ids in self.answer_ids(batch, **generate)])
+
+    def answer_ids(self, batch: SpeechBatch, **generate: Any) -> list[Tensor]:
+        """Generated ids of each row, without the prompt. `B times [M]`."""
+        speech, lens = self.encode(batch)
+        options = {"eos_token_id": self.prompt.stop_ids, "pad_token_id": self.prompt.pad_id, **generate}
+        return self.llm.generate(batch.input_ids, batch.attention_mask, speech, lens, **options)

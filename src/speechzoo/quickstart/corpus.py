@@ -1,0 +1,191 @@
+"""Speak question and answer pairs and list them as the project's JSONL manifests: the quickstart's training corpus.
+
+``pairs.jsonl`` is the corpus itself, one record a line: ``{"id", "split", "kind", "unseen", "question", "answer",
+"question_audio", "answer_audio", "rate"}``, audio paths relative to the file. Audio is 16 kHz, mono, 16-bit FLAC.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from speechzoo.audio import SAMPLE_RATE, resample, write_audio
+from speechzoo.data.instructions import asr_messages
+from speechzoo.quickstart.questions import Pair
+from speechzoo.quickstart.voice import PiperVoice
+
+QUESTION_RATES = (0.9, 1.0, 1.15)  # 1.0 is the voice's own
+QUESTION_NOISE = 0.5  # answers have none, so that equal words give equal sound and unit targets
+
+
+@dataclass(frozen=True)
+class _Utterance:
+    text: str
+    speed: float
+    noise: float
+    seed: int
+    file: str  # relative to the corpus folder
+
+
+def build_corpus(
+    out_dir: str | Path,
+    voice: PiperVoice,
+    pairs: Sequence[Pair],
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Speak every question and answer and write ``pairs.jsonl``; return its records.
+
+    A question's speaking rate and variation depend on its text alone; an answer that occurs twice is spoken once. File
+    names tell voice, phonemes and settings apart, so finished files of an earlier, interrupted run are kept.
+
+    Args:
+        out_dir: the corpus folder, made if missing.
+        voice: who speaks.
+        pairs: what is said, e.g. from `speechzoo.quickstart.questions.make_pairs`.
+        workers: processes; all cores by default, 1 works in this process.
+        progress: called as ``progress(done, total)`` with numbers of audio files.
+
+    Raises:
+        ValueError: there are no pairs, or a text holds a word that the voice's lexicon lacks; nothing is written then.
+    """
+    out_dir = Path(out_dir)
+    if not pairs:
+        raise ValueError(f"{out_dir}: there are no pairs to speak")
+    planned = [_plan(pair, voice) for pair in pairs]
+    utterances = {utterance.file: utterance for both in planned for utterance in both}
+    (out_dir / "audio").mkdir(parents=True, exist_ok=True)
+    missing = [utterance for file, utterance in utterances.items() if not (out_dir / file).is_file()]
+    done = len(utterances) - len(missing)
+    if progress is not None:
+        progress(done, len(utterances))
+    for done, _ in enumerate(_speak_all(out_dir, voice, missing, workers or os.cpu_count() or 1), start=done + 1):
+        if progress is not None:
+            progress(done, len(utterances))
+    numbers = {"train": 0, "test": 0}
+    records = []
+    for pair, (question, answer) in zip(pairs, planned, strict=True):
+        records.append(
+            {"id": f"{pair.split}-{numbers[pair.split]:04d}"}
+            | asdict(pair)
+            | {"question_audio": question.file, "answer_audio": answer.file, "rate": question.speed}
+        )
+        numbers[pair.split] += 1
+    _write_jsonl(out_dir / "pairs.jsonl", records)
+    return records
+
+
+def write_manifests(out_dir: str | Path, seed: int = 0) -> dict[str, Path]:
+    """Write the corpus as the project's manifests, beside ``pairs.jsonl``; return their paths by name.
+
+    ``asr_train`` holds every training question and every different training answer under a recognition instruction,
+    ``asr_test`` the test questions; ``qa_train`` and ``qa_test`` hold spoken questions (audio alone) with text and
+    spoken answers.
+
+    Args:
+        out_dir: a folder that `build_corpus` filled.
+        seed: draws the instructions and their place before or after the audio.
+
+    Raises:
+        FileNotFoundError: there is no ``pairs.jsonl`` in the folder.
+    """
+    out_dir = Path(out_dir)
+    source = out_dir / "pairs.jsonl"
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file; build_corpus makes it")
+    pairs = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    rng = random.Random(seed)
+    manifests: dict[str, list[dict[str, Any]]] = {}
+    for split in ("train", "test"):
+        rows = [pair for pair in pairs if pair["split"] == split]
+        clips = [(f"{row['id']}-question", row["question_audio"], row["question"]) for row in rows]
+        if split == "train":
+            answers = {row["answer_audio"]: (f"{row['id']}-answer", row["answer_audio"], row["answer"]) for row in rows}
+            clips += answers.values()
+        manifests[f"asr_{split}"] = [
+            {"id": name, "messages": asr_messages(audio, text, "en", rng)} for name, audio, text in clips
+        ]
+        manifests[f"qa_{split}"] = [
+            {"id": row["id"], "kind": row["kind"], "unseen": row["unseen"], "messages": _conversation(row)} for row in rows
+        ]
+    paths = {name: out_dir / f"{name}.jsonl" for name in manifests}
+    for name, records in manifests.items():
+        _write_jsonl(paths[name], records)
+    return paths
+
+
+def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": [{"type": "audio", "path": row["question_audio"]}]},
+        {"role": "assistant", "content": row["answer"], "audio": row["answer_audio"]},
+    ]
+
+
+def _plan(pair: Pair, voice: PiperVoice) -> tuple[_Utterance, _Utterance]:
+    seed = zlib.crc32(pair.question.encode())
+    rate = random.Random(seed).choice(QUESTION_RATES)
+    return (
+        _utterance(pair.question, rate, QUESTION_NOISE, seed, voice),
+        _utterance(pair.answer, 1.0, 0.0, 0, voice),
+    )
+
+
+def _utterance(text: str, speed: float, noise: float, seed: int, voice: PiperVoice) -> _Utterance:
+    said = "".join(voice.phonemes(text))
+    key = hashlib.sha256(f"{voice.fingerprint} {said} {speed} {noise} {seed}".encode()).hexdigest()
+    name = re.sub(r"[^a-z]+", "-", text.lower()).strip("-")[:60]
+    return _Utterance(text, speed, noise, seed, f"audio/{name}-{key[:10]}.flac")
+
+
+def _speak_all(out_dir: Path, voice: PiperVoice, utterances: list[_Utterance], workers: int) -> Iterator[None]:
+    if workers == 1 or len(utterances) < 2:
+        for utterance in utterances:
+            _speak_one(out_dir, voice, utterance)
+            yield
+        return
+    # Spawned, not forked: onnxruntime's and torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    workers = min(workers, len(utterances))
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(out_dir, voice.paths)) as pool:
+        try:
+            yield from pool.map(_speak_in_worker, utterances, chunksize=4)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_worker: tuple[Path, PiperVoice]  # what a spawned process keeps between utterances
+
+
+def _start_worker(out_dir: Path, voice_paths: tuple[Path, Path, Path]) -> None:
+    global _worker
+    _worker = (out_dir, PiperVoice(*voice_paths))
+
+
+def _speak_in_worker(utterance: _Utterance) -> None:
+    _speak_one(*_worker, utterance)
+
+
+def _speak_one(out_dir: Path, voice: PiperVoice, utterance: _Utterance) -> None:
+    samples = voice.speak(utterance.text, utterance.speed, utterance.noise, utterance.seed)
+    target = out_dir / utterance.file
+    unfinished = target.with_name(f".{os.getpid()}-{target.name}")
+    write_audio(unfinished, resample(samples, voice.sample_rate, SAMPLE_RATE))
+    unfinished.replace(target)
+
+
+def _write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

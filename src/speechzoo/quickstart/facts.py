@@ -1,0 +1,111 @@
+"""The words and small facts that the quickstart's questions are made of."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+).split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+MONTHS = "January February March April May June July August September October November December".split()
+
+CAPITALS = {
+    "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Portugal": "Lisbon", "England": "London",
+    "Ireland": "Dublin", "Austria": "Vienna", "Greece": "Athens", "Poland": "Warsaw", "Hungary": "Budapest",
+    "Sweden": "Stockholm", "Norway": "Oslo", "Finland": "Helsinki", "Denmark": "Copenhagen", "Belgium": "Brussels",
+    "Russia": "Moscow", "Turkey": "Ankara", "Egypt": "Cairo", "Japan": "Tokyo", "China": "Beijing", "Cuba": "Havana",
+    "Peru": "Lima", "Chile": "Santiago", "Kenya": "Nairobi", "Canada": "Ottawa", "Iraq": "Baghdad", "Iran": "Tehran",
+}  # fmt: skip
+LANGUAGES = {
+    "France": "French", "Germany": "German", "Italy": "Italian", "Spain": "Spanish", "Portugal": "Portuguese",
+    "England": "English", "Greece": "Greek", "Poland": "Polish", "Hungary": "Hungarian", "Sweden": "Swedish",
+    "Norway": "Norwegian", "Finland": "Finnish", "Denmark": "Danish", "Russia": "Russian", "Turkey": "Turkish",
+    "Egypt": "Arabic", "Japan": "Japanese", "China": "Chinese", "Mexico": "Spanish", "Brazil": "Portuguese",
+    "Austria": "German", "Australia": "English",
+}  # fmt: skip
+OPPOSITES = {
+    "hot": "cold", "big": "small", "fast": "slow", "high": "low", "old": "new", "happy": "sad", "early": "late",
+    "rich": "poor", "hard": "soft", "light": "dark", "full": "empty", "open": "closed", "long": "short", "clean": "dirty",
+    "wet": "dry", "strong": "weak", "loud": "quiet", "thick": "thin", "near": "far", "good": "bad", "up": "down",
+    "left": "right", "day": "night", "black": "white", "first": "last", "easy": "difficult", "cheap": "expensive",
+}  # fmt: skip
+PLURALS = {
+    "dog": "dogs", "cat": "cats", "house": "houses", "child": "children", "mouse": "mice", "foot": "feet",
+    "tooth": "teeth", "man": "men", "woman": "women", "box": "boxes", "city": "cities", "leaf": "leaves",
+    "knife": "knives", "goose": "geese", "baby": "babies", "book": "books", "tree": "trees", "bus": "buses",
+    "wolf": "wolves", "party": "parties", "flower": "flowers", "glass": "glasses",
+}  # fmt: skip
+PASTS = {
+    "go": "went", "eat": "ate", "drink": "drank", "see": "saw", "take": "took", "come": "came", "run": "ran",
+    "write": "wrote", "speak": "spoke", "sing": "sang", "swim": "swam", "buy": "bought", "think": "thought",
+    "give": "gave", "find": "found", "know": "knew", "sleep": "slept", "make": "made", "fall": "fell", "teach": "taught",
+}  # fmt: skip
+COLORS = {
+    "the sky": "blue", "grass": "green", "snow": "white", "coal": "black", "blood": "red", "a banana": "yellow",
+    "a lemon": "yellow", "a strawberry": "red", "milk": "white", "a frog": "green", "a carrot": "orange",
+    "the sun": "yellow", "chocolate": "brown", "an elephant": "gray", "the sea": "blue", "a tomato": "red",
+    "a crow": "black", "a flamingo": "pink", "a swan": "white", "a cucumber": "green", "a pumpkin": "orange",
+    "a mouse": "gray",
+}  # fmt: skip
+SOUNDS = {
+    "dog": "woof", "cat": "meow", "cow": "moo", "sheep": "baa", "duck": "quack", "bee": "buzz", "snake": "hiss",
+    "lion": "roar", "bird": "tweet", "horse": "neigh", "wolf": "howl", "mouse": "squeak", "frog": "croak",
+}  # fmt: skip
+CATEGORIES = {
+    "rose": "a flower", "tulip": "a flower", "daisy": "a flower", "dog": "an animal", "horse": "an animal",
+    "tiger": "an animal", "banana": "a fruit", "pear": "a fruit", "peach": "a fruit", "carrot": "a vegetable",
+    "potato": "a vegetable", "cabbage": "a vegetable", "hammer": "a tool", "saw": "a tool", "shovel": "a tool",
+    "piano": "an instrument", "violin": "an instrument", "guitar": "an instrument", "chair": "a piece of furniture",
+    "table": "a piece of furniture", "sofa": "a piece of furniture", "salmon": "a fish", "shark": "a fish",
+    "hawk": "a bird", "parrot": "a bird", "robin": "a bird", "shirt": "a piece of clothing", "jacket": "a piece of clothing",
+}  # fmt: skip
+LEGS = {
+    "dog": "four", "spider": "eight", "bird": "two", "cow": "four", "bee": "six", "butterfly": "six", "chicken": "two",
+    "horse": "four", "snake": "no", "fish": "no", "duck": "two", "cat": "four", "beetle": "six", "worm": "no",
+}  # fmt: skip
+PLACES = {
+    "teacher": "school", "doctor": "hospital", "nurse": "hospital", "cook": "kitchen", "baker": "bakery",
+    "farmer": "field", "waiter": "restaurant", "judge": "court", "soldier": "camp", "librarian": "library",
+    "priest": "church", "actor": "theater", "miner": "mine", "gardener": "garden", "clerk": "bank",
+}  # fmt: skip
+
+NAMES = (
+    "Anna Peter Maria David Laura Thomas Julia Martin Sarah Robert Emma Daniel Alice George Helen Frank Susan Kevin Linda "
+    "Oliver Nancy Victor Sophie Henry Carol Simon Betty Oscar Rachel Samuel Diana Patrick Monica Albert Barbara Edward "
+    "Teresa Benjamin Olivia Arthur"
+).split()
+CITIES = (
+    "Boston Chicago Dallas Denver Seattle Houston Miami Phoenix Milan Munich Sydney Liverpool Manchester Florence Venice "
+    "Geneva Glasgow Hamburg Barcelona Toronto Montreal Detroit Atlanta Portland Memphis Nashville Orlando Austin"
+).split()
+BELONGINGS = "car bike coat hat bag shirt house cup door boat book phone".split()
+PAINTS = "red blue green black white yellow brown pink".split()
+BY_SIZE = (
+    "a mountain", "a house", "a bus", "an elephant", "a car", "a horse", "a sheep", "a dog", "a cat", "a rabbit",
+    "a mouse", "a spider", "an ant",
+)  # fmt: skip
+REMARKS = {
+    "water": ("cold", "warm", "deep", "clear"),
+    "train": ("late", "fast", "full", "slow"),
+    "garden": ("green", "small", "quiet", "lovely"),
+    "soup": ("hot", "ready", "good", "cold"),
+    "door": ("open", "closed", "heavy", "white"),
+    "music": ("loud", "soft", "lovely", "slow"),
+    "street": ("empty", "long", "busy", "dark"),
+    "teacher": ("kind", "tired", "happy", "young"),
+    "weather": ("good", "bad", "cold", "warm"),
+    "kitchen": ("clean", "dirty", "small", "warm"),
+}
+
+
+def both_ways(table: dict[str, str]) -> dict[str, str]:
+    """Return the table with every pair also the other way round."""
+    return table | {y: x for x, y in table.items()}
+
+
+def successors() -> dict[str, str]:
+    """Return what follows each day, month and number; days and months go round."""
+    rounds = [pairwise([*DAYS, DAYS[0]]), pairwise([*MONTHS, MONTHS[0]]), pairwise(NUMBERS)]
+    return {earlier: later for steps in rounds for earlier, later in steps}

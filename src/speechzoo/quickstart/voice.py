@@ -1,0 +1,182 @@
+"""Speak English text with a Piper voice: lexicon, phonemes, ONNX synthesis. The same call always gives the same samples.
+
+Piper's own front end is espeak-ng (GPL). A pronunciation lexicon in espeak notation and a few rules of connected speech
+replace it here, so only words of the lexicon can be spoken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+import unicodedata
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+# The lexicon lists words as they sound alone; these are the forms that running speech has.
+_IN_A_SENTENCE = {"i": "aɪ", "am": "æm", "it": "ɪt", "can": "kæn", "live": "lˈɪv", "after": "ˈæftɚ"}
+_VOWELS = frozenset("aæɐɑɒeəɚɛɜiɪᵻoɔuʊʌ")
+_PUNCTUATION = frozenset(".,;:?!")
+_TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)*|[.,;:?!]|\s+|.", re.IGNORECASE | re.DOTALL)
+_SENTENCE = re.compile(r"(?<=[.?!])\s+")
+_NOISE_INPUTS = {"duration_noise": "/dp/RandomNormalLike", "latent_noise": "/RandomNormalLike"}
+_LATENTS = "/Mul_7_output_0"
+_LATENT_CHANNELS = 192
+_SEED_SPACING = 1009  # sentences of one text get seeds that far apart
+
+
+class PiperVoice:
+    """A Piper voice (VITS) run by onnxruntime on one thread.
+
+    Args:
+        onnx_path: a voice rewritten by `make_reproducible`, as the part ``piper-joe`` is.
+        config_path: the voice's json, with its phoneme ids and sample rate.
+        lexicon_path: sqlite file with a table ``word_phonemes(word, pron_order, phonemes, role)`` in espeak notation.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ValueError: the voice draws its own random numbers (`make_reproducible` was not run on it).
+    """
+
+    def __init__(self, onnx_path: str | Path, config_path: str | Path, lexicon_path: str | Path) -> None:
+        for path in (onnx_path, config_path, lexicon_path):
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"{path}: no such file; speechzoo.quickstart.parts.fetch gets the voice's parts")
+        self.paths = (Path(onnx_path), Path(config_path), Path(lexicon_path))
+        config = json.loads(Path(config_path).read_text(encoding="utf-8"))
+        self.sample_rate: int = config["audio"]["sample_rate"]  # Hz
+        self._ids: dict[str, list[int]] = config["phoneme_id_map"]
+        self._lexicon = sqlite3.connect(f"{Path(lexicon_path).resolve().as_uri()}?mode=ro", uri=True)
+        self._known: dict[str, str] = dict(_IN_A_SENTENCE)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
+        if not _NOISE_INPUTS.keys() <= {given.name for given in self._session.get_inputs()}:
+            raise ValueError(f"{onnx_path}: has no noise inputs; run speechzoo.quickstart.voice.make_reproducible on it")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells this voice's sound from any other's: a sha256 over the network and its configuration."""
+        return hashlib.sha256(self.paths[0].read_bytes() + self.paths[1].read_bytes()).hexdigest()
+
+    def word(self, word: str) -> str:
+        """Return one word's phonemes in espeak notation.
+
+        Raises:
+            ValueError: the lexicon does not hold the word.
+        """
+        word = word.lower()
+        if word not in self._known:
+            query = "SELECT phonemes FROM word_phonemes WHERE word = ? ORDER BY pron_order LIMIT 1"
+            row = self._lexicon.execute(query, (word,)).fetchone()
+            if row is None:
+                raise ValueError(f"the lexicon does not hold the word {word!r}, so it cannot be spoken")
+            self._known[word] = row[0].replace(" ", "")
+        return self._known[word]
+
+    def phonemes(self, text: str) -> list[str]:
+        """Return the phonemes of a text, one code point each, with punctuation and the blanks between words.
+
+        Raises:
+            ValueError: a word that the lexicon does not hold, or a digit or sign that is not a word.
+        """
+        tokens = [token for token in _TOKEN.findall(text) if not token.isspace()]
+        for token in tokens:
+            if token not in _PUNCTUATION and not (token.isascii() and token[0].isalpha()):
+                raise ValueError(f"{token!r} in {text!r} is not a word; write numbers and signs as words")
+        spoken = [token if token in _PUNCTUATION else self.word(token) for token in tokens]
+        joined = ""
+        for token, sound, following in zip(tokens, spoken, [*spoken[1:], ""], strict=True):
+            if following.lstrip("ˈˌ")[:1] in _VOWELS:
+                if token.lower() == "the":
+                    sound = "ðɪʲ"
+                elif sound.endswith("ɚ"):
+                    sound += "ɹ"
+            joined += sound if token in _PUNCTUATION or not joined else f" {sound}"
+        return list(unicodedata.normalize("NFD", joined))
+
+    def speak(self, text: str, speed: float = 1.0, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+        """Return the spoken text: float32 ``[T]`` in [-1, 1] at `sample_rate`.
+
+        Args:
+            text: one or more sentences; each is spoken by itself and they are joined.
+            speed: speaking rate, 1.0 is the voice's own; 1.15 is 15 % faster.
+            noise: 0 gives the voice's mean reading; 1 the variation in timing and sound it was tuned for.
+            seed: which variation; without noise it changes nothing.
+
+        Raises:
+            ValueError: the text is empty or holds something the lexicon lacks.
+        """
+        return np.concatenate([wave.reshape(-1) for wave in self._run("output", text, speed, noise, seed)]).clip(-1.0, 1.0)
+
+    def latents(self, text: str, speed: float = 1.0, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+        """Return what the voice's waveform generator is given for the same call of `speak`.
+
+        Shape ``[frames, 192]`` float32, one frame per 256 samples; the generator itself is not run.
+        """
+        return np.concatenate([latent[0].T for latent in self._run(_LATENTS, text, speed, noise, seed)])
+
+    def _run(self, output: str, text: str, speed: float, noise: float, seed: int) -> list[np.ndarray]:
+        sentences = [sentence for sentence in _SENTENCE.split(text.strip()) if sentence]
+        if not sentences:
+            raise ValueError("there is no text to speak")
+        results = []
+        for index, sentence in enumerate(sentences):
+            ids = self._phoneme_ids(sentence)
+            rng = np.random.default_rng(seed + _SEED_SPACING * index)
+            frames = int(64 + 40 * len(ids) / speed)  # more than any reading takes; the graph cuts what it needs
+            shapes = {"duration_noise": (1, 2, len(ids)), "latent_noise": (1, _LATENT_CHANNELS, frames)}
+            inputs: dict[str, np.ndarray] = {
+                "input": np.array([ids], dtype=np.int64),
+                "input_lengths": np.array([len(ids)], dtype=np.int64),
+                # latent noise, length, duration noise; 0.667 and 0.8 are Piper's own values
+                "scales": np.array([0.667 * noise, 1.0 / speed, 0.8 * noise], dtype=np.float32),
+            }
+            for name, shape in shapes.items():
+                drawn = rng.standard_normal(shape, dtype=np.float32) if noise else np.zeros(shape, dtype=np.float32)
+                inputs[name] = drawn
+            results.append(self._session.run([output], inputs)[0])
+        return results
+
+    def _phoneme_ids(self, sentence: str) -> list[int]:
+        # ^ _ p _ p _ ... $: the pad between any two phonemes is what the voice was trained with.
+        pad = self._ids["_"]
+        ids = [*self._ids["^"], *pad]
+        for phoneme in self.phonemes(sentence):
+            ids += [*self._ids[phoneme], *pad]
+        return [*ids, *self._ids["$"]]
+
+
+def make_reproducible(onnx_path: str | Path) -> None:
+    """Rewrite a Piper voice in place: its random numbers become inputs, the generator's latents a second output.
+
+    The exported graph draws normal noise itself, and onnxruntime cannot seed a single run.
+
+    Raises:
+        ValueError: the graph is not of the kind that Piper's exporter writes.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    model: Any = onnx.load(str(onnx_path))
+    graph = model.graph
+    nodes = {node.name: (index, node) for index, node in enumerate(graph.node)}
+    if not set(_NOISE_INPUTS.values()) <= nodes.keys():
+        raise ValueError(f"{onnx_path}: not a Piper voice, its graph lacks {' and '.join(_NOISE_INPUTS.values())}")
+    for name, node_name in sorted(_NOISE_INPUTS.items(), key=lambda item: -nodes[item[1]][0]):
+        index, node = nodes[node_name]
+        start = helper.make_tensor(f"{name}_start", TensorProto.INT64, [3], [0, 0, 0])
+        graph.initializer.append(start)
+        graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, None, None]))
+        graph.node.remove(node)
+        # Same shape as the tensor the noise was drawn for, cut from the start of the given one.
+        graph.node.insert(index, helper.make_node("Slice", [name, start.name, f"{name}_end"], [node.output[0]]))
+        graph.node.insert(index, helper.make_node("Shape", [node.input[0]], [f"{name}_end"]))
+    graph.output.append(helper.make_tensor_value_info(_LATENTS, TensorProto.FLOAT, [1, _LATENT_CHANNELS, None]))
+    onnx.checker.check_model(model)
+    onnx.save(model, str(onnx_path))

@@ -1,0 +1,108 @@
+"""The records that travel between the parts, and the letters of their shapes.
+
+Shape letters, used in every docstring of the package:
+
+| letter | meaning                                                      |
+|--------|--------------------------------------------------------------|
+| B      | conversations (rows) in a batch                              |
+| N      | audio clips in a batch, row by row, in the order they appear |
+| T      | audio samples at 16 kHz                                      |
+| F, D   | encoder frames, encoder width                                |
+| A      | adaptor frames = positions one clip takes in the LLM         |
+| L      | tokens of a row before splicing (one placeholder per clip)   |
+| S, H   | positions after splicing, LLM width                          |
+| V      | LLM vocabulary                                               |
+| Q      | assistant turns that carry units                             |
+| M      | supervised tokens of one assistant turn                      |
+| U      | target units of one assistant turn                           |
+| R, K   | positions of the unit decoder, number of units (blank = K)   |
+
+Masks are boolean with True = keep. Lengths are `long` and called `*_lens`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Label of a position that is not supervised, and padding of unit targets (never 0, which is a unit)."""
+
+AUDIO = -200
+"""Token id that stands for one whole clip until the LLM splices its frames in (the official LLaMA-Omni value)."""
+
+
+@dataclass
+class SpeechBatch:
+    """One collated batch. Not frozen: Lightning moves dataclass fields in place.
+
+    `turns` says which assistant turn (1, 2, ...) a token is supervised for; 0 means not supervised. It comes from the
+    spans of the assistant text, never from a comparison with the padding id.
+    """
+
+    input_ids: Tensor  # [B, L] long, AUDIO where a clip belongs
+    attention_mask: Tensor  # [B, L] bool
+    turns: Tensor  # [B, L] long
+    audio: Tensor | None = None  # [N, T] float in [-1, 1], 16 kHz, zero padded; None where features are given
+    audio_lens: Tensor | None = None  # [N] samples
+    features: Tensor | None = None  # [N, F, D] cached states of a frozen encoder
+    feature_lens: Tensor | None = None  # [N] frames
+    units: Tensor | None = None  # [Q, U] long, IGNORE padded
+    unit_lens: Tensor | None = None  # [Q]
+    unit_turns: Tensor | None = None  # [Q, 2] (row, turn) each unit sequence belongs to
+    ids: list[str] = field(default_factory=list)  # B record names
+    window: dict[str, int] | None = None  # targets by loss name over the accumulation window of this rank
+
+    @property
+    def labels(self) -> Tensor:
+        """Token ids where supervised, IGNORE elsewhere. `[B, L]`."""
+        return torch.where(self.turns > 0, self.input_ids, torch.full_like(self.input_ids, IGNORE))
+
+    def num_targets(self) -> dict[str, int]:
+        """Number of targets per loss name: the denominators of the token-exact loss."""
+        units = 0 if self.unit_lens is None else int(self.unit_lens.sum())
+        return {"lm": int((self.turns > 0).sum()), "ctc": units}
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def _map(self, fn) -> SpeechBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return SpeechBatch(**{k: fn(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+    def to(self, *args, **kwargs) -> SpeechBatch:
+        """A copy with every tensor moved (`torch.Tensor.to` arguments)."""
+        return self._map(lambda t: t.to(*args, **kwargs))
+
+    def pin_memory(self) -> SpeechBatch:
+        """A copy in page-locked memory; torch calls it for `DataLoader(pin_memory=True)`."""
+        return self._map(lambda t: t.pin_memory())
+
+
+@dataclass
+class SpeechOutput:
+    """What a forward pass of a speech LLM returns."""
+
+    losses: dict[str, Tensor]  # scalars: mean over the targets of this batch, by loss name
+    sums: dict[str, Tensor]  # scalars: the same losses summed over their targets
+    hidden: Tensor  # [B, S, H] last LLM state, after the final norm
+    mask: Tensor  # [B, S]
+    turns: Tensor  # [B, S]
+    labels: Tensor  # [B, S]
+    logits: Tensor | None = None  # [B, S, V], only when asked for
+    unit_logits: Tensor | None = None  # [Q, R, K + 1]
+    unit_logit_lens: Tensor | None = None  # [Q]
+    counters: dict[str, int] = field(default_factory=dict)  # e.g. infeasible_units
+
+
+@dataclass
+class SpeechReply:
+    """Answers to a batch of questions."""
+
+    text: list[str]
+    units: list[Tensor] | None = None  # B times [U]
+    audio: list[Tensor] | None = None  # B times [T]
+    sample_rate: int | None = None  # Hz
+    heard: list[str] | None = None  # what a cascade's recogniser wrote down

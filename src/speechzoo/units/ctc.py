@@ -1,0 +1,144 @@
+"""LLaMA-Omni's speech decoder: upsampled LLM states through causal layers, trained by CTC over discrete units."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaModel
+
+from speechzoo.types import IGNORE
+from speechzoo.units.base import UnitDecoder, UnitOutput
+
+
+class CTCUnitDecoder(UnitDecoder):
+    """Non-autoregressive decoder of LLaMA-Omni (paper section 3.4; official speech_generator.py).
+
+    ```
+    states [Q, M, H] -> input_proj -> each repeated `upsample` times -> causal Llama layers -> K + 1 logits (blank = K)
+    ```
+    The blank is the last index, there is no norm after the last layer, and the mask is causal plus padding (the
+    official code gets causality only from flash attention's kernel). Projecting before repeating gives the same values
+    as the official order for 1/upsample of the work.
+
+    Args:
+        num_units: K; 1000 in the paper.
+        upsample: positions per state, 25 in the paper.
+        dim, num_layers, num_heads, num_kv_heads, ffn_dim: of the Llama layers; "(2,4096,32,11008)" in the release.
+        rope_theta, rope_scaling, rms_norm_eps: taken over from Llama-3.1's config in the release.
+        align: see `UnitDecoder`.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_units: int = 1000,
+        upsample: int = 25,
+        dim: int = 4096,
+        num_layers: int = 2,
+        num_heads: int = 32,
+        num_kv_heads: int | None = None,
+        ffn_dim: int = 11008,
+        rope_theta: float = 500_000.0,
+        rope_scaling: dict | None = None,
+        rms_norm_eps: float = 1e-5,
+        align: Literal["predict", "label"] = "predict",
+    ) -> None:
+        super().__init__()
+        if align not in ("predict", "label"):
+            raise ValueError(f"CTCUnitDecoder.align is predict or label, not {align!r}")
+        self.num_units, self.upsample, self.align = num_units, upsample, align
+        self.input_proj = nn.Linear(in_dim, dim)
+        rope = {"rope_type": "default", **(rope_scaling or {}), "rope_theta": rope_theta}
+        config = LlamaConfig(
+            vocab_size=1,
+            hidden_size=dim,
+            intermediate_size=ffn_dim,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            num_key_value_heads=num_kv_heads or num_heads,
+            rms_norm_eps=rms_norm_eps,
+            rope_parameters=rope,
+            max_position_embeddings=131_072,
+            attn_implementation="sdpa",
+        )
+        self.transformer = LlamaModel(config)
+        self.transformer.embed_tokens = None  # the input is always states; unused weights would never get a gradient
+        self.transformer.norm = nn.Identity()
+        self.output_proj = nn.Linear(dim, num_units + 1)
+
+    @property
+    def blank(self) -> int:
+        """Index of the CTC blank: the last one."""
+        return self.num_units
+
+    def up_lens(self, lens: Tensor, units: Tensor | None = None, unit_lens: Tensor | None = None) -> Tensor:
+        """Positions of each row: `upsample` a state, more where the targets need more.
+
+        CTC needs one position per unit and one blank between equal neighbours, so every target is feasible by
+        construction. For de-duplicated targets this is the official `max(upsample * M, U)`. Shape: `[Q] -> [Q]`.
+        """
+        positions = lens * self.upsample
+        if units is None:
+            return positions
+        return torch.maximum(positions, torch.where(lens > 0, positions_needed(units, unit_lens), 0))
+
+    def logits(self, states: Tensor, lens: Tensor, up_lens: Tensor) -> Tensor:
+        """Shape: `[Q, M, H], [Q], [Q] -> [Q, R, K + 1]`, R the longest of `up_lens`."""
+        steps = torch.arange(int(up_lens.max()), device=states.device)
+        mask = steps < up_lens[:, None]
+        # The official assignment floor(t / (R / M)), in fp32 as there: it decides ties when the ratio is no integer.
+        ratio = up_lens.float() / lens.clamp(min=1).float()
+        source = (steps.float() / ratio.clamp(min=1e-6)[:, None]).long().clamp(max=states.shape[1] - 1)
+        x = self.input_proj(states)
+        x = x.gather(1, source[..., None].expand(-1, -1, x.shape[-1])) * mask[..., None]
+        x = self.transformer(inputs_embeds=x, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        return self.output_proj(x)
+
+    def forward(
+        self, states: Tensor, lens: Tensor, units: Tensor | None = None, unit_lens: Tensor | None = None
+    ) -> UnitOutput:
+        """Logits and the CTC loss summed over target units.
+
+        Targets outside 0 ... K - 1, or that no alignment can produce, are flagged in `infeasible` and left out of the
+        sum; they are never turned into a silent zero.
+
+        Shape: states `[Q, M, H]`, lens `[Q]`, units `[Q, U]` (padded with -100), unit_lens `[Q]`.
+        """
+        up_lens = self.up_lens(lens, units, unit_lens)
+        logits = self.logits(states, lens, up_lens)
+        if units is None:
+            return UnitOutput(logits, up_lens)
+        real = torch.arange(units.shape[1], device=units.device) < unit_lens[:, None]
+        wrong = ((units < 0) | (units >= self.num_units)) & real
+        targets = torch.where(real & ~wrong, units, 0)
+        log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)
+        infeasible = wrong.any(dim=1) | (positions_needed(units, unit_lens) > up_lens)
+        # zero_infinity only keeps NaN out of the gradient of rows that are reported as infeasible anyway.
+        losses = F.ctc_loss(
+            log_probs, targets, up_lens, unit_lens, blank=self.blank, reduction="none", zero_infinity=True
+        )
+        return UnitOutput(logits, up_lens, torch.where(infeasible, 0.0, losses).sum(), infeasible)
+
+    @torch.no_grad()
+    def decode(self, states: Tensor, lens: Tensor) -> list[Tensor]:
+        """Best path, repeats merged, blanks dropped. Shape: `[Q, M, H], [Q] -> Q times [U]`."""
+        if not len(lens) or not int(lens.max()):
+            return [lens.new_empty(0) for _ in lens]
+        up_lens = self.up_lens(lens)
+        best = self.logits(states, lens, up_lens).argmax(dim=-1)
+        return [collapse(row[:length], self.blank) for row, length in zip(best, up_lens.tolist(), strict=True)]
+
+
+def positions_needed(units: Tensor, unit_lens: Tensor) -> Tensor:
+    """Shortest input CTC can align: one position a unit, one more between equal neighbours. `[Q, U], [Q] -> [Q]`."""
+    repeats = (units[:, 1:] == units[:, :-1]) & (units[:, 1:] != IGNORE)
+    return unit_lens + repeats.sum(dim=1)
+
+
+def collapse(path: Tensor, blank: int) -> Tensor:
+    """CTC's map from a path to its units: merge repeats, drop blanks. Shape: `[R] -> [U]`."""
+    path = torch.unique_consecutive(path)
+    return path[path != blank]

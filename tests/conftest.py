@@ -1,8 +1,9 @@
-"""Tiny real parts for the tests: tokenizer, LLM, Whisper checkpoint, sounds and a manifest, all made from fixed seeds."""
+"""Tiny real parts for the tests: tokenizer, LLM, Whisper checkpoint, sounds and a manifest, all from fixed seeds."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +25,14 @@ SENTENCES = [
     "The assistant answers the user: hello, how are you today?",
     "A quick brown fox jumps over the lazy dog while it rains.",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the tests out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPEECHZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +169,7 @@ def manifest(wavs: list[Path]) -> Path:
         {
             "id": "mixed",
             "messages": [
-                {"role": "user", "content": [{"type": "text", "text": "Answer this: "}, {"type": "audio", "path": "2.wav"}]},
+                {"role": "user", "content": [{"type": "text", "text": "Answer: "}, {"type": "audio", "path": "2.wav"}]},
                 {"role": "assistant", "content": "It rains.", "units": [2, 7, 1, 8]},
             ],
         },

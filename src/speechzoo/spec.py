@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from jsonargparse import Namespace
 
 
 def resolve(class_path: str) -> Any:
@@ -34,6 +35,8 @@ def to_spec(part: Any) -> Any:
     Raises:
         TypeError: for a callable that has no importable name (a lambda or a local function).
     """
+    if isinstance(part, Namespace):
+        part = part.as_dict()
     if isinstance(part, Mapping):
         return {key: to_spec(value) for key, value in part.items()}
     if isinstance(part, (list, tuple)):
@@ -41,23 +44,16 @@ def to_spec(part: Any) -> Any:
     if not callable(part):
         return part
     if isinstance(part, functools.partial):
-        if part.args:
+        target = part.func
+        if part.args and isinstance(part.args[-1], type) and part.func.__module__.startswith("jsonargparse"):
+            target = part.args[-1]  # its factories are partial(instantiator, ..., the class, **values)
+        elif part.args:
             raise TypeError(f"give the arguments of {part.func} by name, so that they can be written to a config")
-        return {**to_spec(part.func), "init_args": to_spec(part.keywords)}
-    args = _jsonargparse_args(part)
-    if args is not None:
-        return args
+        return {**to_spec(target), "init_args": to_spec(part.keywords)}
     name = getattr(part, "__qualname__", "")
     if not name or "<" in name:
         raise TypeError(f"{part!r} has no importable name; use a class or functools.partial(a_class, name=value)")
     return {"class_path": f"{part.__module__}.{name}", "init_args": {}}
-
-
-def _jsonargparse_args(part: Any) -> dict | None:
-    """Spec of the factory that jsonargparse builds for `Callable[[...], Class]`, which hides a class and its values."""
-    closure = inspect.getclosurevars(part).nonlocals if inspect.isfunction(part) else {}
-    held = closure.get("partial_function") or closure.get("func")
-    return to_spec(held) if isinstance(held, functools.partial) else None
 
 
 def to_factory(spec: Any) -> Callable[..., Any]:

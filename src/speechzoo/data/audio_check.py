@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -109,6 +109,6 @@ def _load(memory: Path | None) -> dict[str | None, dict]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that no other process ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    half = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    half.write_bytes(content)
+    os.replace(half, path)

@@ -70,13 +70,14 @@ def _content(content: Any, role: str, where: str) -> Found:
         if kind not in PARTS:
             yield f"{where} has a part of the unknown type {kind!r}", _nearest(kind, tuple(PARTS))
             return
-        yield from _unknown(part, PARTS[kind], f"an {kind} part of {where}" if kind == "audio" else f"a part of {where}")
+        yield from _unknown(part, PARTS[kind], f"the {kind} part of {where}")
         value = part.get(PARTS[kind][1])
         if not isinstance(value, str) or (kind == "audio" and not value):
             yield f"{where} has a part of type {kind} without {PARTS[kind][1]}", f"add {PARTS[kind][1]!r} to the part"
             return
         if kind == "audio" and role != "user":
-            hint = 'give the sound of an answer as "audio": path beside its content' if role == "assistant" else "use text"
+            beside = 'give the sound of an answer as "audio": path beside its content'
+            hint = beside if role == "assistant" else "write it as text"
             yield f"{where}: the content of a turn of the {role} cannot hold audio", hint
         filled = filled or bool(value.strip())
     if not filled:

@@ -32,15 +32,16 @@ OPPOSITES = {
     "left": "right", "day": "night", "black": "white", "first": "last", "easy": "difficult", "cheap": "expensive",
 }  # fmt: skip
 PLURALS = {
-    "dog": "dogs", "cat": "cats", "house": "houses", "child": "children", "mouse": "mice", "foot": "feet",
+    "dog": "dogs", "cat": "cats", "child": "children", "mouse": "mice", "foot": "feet",
     "tooth": "teeth", "man": "men", "woman": "women", "box": "boxes", "city": "cities", "leaf": "leaves",
-    "knife": "knives", "goose": "geese", "baby": "babies", "book": "books", "tree": "trees", "bus": "buses",
-    "wolf": "wolves", "party": "parties", "flower": "flowers", "glass": "glasses",
+    "knife": "knives", "goose": "geese", "baby": "babies", "book": "books", "tree": "trees",
+    "wolf": "wolves", "party": "parties", "flower": "flowers", "wife": "wives", "lady": "ladies",
 }  # fmt: skip
 PASTS = {
-    "go": "went", "eat": "ate", "drink": "drank", "see": "saw", "take": "took", "come": "came", "run": "ran",
-    "write": "wrote", "speak": "spoke", "sing": "sang", "swim": "swam", "buy": "bought", "think": "thought",
-    "give": "gave", "find": "found", "know": "knew", "sleep": "slept", "make": "made", "fall": "fell", "teach": "taught",
+    "go": "went", "drink": "drank", "take": "took", "come": "came", "run": "ran", "speak": "spoke", "sing": "sang",
+    "swim": "swam", "think": "thought", "give": "gave", "find": "found", "sleep": "slept", "make": "made", "fall": "fell",
+    "teach": "taught", "begin": "began", "break": "broke", "drive": "drove", "forget": "forgot", "leave": "left",
+    "keep": "kept", "understand": "understood",
 }  # fmt: skip
 COLORS = {
     "the sky": "blue", "grass": "green", "snow": "white", "coal": "black", "blood": "red", "a banana": "yellow",
@@ -49,16 +50,16 @@ COLORS = {
     "a crow": "black", "a flamingo": "pink", "a swan": "white", "a cucumber": "green", "a pumpkin": "orange",
     "a mouse": "gray",
 }  # fmt: skip
-SOUNDS = {
-    "dog": "woof", "cat": "meow", "cow": "moo", "sheep": "baa", "duck": "quack", "bee": "buzz", "snake": "hiss",
-    "lion": "roar", "bird": "tweet", "horse": "neigh", "wolf": "howl", "mouse": "squeak", "frog": "croak",
+BABIES = {
+    "dog": "puppy", "cat": "kitten", "cow": "calf", "sheep": "lamb", "duck": "duckling", "horse": "foal", "lion": "cub",
+    "hen": "chick", "frog": "tadpole", "pig": "piglet", "goat": "kid", "kangaroo": "joey", "bear": "cub",
 }  # fmt: skip
 CATEGORIES = {
-    "rose": "a flower", "tulip": "a flower", "daisy": "a flower", "dog": "an animal", "horse": "an animal",
-    "tiger": "an animal", "banana": "a fruit", "pear": "a fruit", "peach": "a fruit", "carrot": "a vegetable",
+    "rose": "a flower", "lily": "a flower", "daisy": "a flower", "dog": "an animal", "horse": "an animal",
+    "tiger": "an animal", "banana": "a fruit", "melon": "a fruit", "peach": "a fruit", "carrot": "a vegetable",
     "potato": "a vegetable", "cabbage": "a vegetable", "hammer": "a tool", "saw": "a tool", "shovel": "a tool",
     "piano": "an instrument", "violin": "an instrument", "guitar": "an instrument", "chair": "a piece of furniture",
-    "table": "a piece of furniture", "sofa": "a piece of furniture", "salmon": "a fish", "shark": "a fish",
+    "table": "a piece of furniture", "bed": "a piece of furniture", "salmon": "a fish", "shark": "a fish",
     "hawk": "a bird", "parrot": "a bird", "robin": "a bird", "shirt": "a piece of clothing", "jacket": "a piece of clothing",
 }  # fmt: skip
 LEGS = {
@@ -66,9 +67,9 @@ LEGS = {
     "horse": "four", "snake": "no", "fish": "no", "duck": "two", "cat": "four", "beetle": "six", "worm": "no",
 }  # fmt: skip
 PLACES = {
-    "teacher": "school", "doctor": "hospital", "nurse": "hospital", "cook": "kitchen", "baker": "bakery",
+    "teacher": "school", "doctor": "hospital", "nurse": "hospital", "singer": "theater", "baker": "bakery",
     "farmer": "field", "waiter": "restaurant", "judge": "court", "soldier": "camp", "librarian": "library",
-    "priest": "church", "actor": "theater", "miner": "mine", "gardener": "garden", "clerk": "bank",
+    "priest": "church", "actor": "theater", "painter": "studio", "clerk": "bank",
 }  # fmt: skip
 
 NAMES = (
@@ -80,23 +81,20 @@ CITIES = (
     "Boston Chicago Dallas Denver Seattle Houston Miami Phoenix Milan Munich Sydney Liverpool Manchester Florence Venice "
     "Geneva Glasgow Hamburg Barcelona Toronto Montreal Detroit Atlanta Portland Memphis Nashville Orlando Austin"
 ).split()
-BELONGINGS = "car bike coat hat bag shirt house cup door boat book phone".split()
+BELONGINGS = "car bike hat bag house table door boat book phone".split()
 PAINTS = "red blue green black white yellow brown pink".split()
-BY_SIZE = (
-    "a mountain", "a house", "a bus", "an elephant", "a car", "a horse", "a sheep", "a dog", "a cat", "a rabbit",
-    "a mouse", "a spider", "an ant",
-)  # fmt: skip
+BY_SIZE = "mountain house bus elephant car horse sheep dog cat rabbit mouse spider".split()
 REMARKS = {
     "water": ("cold", "warm", "deep", "clear"),
     "train": ("late", "fast", "full", "slow"),
-    "garden": ("green", "small", "quiet", "lovely"),
+    "forest": ("green", "quiet", "lovely", "dark"),
     "soup": ("hot", "ready", "good", "cold"),
-    "door": ("open", "closed", "heavy", "white"),
+    "window": ("open", "closed", "clean", "broken"),
     "music": ("loud", "soft", "lovely", "slow"),
     "street": ("empty", "long", "busy", "dark"),
     "teacher": ("kind", "tired", "happy", "young"),
     "weather": ("good", "bad", "cold", "warm"),
-    "kitchen": ("clean", "dirty", "small", "warm"),
+    "room": ("clean", "dirty", "small", "warm"),
 }
 
 

@@ -53,7 +53,7 @@ _TABLES: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
             "What do they speak in {x}?",
             "Tell me the language of {x}.",
         ),
-        "People in {x} speak {y}.",
+        "They speak {y} in {x}.",
     ),
     "opposite": (
         facts.both_ways(facts.OPPOSITES),
@@ -73,7 +73,7 @@ _TABLES: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
             "How do you say more than one {x}?",
             "Give me the plural form of {x}.",
         ),
-        "The plural of {x} is {y}.",
+        "One {x}, two {y}.",
     ),
     "past": (
         facts.PASTS,
@@ -83,7 +83,7 @@ _TABLES: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
             "Give me the past tense of {x}.",
             "What is the past form of {x}?",
         ),
-        "The past of {x} is {y}.",
+        "Today I {x}, yesterday I {y}.",
     ),
     "color": (
         facts.COLORS,
@@ -95,15 +95,15 @@ _TABLES: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
         ),
         "The color of {x} is {y}.",
     ),
-    "sound": (
-        facts.SOUNDS,
+    "baby": (
+        facts.BABIES,
         (
-            "What sound does a {x} make?",
-            "What does a {x} say?",
-            "Tell me the sound of a {x}.",
-            "How does a {x} sound?",
+            "What is a baby {x} called?",
+            "What do you call a baby {x}?",
+            "Tell me the name of a baby {x}.",
+            "What is the word for a baby {x}?",
         ),
-        "A {x} says {y}.",
+        "The baby {x} is called a {y}.",
     ),
     "kind": (
         facts.CATEGORIES,
@@ -113,7 +113,7 @@ _TABLES: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
             "What kind of thing is a {x}?",
             "Can you tell me what a {x} is?",
         ),
-        "A {x} is {y}.",
+        "The {x} is {y}.",
     ),
     "legs": (
         facts.LEGS,
@@ -123,7 +123,7 @@ _TABLES: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
             "A {x} has how many legs?",
             "Tell me how many legs a {x} has.",
         ),
-        "A {x} has {y} legs.",
+        "The {x} has {y} legs.",
     ),
     "place": (
         facts.PLACES,
@@ -133,7 +133,7 @@ _TABLES: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
             "Tell me where a {x} works.",
             "Where can I find a {x}?",
         ),
-        "A {x} works in a {y}.",
+        "The {x} works in a {y}.",
     ),
     "after": (
         facts.successors(),
@@ -271,10 +271,14 @@ def _belongings(pairs: list[tuple[str, str]]) -> Iterator[_Ask]:
 
 
 def _sizes(pairs: list[tuple[str, str]]) -> Iterator[_Ask]:
-    ways = ("Which is bigger, {a} or {b}?", "What is bigger, {a} or {b}?", "Tell me which is bigger, {a} or {b}.")
+    ways = (
+        "Which is bigger, the {a} or the {b}?",
+        "What is bigger, the {a} or the {b}?",
+        "Tell me which is bigger, the {a} or the {b}.",
+    )
     for pair in pairs:
         for (a, b), way in product(permutations(pair), ways):
-            yield _Ask(way.format(a=a, b=b), _sentence("{x} is bigger.", x=pair[0]), f"{pair}")
+            yield _Ask(way.format(a=a, b=b), f"The {pair[0]} is bigger.", f"{pair}")
 
 
 def _remarks(pairs: list[tuple[str, str]]) -> Iterator[_Ask]:

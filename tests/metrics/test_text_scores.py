@@ -27,9 +27,9 @@ def score(metric, predictions, references) -> float:
 
 def test_english_normalisation():
     assert normalise_english("  The answer is FIFTEEN!\n") == "the answer is 15"
-    assert normalise_english("Six plus nine") == normalise_english("6 + 9") == "6 +9"  # Whisper reads a sign there
+    assert normalise_english("Six plus nine") == "6 +9"  # Whisper reads a sign there
     assert normalise_english("It's the colour, Mr. Smith.") == "it is the color mister smith"
-    assert normalise_english("...") == ""
+    assert normalise_english("[noise] !?") == ""
 
 
 @given(SENTENCES)

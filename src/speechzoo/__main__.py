@@ -1,0 +1,5 @@
+import sys
+
+from speechzoo.cli import main
+
+sys.exit(main())

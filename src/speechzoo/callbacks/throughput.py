@@ -1,0 +1,191 @@
+"""What a training stage costs: time, tokens, memory; written as `summary.json` when the stage ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from speechzoo.types import SpeechBatch, SpeechOutput
+
+COUNTS = ("examples", "tokens", "supervised_tokens", "units")
+FINAL = 50
+"""Training losses averaged into the final one: a single batch says little."""
+
+
+class ThroughputMonitor(Callback):
+    """Logs `train/tokens_per_second`, `train/seconds`, `train/peak_memory_mb`; writes the cost of the stage.
+
+    `summary.json` holds seconds, validation_seconds, steps, examples, tokens (LLM positions after splicing, padding
+    not), supervised_tokens, units, trainable_parameters, total_parameters, peak_memory_mb, train_loss (mean of the
+    last 50 batches) and val_loss. Counts are summed over ranks and carried over in the checkpoint, so a stage that
+    was stopped and resumed reports all the work behind its result; work after the last checkpoint, which is done
+    again, is not counted twice. Peak memory is the accelerator's if there is one, else this process's own (1 MB =
+    10^6 bytes), over the runs of the stage; on Linux the mark is reset when the stage starts, elsewhere it is the
+    peak since the process started.
+
+    Args:
+        train_loss, val_loss: names under which the module logs its losses.
+        filename: of the summary, in `trainer.default_root_dir`; None writes none.
+    """
+
+    def __init__(
+        self, train_loss: str = "train/loss", val_loss: str = "val/loss", filename: str | None = "summary.json"
+    ) -> None:
+        self.train_loss, self.val_loss, self.filename = train_loss, val_loss, filename
+        self._before = dict.fromkeys((*COUNTS, "seconds", "validation_seconds", "peak_memory_mb"), 0.0)
+        self._now: dict[str, Tensor] = {}
+        self._losses: deque[Tensor | float] = deque(maxlen=FINAL)
+        self._val_loss: float | None = None
+        self._trainer: Trainer | None = None
+        self._started: float | None = None
+        self._ended: float | None = None
+        self._validating: float | None = None
+        self._validation = 0.0
+        self._logged = (0.0, 0.0)  # training seconds and tokens at the last log
+        self._hook: RemovableHandle | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trainer = trainer
+        self._now = {name: torch.zeros((), dtype=torch.long, device=trainer.strategy.root_device) for name in COUNTS}
+        self._started, self._validation, self._logged = None, 0.0, (0.0, 0.0)
+        _reset_peak(trainer.strategy.root_device)
+        # The only place that knows how many positions a row takes once its clips are spliced in.
+        self._hook = pl_module.register_forward_hook(self._count_positions)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started, self._ended = time.monotonic(), None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: SpeechBatch, batch_idx: int
+    ) -> None:
+        self._now["examples"] += len(batch)
+        self._now["supervised_tokens"] += (batch.turns > 0).sum()
+        if batch.unit_lens is not None:
+            self._now["units"] += batch.unit_lens.sum()
+        loss = trainer.callback_metrics.get(self.train_loss)
+        if loss is not None:
+            self._losses.append(loss.detach())
+        if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:
+            self._log(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validating = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or self._started is None:
+            return
+        if self._validating is not None:
+            self._validation += time.monotonic() - self._validating
+        loss = trainer.callback_metrics.get(self.val_loss)
+        self._val_loss = self._val_loss if loss is None else float(loss)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ended = time.monotonic()
+        summary = self.summary(trainer, pl_module)
+        if trainer.is_global_zero and self.filename is not None:
+            path = Path(trainer.default_root_dir) / self.filename
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(path.name + ".part")
+            part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            os.replace(part, path)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def summary(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float | int | None]:
+        """The cost of the stage so far, over all ranks and restarts; every rank must call it."""
+        totals = self._totals(trainer)
+        parameters = list(pl_module.parameters())
+        losses = [float(loss) for loss in self._losses]
+        sums = torch.tensor([sum(losses), len(losses)], dtype=torch.float32, device=trainer.strategy.root_device)
+        total, number = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return {
+            "seconds": totals["seconds"],
+            "validation_seconds": totals["validation_seconds"],
+            "steps": trainer.global_step,
+            "examples": int(totals["examples"]),
+            "tokens": int(totals["tokens"]) if totals["tokens"] else None,
+            "supervised_tokens": int(totals["supervised_tokens"]),
+            "units": int(totals["units"]),
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "total_parameters": sum(p.numel() for p in parameters),
+            "peak_memory_mb": totals["peak_memory_mb"] or None,
+            "train_loss": total / number if number else None,
+            "val_loss": self._val_loss,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        totals = dict(self._before) if self._trainer is None else self._totals(self._trainer)
+        return {"totals": totals, "losses": [float(loss) for loss in self._losses], "val_loss": self._val_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = dict(state_dict["totals"])
+        self._losses.extend(state_dict["losses"])
+        self._val_loss = state_dict["val_loss"]
+
+    def _count_positions(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, SpeechOutput) and module.training:
+            self._now["tokens"] += output.mask.sum()
+
+    def _totals(self, trainer: Trainer) -> dict[str, float]:
+        """Work before this process plus work of all ranks since. Collective: checkpoints are saved by all ranks."""
+        now = {name: int(trainer.strategy.reduce(value.clone(), reduce_op="sum")) for name, value in self._now.items()}
+        totals = {name: self._before[name] + now.get(name, 0) for name in COUNTS}
+        totals["seconds"] = self._before["seconds"] + self._elapsed()
+        totals["validation_seconds"] = self._before["validation_seconds"] + self._validation
+        totals["peak_memory_mb"] = max(self._before["peak_memory_mb"], peak_memory_mb(trainer.strategy.root_device))
+        return totals
+
+    def _elapsed(self) -> float:
+        if self._started is None:
+            return 0.0
+        return (time.monotonic() if self._ended is None else self._ended) - self._started
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        training, tokens = self._elapsed() - self._validation, float(self._now["tokens"])
+        span = training - self._logged[0]
+        # This rank's share times the ranks: their batches hold the same token budget, so no collective is needed.
+        rate = (tokens - self._logged[1]) * trainer.world_size / max(span, 1e-9)
+        self._logged = training, tokens
+        values = {"train/seconds": self._before["seconds"] + self._elapsed()}
+        values["train/peak_memory_mb"] = peak_memory_mb(trainer.strategy.root_device)
+        if tokens:
+            values["train/tokens_per_second"] = rate
+        pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Highest memory use in MB (10^6 bytes): allocated on a CUDA device, else resident in this process.
+
+    0 where the system does not tell (Windows).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes on macOS, KiB on Linux
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: forget the high-water mark
+    except OSError:
+        pass  # no Linux, or not allowed: the peak is then the process's

@@ -1,0 +1,117 @@
+"""The command line: `speechzoo fit|validate|test|predict` is Lightning's CLI, the rest are plain functions."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import set_parsing_settings
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from omegaconf import OmegaConf
+
+import speechzoo
+from speechzoo import adaptors, callbacks, data, encoders, llms, models, text, training, units  # noqa: F401  short names
+from speechzoo.models import SpeechLLM
+
+COMMANDS = {
+    "fit": "train a model: speechzoo fit --config recipes/... [--key value]",
+    "validate": "losses on the validation data",
+    "test": "losses on the test data",
+    "predict": "answer the questions of a manifest",
+    "quickstart": "train and compare both systems on real speech, about 15 minutes on two CPU cores",
+}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved config into the run folder (`trainer.default_root_dir`) and gives it to every logger."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(self.config, skip_none=False, skip_validation=True)
+        (folder / self.config_filename).write_text(text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.config.clone().as_dict())
+
+
+class ZooCLI(LightningCLI):
+    """Lightning's CLI for speech LLMs."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="name of the run and of its folder")
+        parser.add_argument("--recipe", type=str, default="", help="free text: where the settings come from")
+        parser.add_argument("--vars", type=dict, default={}, help="values that a recipe refers to as ${vars.x}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let a checkpoint's hyper-parameters replace YAML and command line in silence."""
+
+
+def run(args: ArgsType = None) -> ZooCLI:
+    """Run fit, validate, test or predict with command-line arguments; the CLI object holds model and trainer."""
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    register_resolvers()
+    # Python users and `speechzoo quickstart` give arguments while sys.argv holds something else: both are meant.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    return ZooCLI(
+        SpeechLLM,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"config_filename": "config.yaml"},
+        seed_everything_default=0,
+        args=args,
+    )
+
+
+def register_resolvers() -> None:
+    """`${part:NAME}` in a config is the local path of a small pretrained part, fetched if it is not there yet."""
+
+    def part(name: str) -> str:
+        from speechzoo.quickstart.parts import fetch
+
+        return str(fetch(name))
+
+    OmegaConf.register_resolver("part", part, replace=True)
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
+    return "\n".join([f"speechzoo {speechzoo.__version__}", "", *lines, "", "speechzoo COMMAND --help tells more"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command `speechzoo`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(speechzoo.__version__)
+        return 0
+    if argv[0] == "quickstart":
+        from speechzoo.quickstart.command import main as quickstart
+
+        return quickstart(argv[1:])
+    try:
+        run(argv)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"speechzoo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

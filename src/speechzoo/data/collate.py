@@ -1,0 +1,70 @@
+"""From items to a `SpeechBatch`: padding on either side, nothing cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from speechzoo.types import IGNORE, SpeechBatch
+
+Side = Literal["left", "right"]
+
+
+@dataclass
+class Item:
+    """One conversation, ready to be batched.
+
+    A conversation holds its clips either as `audio` or as cached `features`, in the order of its placeholders.
+    """
+
+    id: str
+    input_ids: Tensor  # [L] long
+    turns: Tensor  # [L] long
+    audio: list[Tensor] | None = None  # clips [T]
+    features: list[Tensor] | None = None  # clips [F, D]
+    units: dict[int, Tensor] = field(default_factory=dict)  # [U] by assistant turn (1, 2, ...)
+
+
+def collate(items: Sequence[Item], pad_id: int, padding_side: Side = "right") -> SpeechBatch:
+    """Items as one batch.
+
+    Args:
+        pad_id: id that fills rows; `attention_mask` and `turns` say where, never the id.
+        padding_side: where rows are filled: "right" to train, "left" to generate.
+
+    A batch of text alone has neither `audio` nor `features`; one without units has no `units`.
+    """
+    masks = [torch.ones(len(item.input_ids), dtype=torch.bool) for item in items]
+    audio, audio_lens = _pad([clip for item in items for clip in item.audio or []], 0.0)
+    features, feature_lens = _pad([clip for item in items for clip in item.features or []], 0.0)
+    spoken = [(row, turn, units) for row, item in enumerate(items) for turn, units in sorted(item.units.items())]
+    units, unit_lens = _pad([units for _, _, units in spoken], IGNORE)
+    return SpeechBatch(
+        input_ids=_rows([item.input_ids for item in items], pad_id, padding_side),
+        attention_mask=_rows(masks, False, padding_side),
+        turns=_rows([item.turns for item in items], 0, padding_side),
+        audio=audio,
+        audio_lens=audio_lens,
+        features=features,
+        feature_lens=feature_lens,
+        units=units,
+        unit_lens=unit_lens,
+        unit_turns=torch.tensor([(row, turn) for row, turn, _ in spoken]) if spoken else None,
+        ids=[item.id for item in items],
+    )
+
+
+def _rows(rows: list[Tensor], value: float, side: Side) -> Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
+
+def _pad(clips: list[Tensor], value: float) -> tuple[Tensor | None, Tensor | None]:
+    """Clips one below the other and their lengths; `(None, None)` where there are none."""
+    if not clips:
+        return None, None
+    return pad_sequence(clips, batch_first=True, padding_value=value), torch.tensor([len(clip) for clip in clips])

@@ -1,0 +1,262 @@
+"""The LightningDataModule: from paths in a config to batches for the model that is being trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, Sampler
+
+from speechzoo.audio import MAX_SECONDS
+from speechzoo.data.collate import Side, collate
+from speechzoo.data.dataset import ConversationDataset
+from speechzoo.data.features import FeatureCache
+from speechzoo.data.manifest import ManifestError, Problem, Record, check_for_model, scan, settle
+from speechzoo.data.sampler import EvalSampler, TokenBudgetSampler
+from speechzoo.data.window import SpeechLoader, WindowLoader, with_windows
+
+SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+Paths = str | list[str] | None
+NamedPaths = str | list[str] | dict[str, str] | None
+
+
+class SpeechDataModule(LightningDataModule):
+    """Conversations in JSONL manifests (see `speechzoo.data.manifest`), fitted to whatever model the Trainer runs.
+
+    Manifests are read and checked before any weight is loaded. What depends on the model (template, positions of a
+    clip, number of units) is taken from it when its loaders are asked for: `model.prompt`, `model.audio_positions`,
+    `model.num_units`, `model.encoder`, `model.encoder_is_frozen`.
+
+    Args:
+        train: manifest or manifests to learn from, taken together.
+        val, test: manifests to evaluate on, each on its own; a mapping gives them names, else the file names do.
+        predict: manifest or manifests to answer, taken together, in order.
+        batch_size: most conversations of a batch.
+        max_tokens: most LLM positions of a batch, rows times longest; None for no limit.
+        num_workers: processes that read sound.
+        seed: of the order of the training data.
+        padding_side: of training and evaluation batches; prediction pads on the left.
+        on_bad: "raise" refuses manifests with bad records, "skip" leaves those out and lists them in the run folder.
+        feature_cache: folder for the states of a frozen encoder, computed once; shared by all processes.
+        max_seconds: longest clip, in seconds.
+        pin_memory: keep batches in page-locked memory (with GPUs).
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] | None = None,
+        val: str | list[str] | dict[str, str] | None = None,
+        test: str | list[str] | dict[str, str] | None = None,
+        predict: str | list[str] | None = None,
+        batch_size: int = 8,
+        max_tokens: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        padding_side: Literal["left", "right"] = "right",
+        on_bad: Literal["raise", "skip"] = "raise",
+        feature_cache: str | None = None,
+        max_seconds: float = MAX_SECONDS,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (max_tokens is not None and max_tokens < 1):
+            raise ValueError(f"data.batch_size={batch_size} and data.max_tokens={max_tokens} have to be positive")
+        self.paths = {
+            "train": _together("train", train),
+            "val": _named("val", val),
+            "test": _named("test", test),
+            "predict": _together("predict", predict),
+        }
+        self.batch_size, self.max_tokens, self.num_workers, self.seed = batch_size, max_tokens, num_workers, seed
+        self.padding_side, self.on_bad, self.feature_cache = padding_side, on_bad, feature_cache
+        self.max_seconds, self.pin_memory = max_seconds, pin_memory
+        self.records: dict[str, dict[str, list[Record]]] = {}
+        self._order: dict[str, int] = {}  # of the training data now, and of the run that is continued
+        self._order_before: dict[str, int] = {}
+
+    @property
+    def val_names(self) -> list[str]:
+        """Names of the validation loaders, in their order."""
+        return list(self.paths["val"])
+
+    @property
+    def test_names(self) -> list[str]:
+        """Names of the test loaders, in their order."""
+        return list(self.paths["test"])
+
+    def prepare_data(self) -> None:
+        """Decode all sound once per machine; the other processes then find the results."""
+        if self.trainer is not None and self.trainer.world_size > 1:
+            with suppress(FileNotFoundError):  # `setup` raises it, on all ranks
+                for split in SPLITS[self.trainer.state.fn]:
+                    for files in self.paths[split].values():
+                        scan(files, split != "predict", self.max_seconds, _memory())
+
+    def setup(self, stage: str) -> None:
+        """Read and check the manifests that the stage needs.
+
+        Raises:
+            FileNotFoundError: if a manifest is not there.
+            ManifestError: with every bad record of all of them, unless `on_bad` is "skip".
+        """
+        found: dict[tuple[str, str], tuple[list[Record], list[Problem]]] = {}
+        for split in SPLITS[stage]:
+            if split in self.records:
+                continue
+            if not self.paths[split] and not (stage == "fit" and split == "val"):
+                raise ValueError(f"data.{split} is not set: give it the path of a manifest (JSONL)")
+            for name, files in self._files(split).items():
+                records, problems = scan(files, split != "predict", self.max_seconds, _memory())
+                num_units = getattr(self._trainer().lightning_module, "num_units", None)
+                found[split, name] = records, problems + check_for_model(records, num_units, None)
+            self.records.setdefault(split, {})
+        problems = [problem for _, some in found.values() for problem in some]
+        if problems and self.on_bad == "raise":
+            self.records.clear()
+            raise ManifestError(problems)
+        for (split, name), (records, some) in found.items():
+            self.records[split][name] = settle(records, some, self.on_bad, self._report(split, name, "manifest"))
+
+    def train_dataloader(self) -> WindowLoader:
+        """Endless length-bucketed batches with `batch.window`, continued exactly after a resume."""
+        dataset = self._dataset("train", "train")
+        if dataset.num_units is not None and not any(example.units for example in dataset.examples):
+            rank_zero_warn("the model speaks units, but no answer of data.train has any: nothing is learned for them")
+        sampler = TokenBudgetSampler(
+            dataset.lengths, self.batch_size, self.max_tokens, self.seed, *self._rank(), start=self._batches_done
+        )
+        self._order = sampler.order
+        self._compare_orders()
+        loader = self._loader(dataset, sampler, self.padding_side)
+        return with_windows(loader, lambda: self._trainer().accumulate_grad_batches, self._progress)
+
+    def val_dataloader(self) -> list[SpeechLoader]:
+        """One loader per validation manifest; rows with an empty id are fillers (see `EvalSampler`)."""
+        return [self._eval_loader("val", name, self.padding_side) for name in self.val_names]
+
+    def test_dataloader(self) -> list[SpeechLoader]:
+        """One loader per test manifest; rows with an empty id are fillers (see `EvalSampler`)."""
+        return [self._eval_loader("test", name, self.padding_side) for name in self.test_names]
+
+    def predict_dataloader(self) -> SpeechLoader:
+        """Questions in their order, padded on the left; rows with an empty id are fillers (see `EvalSampler`)."""
+        return self._eval_loader("predict", "predict", "left")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self._order}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._order_before = state_dict["order"]
+        self._compare_orders()
+
+    def _compare_orders(self) -> None:
+        """Called when either is known last: strategies differ in whether they restore before or after the loaders."""
+        before, now = self._order_before, self._order
+        changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before and before.get(key) != now[key]]
+        if changed:
+            rank_zero_warn(f"the training data cannot go on in the order of the checkpoint: {', '.join(changed)}")
+
+    def _eval_loader(self, split: str, name: str, side: Side) -> SpeechLoader:
+        dataset = self._dataset(split, name)
+        in_order = split == "predict"
+        sampler = EvalSampler(dataset.lengths, self.batch_size, self.max_tokens, *self._rank(), keep_order=in_order)
+        return SpeechLoader(self._loader(dataset, sampler, side))
+
+    def _loader(self, dataset: ConversationDataset, sampler: Sampler[list[int]], side: Side) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=partial(collate, pad_id=self._trainer().lightning_module.prompt.pad_id, padding_side=side),
+            pin_memory=self.pin_memory,
+            # Of its own: else each new iterator draws from the global one, and a resumed run would draw once more.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _dataset(self, split: str, name: str) -> ConversationDataset:
+        model: Any = self._trainer().lightning_module
+        records = self.records[split][name]
+        dataset = ConversationDataset(
+            records,
+            model.prompt,
+            model.audio_positions,
+            num_units=model.num_units,
+            answer=split != "predict",
+            on_bad=self.on_bad,
+            report=self._report(split, name, "model"),
+        )
+        if self.feature_cache is not None:
+            dataset.features = self._features(model, dataset)
+        return dataset
+
+    def _features(self, model: Any, dataset: ConversationDataset) -> FeatureCache:
+        """The cache, holding every clip of the dataset; each process computes its share of what is missing."""
+        if getattr(model, "encoder", None) is None or not model.encoder_is_frozen:
+            raise ValueError("data.feature_cache needs a frozen encoder: leave it out, or freeze the encoder")
+        cache = FeatureCache(self.feature_cache, model.encoder.fingerprint)
+        trainer = self._trainer()
+        clips = {path for example in dataset.examples for path in example.clips}
+        missing = trainer.strategy.broadcast(cache.missing(clips) if trainer.is_global_zero else None)
+        cache.build(missing, model.encoder, rank=trainer.global_rank, world_size=trainer.world_size)
+        trainer.strategy.barrier("feature cache")
+        return cache
+
+    def _files(self, split: str) -> dict[str, list[str]]:
+        for files in self.paths[split].values():
+            for file in files:
+                if not Path(file).expanduser().is_file():
+                    raise FileNotFoundError(f"data.{split}: no such file {file} (a JSONL manifest)")
+        return self.paths[split]
+
+    def _report(self, split: str, name: str, step: str) -> Path:
+        label = split if name == split else f"{split}_{name}"
+        return Path(self._trainer().default_root_dir) / f"bad_records_{label}_{step}.jsonl"
+
+    def _trainer(self) -> Any:
+        if self.trainer is None:
+            raise RuntimeError("loaders are made for the model of a Trainer: pass this to trainer.fit(datamodule=...)")
+        return self.trainer
+
+    def _rank(self) -> tuple[int, int]:
+        """Place among the processes that see different data, and their number."""
+        kwargs = self._trainer().distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        return kwargs["rank"], kwargs["num_replicas"]
+
+    def _batches_done(self) -> int:
+        progress = self._trainer().fit_loop.epoch_loop.batch_progress
+        # `overfit_batches` means the same batches each epoch.
+        return progress.current.ready if self._trainer().overfit_batches else progress.total.processed
+
+    def _progress(self) -> tuple[int, int]:
+        trainer = self._trainer()
+        return trainer.fit_loop.epoch_loop.batch_progress.current.ready, int(trainer.num_training_batches)
+
+
+def _memory() -> Path:
+    """Where checked sound files are remembered: `$SPEECHZOO_CACHE`, or .cache/speechzoo in the home folder."""
+    return Path(os.environ.get("SPEECHZOO_CACHE", "~/.cache/speechzoo")) / "audio_checks.json"
+
+
+def _together(split: str, paths: Paths) -> dict[str, list[str]]:
+    return {split: [paths] if isinstance(paths, str) else list(paths)} if paths else {}
+
+
+def _named(split: str, paths: NamedPaths) -> dict[str, list[str]]:
+    """Manifests by name; the name of a file without its ending where none is given."""
+    if not paths:
+        return {}
+    if isinstance(paths, Mapping):
+        return {str(name): [path] for name, path in paths.items()}
+    files = [paths] if isinstance(paths, str) else list(paths)
+    names = {Path(file).stem: [file] for file in files}
+    if len(names) < len(files):
+        raise ValueError(f"data.{split} holds files of the same name: give them names, {{name: path, ...}}")
+    return names

@@ -1,0 +1,165 @@
+"""Answers of one system to the test questions: the record, its file, its scores."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from speechzoo.metrics import (
+    CharErrorRate,
+    ExactMatch,
+    Interval,
+    RougeL,
+    UnitErrorRate,
+    WordErrorRate,
+    bootstrap_median,
+    bootstrap_ratio,
+    normalise_english,
+)
+
+Counts = list[tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a system answered to one spoken question."""
+
+    id: str
+    kind: str  # family of the question, e.g. "sum"
+    question: str
+    reference: str
+    text: str
+    heard: str | None = None  # what a cascade's recogniser wrote down
+    units: list[int] | None = None  # predicted, de-duplicated
+    reference_units: list[int] | None = None
+    seconds: float | None = None  # wall time this answer took
+    seen: bool | None = None  # whether training contained this question's facts; None if the corpus does not say
+    audio: str | None = None  # sound file of the question, relative to the report's folder or absolute
+    reply_audio: str | None = None  # sound file of the spoken answer
+
+
+def save_answers(path: str | Path, answers: Iterable[Answer]) -> None:
+    """Write answers as JSONL, one record a line; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        for answer in answers:
+            file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load_answers(path: str | Path) -> list[Answer]:
+    """Read answers from JSONL.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a line that is no answer, or an id that comes twice; the message names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of answers")
+    names = {field.name for field in fields(Answer)}
+    answers: dict[str, Answer] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            unknown = sorted(set(record) - names)
+            answer = Answer(**{key: value for key, value in record.items() if key in names})
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: not an answer record ({error})") from error
+        if unknown:
+            raise ValueError(f"{path}:{number}: unknown keys {unknown}; an answer has {sorted(names)}")
+        if answer.id in answers:
+            raise ValueError(f"{path}:{number}: the id {answer.id!r} comes twice")
+        answers[answer.id] = answer
+    return list(answers.values())
+
+
+def _texts(answers: Sequence[Answer]) -> tuple[list[str], list[str]]:
+    return [a.text for a in answers], [a.reference for a in answers]
+
+
+def _heard(answers: Sequence[Answer]) -> tuple[list[str], list[str]]:
+    return [a.heard or "" for a in answers], [a.question for a in answers]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A corpus-level score of answers: how it is called, which answers it covers, what each of them counts."""
+
+    key: str
+    name: str
+    higher_is_better: bool
+    applies: Callable[[Answer], bool]
+    count: Callable[[Sequence[Answer]], Counts]
+
+    def covered(self, answers: Iterable[Answer]) -> list[Answer]:
+        """The answers this measure says something about."""
+        return [answer for answer in answers if self.applies(answer)]
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure("wer", "WER", False, lambda a: True, lambda a: WordErrorRate().item_counts(*_texts(a))),
+    Measure("cer", "CER", False, lambda a: True, lambda a: CharErrorRate().item_counts(*_texts(a))),
+    Measure("exact_match", "Exact match", True, lambda a: True, lambda a: ExactMatch().item_counts(*_texts(a))),
+    Measure("rouge_l", "ROUGE-L", True, lambda a: True, lambda a: RougeL().item_counts(*_texts(a))),
+    Measure(
+        "unit_error_rate",
+        "Unit error rate",
+        False,
+        lambda a: a.units is not None and a.reference_units is not None,
+        lambda a: UnitErrorRate().item_counts([x.units for x in a], [x.reference_units for x in a]),
+    ),
+    Measure(
+        "heard_wer",
+        "WER of the words heard",
+        False,
+        lambda a: a.heard is not None,
+        lambda a: WordErrorRate().item_counts(*_heard(a)),
+    ),
+)
+
+
+def question_groups(answers: Iterable[Answer]) -> list[Hashable]:
+    """One group per distinct question: the same words at another speed or voice are not a new observation."""
+    return [normalise_english(answer.question) for answer in answers]
+
+
+def score(answers: Sequence[Answer], seed: int = 0) -> dict[str, Interval]:
+    """Scores of a system with 95 % bootstrap intervals over distinct questions.
+
+    Keys: those of `MEASURES` (fractions, not percent) and `seconds` (median per answer). A measure that covers no
+    answer is left out; unit error rate, for instance, is there only for systems that predict units.
+    """
+    scores = {}
+    for measure in MEASURES:
+        covered = measure.covered(answers)
+        if covered:
+            scores[measure.key] = bootstrap_ratio(measure.count(covered), question_groups(covered), seed=seed)
+    seconds = [answer.seconds for answer in answers if answer.seconds is not None]
+    if seconds:
+        scores["seconds"] = bootstrap_median(seconds, seed=seed)
+    return scores
+
+
+def score_by(
+    answers: Sequence[Answer], key: Callable[[Answer], Hashable | None], seed: int = 0
+) -> dict[Hashable, dict[str, Interval]]:
+    """`score` of each group that `key` forms, in order of first appearance; answers with key None are left out.
+
+    `score_by(answers, lambda a: a.kind)` breaks down by kind, `lambda a: a.seen` by seen and unseen.
+    """
+    groups: dict[Hashable, list[Answer]] = {}
+    for answer in answers:
+        name = key(answer)
+        if name is not None:
+            groups.setdefault(name, []).append(answer)
+    return {name: score(group, seed) for name, group in groups.items()}

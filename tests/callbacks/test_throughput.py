@@ -1,0 +1,95 @@
+"""The cost of a stage: exact counts, final losses, and the same totals when the stage is stopped and resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from tiny_module import TinyModule, loader
+
+from speechzoo.callbacks import ThroughputMonitor
+from speechzoo.callbacks.throughput import peak_memory_mb
+
+KEYS = {
+    "seconds", "validation_seconds", "steps", "examples", "tokens", "supervised_tokens", "units",
+    "trainable_parameters", "total_parameters", "peak_memory_mb", "train_loss", "val_loss",
+}  # fmt: skip
+
+
+def test_summary_of_one_run(tmp_path, make_trainer):
+    module = TinyModule()
+    trainer = make_trainer(callbacks=[ThroughputMonitor()], logger=CSVLogger(tmp_path / "logs"))
+    trainer.fit(module, loader(5), loader(2))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary) == KEYS
+    assert summary["steps"] == 5 and summary["examples"] == 10
+    assert summary["tokens"] == 10 * (5 - 1 + 3)  # 5 tokens, one of them a clip of 3 positions
+    assert summary["supervised_tokens"] == 20 and summary["units"] == 30
+    assert summary["trainable_parameters"] == 8 * 12 + 12
+    assert summary["total_parameters"] == 2 * 8 * 12 + 12
+    assert 0 < summary["validation_seconds"] < summary["seconds"] < 60
+    assert summary["peak_memory_mb"] > 50
+    assert summary["val_loss"] == pytest.approx(float(trainer.callback_metrics["val/loss"]))
+    with open(trainer.loggers[0].log_dir + "/metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert len(losses) == 5
+    assert summary["train_loss"] == pytest.approx(sum(losses) / 5, rel=1e-5)
+    rates = [float(row["train/tokens_per_second"]) for row in rows if row["train/tokens_per_second"]]
+    assert len(rates) == 5 and min(rates) > 0
+    assert not module._forward_hooks
+
+
+def test_a_resumed_stage_counts_as_one(tmp_path, make_trainer):
+    torch.manual_seed(0)
+    make_trainer(callbacks=[ThroughputMonitor(), ModelCheckpoint(tmp_path, save_last=True)], max_steps=4,
+                 max_epochs=-1, enable_checkpointing=True).fit(TinyModule(), loader(4), loader(1))  # fmt: skip
+    first = json.loads((tmp_path / "summary.json").read_text())
+    monitor = ThroughputMonitor()
+    trainer = make_trainer(callbacks=[monitor], max_steps=7, max_epochs=-1)
+    trainer.fit(TinyModule(), loader(4), loader(1), ckpt_path=tmp_path / "last.ckpt")
+    both = json.loads((tmp_path / "summary.json").read_text())
+    assert (first["steps"], both["steps"]) == (4, 7)
+    assert (first["examples"], both["examples"]) == (8, 14)
+    assert both["tokens"] == 14 * 7 and both["supervised_tokens"] == 28
+    assert both["seconds"] > monitor._before["seconds"] > 0
+    assert both["peak_memory_mb"] >= first["peak_memory_mb"] * 0.99
+
+
+def test_resuming_a_finished_stage_keeps_its_numbers(tmp_path, make_trainer):
+    arguments = dict(max_steps=4, max_epochs=-1, enable_checkpointing=True)
+    make_trainer(callbacks=[ThroughputMonitor(), ModelCheckpoint(tmp_path, save_last=True)], **arguments).fit(
+        TinyModule(), loader(4), loader(1)
+    )
+    first = json.loads((tmp_path / "summary.json").read_text())
+    make_trainer(callbacks=[ThroughputMonitor()], max_steps=4, max_epochs=-1).fit(
+        TinyModule(), loader(4), loader(1), ckpt_path=tmp_path / "last.ckpt"
+    )
+    again = json.loads((tmp_path / "summary.json").read_text())
+    for key in ("steps", "examples", "tokens", "train_loss", "val_loss"):
+        assert again[key] == pytest.approx(first[key])
+
+
+def test_accumulation_counts_every_batch_once(tmp_path, make_trainer):
+    make_trainer(callbacks=[ThroughputMonitor()], accumulate_grad_batches=2).fit(TinyModule(), loader(4))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["steps"] == 2 and summary["examples"] == 8 and summary["tokens"] == 56
+    assert summary["val_loss"] is None
+
+
+def test_two_ranks_are_summed(tmp_path, make_trainer):
+    trainer = make_trainer(callbacks=[ThroughputMonitor()], devices=2, strategy="ddp_spawn")
+    trainer.fit(TinyModule(), loader(4))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["steps"] == 2 and summary["examples"] == 8 and summary["tokens"] == 56
+
+
+def test_peak_memory_grows_with_use():
+    before = peak_memory_mb(torch.device("cpu"))
+    block = torch.ones(75_000_000)  # 300 MB
+    assert block.sum() > 0
+    assert peak_memory_mb(torch.device("cpu")) > max(before, 300)

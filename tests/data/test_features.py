@@ -1,0 +1,86 @@
+"""Cached states equal the encoder's, are found again, and are refused when they would be wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from standin import Frames
+
+from speechzoo.audio import read_audio
+from speechzoo.data import FeatureCache
+from speechzoo.data.features import encode
+
+
+@pytest.fixture
+def encoder() -> Frames:
+    torch.manual_seed(0)
+    return Frames()
+
+
+def test_states_come_back(wavs: list[Path], tmp_path: Path, encoder: Frames) -> None:
+    cache = FeatureCache(tmp_path, encoder.fingerprint)
+    assert cache.missing([*wavs, *wavs]) == sorted(wavs)
+    cache.build(wavs, encoder, batch_seconds=3.1, progress=False)
+    assert encoder.calls == [2, 1, 1]  # 0.7 + 1.0 s, 1.51 s, 2.3 s: padded sound stays below 3.1 s
+    assert cache.missing(wavs) == []
+    for path in wavs:
+        audio = read_audio(path)
+        alone, lens = encoder(audio[None], torch.tensor([len(audio)]))
+        states = cache.get(path)
+        assert states.dtype == torch.float32 and states.shape == (lens[0], 8)
+        torch.testing.assert_close(states, alone[0].detach(), atol=1e-3, rtol=1e-3)
+    assert not list(tmp_path.rglob("*.safetensors.*"))  # no half-written files
+
+
+def test_another_encoder_or_a_changed_file_finds_nothing(wavs: list[Path], tmp_path: Path, encoder: Frames) -> None:
+    sound = tmp_path / "sound.wav"
+    shutil.copy(wavs[0], sound)
+    cache = FeatureCache(tmp_path / "cache", encoder.fingerprint)
+    cache.build([sound], encoder, progress=False)
+    other = Frames(scale=2.0)
+    assert FeatureCache(tmp_path / "cache", other.fingerprint).missing([sound]) == [sound]
+    with pytest.raises(ValueError, match="another encoder"):
+        cache.build([sound], other)
+    os.utime(sound, ns=(1, 1))
+    assert cache.missing([sound]) == [sound]
+    with pytest.raises(FileNotFoundError, match="sound.wav: no cached features"):
+        cache.get(sound)
+    with pytest.raises(FileNotFoundError, match="gone.wav: no such audio file"):
+        cache.get(tmp_path / "gone.wav")
+
+
+def test_damaged_states(wavs: list[Path], tmp_path: Path, encoder: Frames) -> None:
+    cache = FeatureCache(tmp_path, encoder.fingerprint)
+    cache.build(wavs[:1], encoder, progress=False)
+    cache.file(wavs[0]).write_bytes(b"half")
+    with pytest.raises(ValueError, match="0.wav: its cached features are damaged; delete"):
+        cache.get(wavs[0])
+
+
+def test_ranks_share_the_work_and_make_equal_passes(wavs: list[Path], tmp_path: Path, encoder: Frames) -> None:
+    cache = FeatureCache(tmp_path, encoder.fingerprint)
+    passes = []
+    for rank in range(3):
+        encoder.calls.clear()
+        cache.build(wavs, encoder, batch_seconds=0.1, progress=False, rank=rank, world_size=3)
+        passes.append(len(encoder.calls))
+    assert passes == [2, 2, 2]  # four clips, each alone
+    assert cache.missing(wavs) == []
+    torch.testing.assert_close(cache.get(wavs[3]), encode([wavs[3]], encoder)[0], atol=1e-3, rtol=1e-3)
+
+
+def test_states_that_do_not_fit_half_precision(wavs: list[Path], tmp_path: Path) -> None:
+    encoder = Frames(scale=1e6)
+    with pytest.raises(ValueError, match="0.wav: encoder states do not fit half precision"):
+        FeatureCache(tmp_path, encoder.fingerprint).build(wavs[:1], encoder, progress=False)
+
+
+def test_too_little_room(wavs: list[Path], tmp_path: Path, encoder: Frames, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match="4 clips need"):
+        FeatureCache(tmp_path, encoder.fingerprint).build(wavs, encoder)

@@ -34,8 +34,10 @@ def need(name: str) -> Path:
 
 def llama_folder(state: dict, config: dict, folder: Path) -> str:
     """The LLM inside an official checkpoint as an ordinary Hugging Face folder."""
-    keys = ("hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size "
-            "rms_norm_eps max_position_embeddings tie_word_embeddings bos_token_id eos_token_id pad_token_id").split()
+    keys = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size "
+        "rms_norm_eps max_position_embeddings tie_word_embeddings bos_token_id eos_token_id pad_token_id"
+    ).split()
     rope = {"rope_type": "default", **(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta", 1e4)}
     lm = LlamaForCausalLM(LlamaConfig(**{k: config[k] for k in keys if k in config}, rope_parameters=rope))
     own = set(lm.state_dict())

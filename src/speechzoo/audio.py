@@ -94,7 +94,8 @@ def log_mel(audio: Tensor, audio_lens: Tensor, n_mels: int, pad_to: int | None =
     window = torch.hann_window(N_FFT, device=audio.device)
     spectrum = torch.stft(audio.float(), N_FFT, HOP, window=window, return_complex=True)[..., :-1].abs() ** 2
     spectrum = spectrum[..., : int(lens.max())]
-    logs = (mel_filters(n_mels).to(audio.device) @ spectrum).clamp(min=1e-10).log10()
+    with torch.autocast(audio.device.type, enabled=False):  # eight bits of mantissa would be heard
+        logs = (mel_filters(n_mels).to(audio.device) @ spectrum).clamp(min=1e-10).log10()
     inside = torch.arange(logs.shape[-1], device=audio.device) < lens[:, None]
     peak = logs.masked_fill(~inside[:, None], -torch.inf).amax(dim=(1, 2), keepdim=True)
     logs = (torch.maximum(logs, peak - 8.0) + 4.0) / 4.0

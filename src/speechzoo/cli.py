@@ -14,8 +14,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from omegaconf import OmegaConf
 
 import speechzoo
-from speechzoo import adaptors, callbacks, data, encoders, llms, models, text, training, units  # noqa: F401  short names
+
+# Imported so that their classes have short names on the command line.
+from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
 from speechzoo.models import SpeechLLM
+from speechzoo.text import ChatPrompt  # noqa: F401
 
 COMMANDS = {
     "fit": "train a model: speechzoo fit --config recipes/... [--key value]",
@@ -37,8 +40,8 @@ class SaveConfig(SaveConfigCallback):
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        text = self.parser.dump(self.config, skip_none=False, skip_validation=True)
-        (folder / self.config_filename).write_text(text)
+        dumped = self.parser.dump(self.config, skip_none=False, skip_validation=True)
+        (folder / self.config_filename).write_text(dumped)
         for logger in trainer.loggers:
             logger.log_hyperparams(self.config.clone().as_dict())
 
@@ -88,7 +91,7 @@ def register_resolvers() -> None:
 
 def usage() -> str:
     """The list of commands."""
-    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<12}{what}" for name, what in COMMANDS.items()]
     return "\n".join([f"speechzoo {speechzoo.__version__}", "", *lines, "", "speechzoo COMMAND --help tells more"])
 
 

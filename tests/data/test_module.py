@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from standin import Listener, trainer, write_manifest
 
@@ -74,6 +74,14 @@ def test_features_replace_audio(tmp_path: Path, manifest: Path, wavs: list[Path]
     assert second.features.shape == first.features.shape
 
 
+def test_features_are_made_beside_a_rich_progress_bar(tmp_path: Path, manifest: Path, model: Listener) -> None:
+    """Rich allows one live display; the sanity check has it open when the first loader is made."""
+    data = SpeechDataModule(train=str(manifest), val=str(manifest), feature_cache=str(tmp_path / "cache"))
+    bar = {"callbacks": [RichProgressBar()], "enable_progress_bar": True, "enable_checkpointing": False}
+    trainer(tmp_path, max_epochs=1, limit_val_batches=1, **bar).fit(model, datamodule=data)
+    assert sum(model.encoder.calls) == 4
+
+
 def test_features_need_a_frozen_encoder(tmp_path: Path, manifest: Path, tiny_tokenizer_dir: Path) -> None:
     data = SpeechDataModule(train=str(manifest), feature_cache=str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="feature_cache needs a frozen encoder"):
@@ -109,7 +117,7 @@ def test_units_are_checked_before_the_model_is_built(tmp_path: Path, manifest: P
 def test_skipped_records_are_listed_in_the_run_folder(tmp_path: Path, manifest: Path, model: Listener) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text("oops\n")
-    model.prompt.max_length = 45
+    model.prompt.max_length = 38
     data = SpeechDataModule(train=[str(manifest), str(bad)], on_bad="skip", batch_size=2)
     with pytest.warns(UserWarning, match="left out"):
         trainer(tmp_path, max_epochs=1).fit(model, datamodule=data)

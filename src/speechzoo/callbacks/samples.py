@@ -72,13 +72,13 @@ class SampleTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking or self._complete or _has(trainer.datamodule, "predict_batch"):
+        if trainer.sanity_checking or self._complete or _has(_datamodule(trainer), "predict_batch"):
             return
         missing = self.num - sum(len(q.prompts) for q in self._questions)
         if missing > 0:
             self._questions.append(take_questions(batch.to("cpu"), missing))
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
         self._complete_questions(trainer)
@@ -91,7 +91,7 @@ class SampleTable(Callback):
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 reply = pl_module.respond(batch, max_new_tokens=self.max_new_tokens)
             if trainer.is_global_zero:
-                rows += _rows(questions, reply, pl_module.prompt.decode, trainer.datamodule)
+                rows += _rows(questions, reply, pl_module.prompt.decode, _datamodule(trainer))
         if trainer.is_global_zero:
             self._write(trainer, rows)
 
@@ -99,8 +99,8 @@ class SampleTable(Callback):
         """After the first validation every rank holds the questions of rank 0."""
         if self._complete:
             return
-        if _has(trainer.datamodule, "predict_batch"):
-            self._questions = [take_questions(trainer.datamodule.predict_batch(self.num).to("cpu"), self.num)]
+        if _has(_datamodule(trainer), "predict_batch"):
+            self._questions = [take_questions(_datamodule(trainer).predict_batch(self.num).to("cpu"), self.num)]
         self._questions = trainer.strategy.broadcast(self._questions)
         self._complete = True
 
@@ -111,7 +111,8 @@ class SampleTable(Callback):
         texts = [{k: v for k, v in row.items() if not isinstance(v, tuple)} for row in rows]
         part.write_text("".join(json.dumps(t, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")
         os.replace(part, path)
-        for logger in trainer.loggers:
+        loggers: list[Any] = trainer.loggers
+        for logger in loggers:
             if isinstance(logger, WandbLogger):
                 self._log_wandb(logger, rows, trainer.global_step)
             elif _has(logger, "log_table"):
@@ -219,3 +220,7 @@ def _wandb_cell(value: Any) -> Any:
 
 def _has(thing: Any, method: str) -> bool:
     return callable(getattr(thing, method, None))
+
+
+def _datamodule(trainer: Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)  # set by fit; None where dataloaders were given

@@ -10,11 +10,11 @@ from pathlib import Path
 import soundfile
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_info
-from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 
 from speechzoo.audio import SAMPLE_RATE, read_audio
 from speechzoo.data.audio_check import write_atomically
@@ -105,7 +105,8 @@ class FeatureCache:
                 batches.append([])
             batches[-1].append(index)
         steps = range(0, len(batches), world_size)
-        for step in track(steps, "encoding speech", disable=not progress or rank != 0):
+        # Not rich: it allows one live display, and Lightning's may already run when loaders are made.
+        for step in tqdm(steps, "encoding speech", disable=not progress or rank != 0):
             # A rank without a batch repeats the last one: a sharded encoder needs all ranks in each forward pass.
             batch = batches[min(step + rank, len(batches) - 1)]
             states = encode([paths[index] for index in batch], encoder)

@@ -1,7 +1,7 @@
 """LLaSM's speech recognition instructions (its first training stage), English and Chinese.
 
-The paper shows its two pools as pictures only. The first four English ones are quoted from it (arXiv 2308.15930, figure 2);
-all others are our own wording.
+The paper (arXiv 2308.15930, figures 2 and 3) shows its two pools as pictures only. The first four English ones are its
+own, as later work quotes them; all others are our wording.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def asr_messages(
         ValueError: there is no pool for this language.
     """
     if language not in ASR_INSTRUCTIONS:
-        raise ValueError(f"no recognition instructions for language {language!r}; there are {', '.join(ASR_INSTRUCTIONS)}")
+        known = ", ".join(ASR_INSTRUCTIONS)
+        raise ValueError(f"no recognition instructions for language {language!r}; there are {known}")
     rng = rng or random.Random()
     content = [{"type": "audio", "path": str(audio)}, {"type": "text", "text": rng.choice(ASR_INSTRUCTIONS[language])}]
     if rng.random() < 0.5:

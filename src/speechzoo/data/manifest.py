@@ -166,11 +166,11 @@ def check_for_model(
     problems = []
     for record in records:
         for turn, message in enumerate((m for m in record.messages if m["role"] == "assistant"), start=1):
-            outside = [u for u in message.get("units", []) if num_units is not None and u >= num_units]
-            if outside:
+            largest = max(message.get("units", [0]))
+            if num_units is not None and largest >= num_units:
                 problems.append(
                     record.problem(
-                        f"answer {turn} has unit {outside[0]}, the model knows 0 to {num_units - 1}",
+                        f"answer {turn} has unit {largest}, the model knows 0 to {num_units - 1}",
                         "set the model's number of units to that of the k-means that made them",
                     )
                 )

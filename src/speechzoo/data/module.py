@@ -94,9 +94,10 @@ class SpeechDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Decode all sound once per machine; the other processes then find the results."""
-        if self.trainer is not None and self.trainer.world_size > 1:
+        trainer = self._trainer()
+        if trainer.world_size > 1:
             with suppress(FileNotFoundError):  # `setup` raises it, on all ranks
-                for split in SPLITS[self.trainer.state.fn]:
+                for split in SPLITS[trainer.state.fn.value]:
                     for files in self.paths[split].values():
                         scan(files, split != "predict", self.max_seconds, _memory())
 
@@ -194,14 +195,14 @@ class SpeechDataModule(LightningDataModule):
             report=self._report(split, name, "model"),
         )
         if self.feature_cache is not None:
-            dataset.features = self._features(model, dataset)
+            dataset.features = self._features(self.feature_cache, model, dataset)
         return dataset
 
-    def _features(self, model: Any, dataset: ConversationDataset) -> FeatureCache:
+    def _features(self, folder: str, model: Any, dataset: ConversationDataset) -> FeatureCache:
         """The cache, holding every clip of the dataset; each process computes its share of what is missing."""
         if getattr(model, "encoder", None) is None or not model.encoder_is_frozen:
             raise ValueError("data.feature_cache needs a frozen encoder: leave it out, or freeze the encoder")
-        cache = FeatureCache(self.feature_cache, model.encoder.fingerprint)
+        cache = FeatureCache(folder, model.encoder.fingerprint)
         trainer = self._trainer()
         clips = {path for example in dataset.examples for path in example.clips}
         missing = trainer.strategy.broadcast(cache.missing(clips) if trainer.is_global_zero else None)

@@ -135,7 +135,9 @@ def _load(net: Whisper, state: dict[str, torch.Tensor], source: Path) -> None:
     try:
         missing, unexpected = net.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"{source}: tensors do not fit its description: {str(error).splitlines()[1].strip()}") from error
+        raise ValueError(
+            f"{source}: tensors do not fit its description: {str(error).splitlines()[1].strip()}"
+        ) from error
     # The Hugging Face and the openai form both compute sinusoids when the encoder's positions are absent.
     missing = [name for name in missing if name != "encoder.positional_embedding"]
     if missing or unexpected:

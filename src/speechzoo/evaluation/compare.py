@@ -15,7 +15,7 @@ from speechzoo.metrics import Difference, Interval, paired_bootstrap
 
 @dataclass
 class StageSummary:
-    """One training stage, as `ThroughputMonitor` leaves it in `summary.json`; None = not measured."""
+    """One training stage, as `StageCost` leaves it in `summary.json`; None = not measured."""
 
     name: str
     seconds: float | None = None
@@ -82,14 +82,11 @@ def comparison_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
     table.add("Total parameters", *(count(s.total_parameters) for s in systems))
     table.add("Trainable parameters", *(count(s.trainable_parameters) for s in systems))
     table.add("Training")
-    for label, name, show in (
-        ("Time", "seconds", seconds),
-        ("Tokens", "tokens", count),
-        ("Supervised tokens", "supervised_tokens", count),
-    ):
-        table.add(label, *(_trained(s, lambda s, n=name, f=show: Cell(f(s.total(n)))) for s in systems))
-    table.add("Final train loss", *(_trained(s, lambda s: Cell(_by_stage(s, "train_loss"))) for s in systems))
-    table.add("Final validation loss", *(_trained(s, lambda s: Cell(_by_stage(s, "val_loss"))) for s in systems))
+    table.add("Time", *(_trained(s, seconds(s.total("seconds"))) for s in systems))
+    table.add("Tokens", *(_trained(s, count(s.total("tokens"))) for s in systems))
+    table.add("Supervised tokens", *(_trained(s, count(s.total("supervised_tokens"))) for s in systems))
+    table.add("Final train loss", *(_trained(s, _by_stage(s, "train_loss")) for s in systems))
+    table.add("Final validation loss", *(_trained(s, _by_stage(s, "val_loss")) for s in systems))
     table.add("Answers to held-out questions")
     table.add("Questions answered", *(str(len(s.answers)) for s in systems))
     for measure in MEASURES:
@@ -182,8 +179,8 @@ def _add_groups(
         table.add(str(name), sizes[0] if len(set(sizes)) == 1 else " / ".join(sizes), *cells)
 
 
-def _trained(system: SystemResult, show: Callable[[SystemResult], Cell]) -> Cell:
-    return show(system) if system.stages else Cell("not trained here")
+def _trained(system: SystemResult, text: str) -> str:
+    return text if system.stages else "not trained here"
 
 
 def _by_stage(system: SystemResult, name: str) -> str:

@@ -1,7 +1,8 @@
 """Architectures: one paper, one short file."""
 
 from speechzoo.models.base import SpeechLLM
+from speechzoo.models.cascade import Cascade
 from speechzoo.models.llama_omni import LLaMAOmni
 from speechzoo.models.llasm import LLaSM
 
-__all__ = ["LLaMAOmni", "LLaSM", "SpeechLLM"]
+__all__ = ["Cascade", "LLaMAOmni", "LLaSM", "SpeechLLM"]

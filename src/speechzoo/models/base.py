@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -190,36 +192,41 @@ class SpeechLLM(LightningModule, ABC):
                 self.log(f"train/{name}_loss", value.detach(), prog_bar=True, batch_size=len(batch))
         for name, number in out.counters.items():
             self.log(f"train/{name}", float(number), batch_size=len(batch), reduce_fx="sum", on_epoch=True)
-        self.log("train/loss", sum(self.loss_weights[n] * v.detach() for n, v in out.losses.items()), batch_size=len(batch))
+        self.log(
+            "train/loss", sum(self.loss_weights[n] * v.detach() for n, v in out.losses.items()), batch_size=len(batch)
+        )
         return loss
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, "val")
+        self._evaluate(batch, "val", dataloader_idx)
 
     def test_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, "test")
+        self._evaluate(batch, "test", dataloader_idx)
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> SpeechReply:
         return self.respond(batch)
 
-    def _evaluate(self, batch: SpeechBatch, stage: str) -> None:
+    def _evaluate(self, batch: SpeechBatch, stage: str, loader: int) -> None:
+        """Log `val/loss`, or `val/<name>/loss` where there are several sets: means over targets, not means of means."""
+        names = getattr(getattr(self.trainer, "datamodule", None), f"{stage}_names", [])
+        prefix = f"{stage}/{names[loader]}" if len(names) > 1 else stage
         counts = batch.num_targets()
         out = self(batch)
-        total = 0.0
-        for name, value in out.losses.items():
-            metric = self._mean(f"{stage}_{name}")
-            metric.update(value.detach(), counts[name])
-            self.log(f"{stage}/{name}_loss", metric, batch_size=len(batch), add_dataloader_idx=True)
-            total = total + self.loss_weights[name] * value.detach()
-        metric = self._mean(f"{stage}_total")
-        metric.update(total, sum(counts[name] for name in out.losses))
-        self.log(f"{stage}/loss", metric, batch_size=len(batch))
-
-    def _mean(self, key: str) -> MeanMetric:
-        """Sums of loss and targets over batches and ranks, divided at the end; not a mean of means."""
-        if key not in self.val_losses:
-            self.val_losses[key] = MeanMetric(nan_strategy="disable").to(self.device)
-        return self.val_losses[key]
+        values = {f"{prefix}/{name}_loss": (value, counts[name]) for name, value in out.losses.items()}
+        total = sum(self.loss_weights[name] * value for name, value in out.losses.items())
+        values[f"{prefix}/loss"] = total, sum(counts[name] for name in out.losses)
+        for name, (value, count) in values.items():
+            key = name.replace("/", "_").replace(".", "_")
+            if key not in self.val_losses:
+                self.val_losses[key] = MeanMetric(nan_strategy="disable").to(self.device)
+            self.val_losses[key].update(value.detach(), count)
+            self.log(
+                name,
+                self.val_losses[key],
+                batch_size=len(batch),
+                add_dataloader_idx=False,
+                metric_attribute=f"val_losses.{key}",
+            )
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory([nn.Parameter(torch.zeros(1))])
@@ -230,6 +237,22 @@ class SpeechLLM(LightningModule, ABC):
         schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip, also with a fused optimizer under bf16.
+
+        Lightning's mixed-precision plugin refuses fused optimizers because they undo a loss scaling themselves; bf16
+        has none, so its base class may clip.
+        """
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None and gradient_clip_val:
+            Precision.clip_gradients(
+                plugin, optimizer, gradient_clip_val, GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            )
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -238,6 +261,7 @@ class SpeechLLM(LightningModule, ABC):
 
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
         saved["trained"] = checkpoint.trained_names(self)
+        saved["model_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_load_checkpoint(self, saved: dict[str, Any]) -> None:
         checkpoint.check_trained(self, saved)
@@ -247,10 +271,10 @@ class SpeechLLM(LightningModule, ABC):
     @torch.no_grad()
     def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
         """Answer each row, greedy unless told otherwise (keywords as for transformers' `generate`)."""
-        return SpeechReply([self.prompt.decode(ids) for ids in self.answer_ids(batch, **generate)])
+        ids = self.answer_ids(batch, *self.encode(batch), **generate)
+        return SpeechReply([self.prompt.decode(row) for row in ids])
 
-    def answer_ids(self, batch: SpeechBatch, **generate: Any) -> list[Tensor]:
-        """Generated ids of each row, without the prompt. `B times [M]`."""
-        speech, lens = self.encode(batch)
+    def answer_ids(self, batch: SpeechBatch, speech: Tensor, speech_lens: Tensor, **generate: Any) -> list[Tensor]:
+        """Generated ids of each row, without the prompt, for clips that are encoded already. `B times [M]`."""
         options = {"eos_token_id": self.prompt.stop_ids, "pad_token_id": self.prompt.pad_id, **generate}
-        return self.llm.generate(batch.input_ids, batch.attention_mask, speech, lens, **options)
+        return self.llm.generate(batch.input_ids, batch.attention_mask, speech, speech_lens, **options)

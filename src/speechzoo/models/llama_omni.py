@@ -66,7 +66,8 @@ class LLaMAOmni(SpeechLLM):
     @torch.no_grad()
     def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
         """Text and units of each answer. The states are those of one pass over question and answer together."""
-        answers = self.answer_ids(batch, **generate)
+        speech, speech_lens = self.encode(batch)
+        answers = self.answer_ids(batch, speech, speech_lens, **generate)
         lens = torch.tensor([len(ids) for ids in answers], device=batch.input_ids.device)
         width = int(lens.max())
         ids = torch.stack([torch.nn.functional.pad(a, (0, width - len(a)), value=self.prompt.pad_id) for a in answers])
@@ -78,7 +79,6 @@ class LLaMAOmni(SpeechLLM):
             attention_mask=torch.cat([batch.attention_mask, inside], dim=1),
             turns=torch.cat([batch.turns, inside * new], dim=1),
         )
-        speech, speech_lens = self.encode(whole)
         out = self.llm(whole.input_ids, whole.attention_mask, whole.turns, speech, speech_lens, loss=False)
         rows = torch.arange(len(ids), device=ids.device)
         where = torch.stack([rows, torch.full_like(rows, new)], dim=1)

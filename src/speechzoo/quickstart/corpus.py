@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from speechzoo.audio import SAMPLE_RATE, resample, write_audio
 from speechzoo.data.instructions import asr_messages
 from speechzoo.quickstart.questions import Pair
+from speechzoo.quickstart.speaking import Utterance, speak_all
 from speechzoo.quickstart.voice import PiperVoice
 
 QUESTION_RATES = (0.9, 1.0, 1.15)  # 1.0 is the voice's own
 QUESTION_NOISE = 0.5  # answers have none, so that equal words give equal sound and unit targets
-
-
-@dataclass(frozen=True)
-class _Utterance:
-    text: str
-    speed: float
-    noise: float
-    seed: int
-    file: str  # relative to the corpus folder
 
 
 def build_corpus(
@@ -66,10 +55,11 @@ def build_corpus(
     utterances = {utterance.file: utterance for both in planned for utterance in both}
     (out_dir / "audio").mkdir(parents=True, exist_ok=True)
     missing = [utterance for file, utterance in utterances.items() if not (out_dir / file).is_file()]
-    done = len(utterances) - len(missing)
+    kept = len(utterances) - len(missing)
+    finished = speak_all(out_dir, voice, missing, workers or os.cpu_count() or 1)
     if progress is not None:
-        progress(done, len(utterances))
-    for done, _ in enumerate(_speak_all(out_dir, voice, missing, workers or os.cpu_count() or 1), start=done + 1):
+        progress(kept, len(utterances))
+    for done, _ in enumerate(finished, start=kept + 1):
         if progress is not None:
             progress(done, len(utterances))
     numbers = {"train": 0, "test": 0}
@@ -115,9 +105,7 @@ def write_manifests(out_dir: str | Path, seed: int = 0) -> dict[str, Path]:
         manifests[f"asr_{split}"] = [
             {"id": name, "messages": asr_messages(audio, text, "en", rng)} for name, audio, text in clips
         ]
-        manifests[f"qa_{split}"] = [
-            {"id": row["id"], "kind": row["kind"], "unseen": row["unseen"], "messages": _conversation(row)} for row in rows
-        ]
+        manifests[f"qa_{split}"] = [{"id": row["id"], "messages": _conversation(row)} for row in rows]
     paths = {name: out_dir / f"{name}.jsonl" for name in manifests}
     for name, records in manifests.items():
         _write_jsonl(paths[name], records)
@@ -131,7 +119,7 @@ def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _plan(pair: Pair, voice: PiperVoice) -> tuple[_Utterance, _Utterance]:
+def _plan(pair: Pair, voice: PiperVoice) -> tuple[Utterance, Utterance]:
     seed = zlib.crc32(pair.question.encode())
     rate = random.Random(seed).choice(QUESTION_RATES)
     return (
@@ -140,48 +128,11 @@ def _plan(pair: Pair, voice: PiperVoice) -> tuple[_Utterance, _Utterance]:
     )
 
 
-def _utterance(text: str, speed: float, noise: float, seed: int, voice: PiperVoice) -> _Utterance:
+def _utterance(text: str, speed: float, noise: float, seed: int, voice: PiperVoice) -> Utterance:
     said = "".join(voice.phonemes(text))
     key = hashlib.sha256(f"{voice.fingerprint} {said} {speed} {noise} {seed}".encode()).hexdigest()
     name = re.sub(r"[^a-z]+", "-", text.lower()).strip("-")[:60]
-    return _Utterance(text, speed, noise, seed, f"audio/{name}-{key[:10]}.flac")
-
-
-def _speak_all(out_dir: Path, voice: PiperVoice, utterances: list[_Utterance], workers: int) -> Iterator[None]:
-    if workers == 1 or len(utterances) < 2:
-        for utterance in utterances:
-            _speak_one(out_dir, voice, utterance)
-            yield
-        return
-    # Spawned, not forked: onnxruntime's and torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    workers = min(workers, len(utterances))
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(out_dir, voice.paths)) as pool:
-        try:
-            yield from pool.map(_speak_in_worker, utterances, chunksize=4)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-_worker: tuple[Path, PiperVoice]  # what a spawned process keeps between utterances
-
-
-def _start_worker(out_dir: Path, voice_paths: tuple[Path, Path, Path]) -> None:
-    global _worker
-    _worker = (out_dir, PiperVoice(*voice_paths))
-
-
-def _speak_in_worker(utterance: _Utterance) -> None:
-    _speak_one(*_worker, utterance)
-
-
-def _speak_one(out_dir: Path, voice: PiperVoice, utterance: _Utterance) -> None:
-    samples = voice.speak(utterance.text, utterance.speed, utterance.noise, utterance.seed)
-    target = out_dir / utterance.file
-    unfinished = target.with_name(f".{os.getpid()}-{target.name}")
-    write_audio(unfinished, resample(samples, voice.sample_rate, SAMPLE_RATE))
-    unfinished.replace(target)
+    return Utterance(text, speed, noise, seed, f"audio/{name}-{key[:10]}.flac")
 
 
 def _write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:

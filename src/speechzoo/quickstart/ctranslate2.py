@@ -33,7 +33,7 @@ def read_container(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
     with open(path, "rb") as file:
         (version,) = _unpack(file, "I", path)
         if version != _BINARY_VERSION:
-            raise ValueError(f"{path}: CTranslate2 binary version {version} is not supported, expected {_BINARY_VERSION}")
+            raise ValueError(f"{path}: CTranslate2 binary version is {version}, only {_BINARY_VERSION} can be read")
         family = _string(file, path)
         _revision, count = _unpack(file, "II", path)
         for _ in range(count):
@@ -65,7 +65,7 @@ def whisper_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: holds a {family}, not a Whisper model")
     quantised = [name for name, array in arrays.items() if array.ndim == 2 and array.dtype.kind != "f"]
     if quantised:
-        raise ValueError(f"{path}: {quantised[0]!r} is quantised ({arrays[quantised[0]].dtype}); a float16 export is needed")
+        raise ValueError(f"{path}: {quantised[0]!r} is quantised; a float16 export is needed")
 
     n_text_ctx, n_text_state = arrays["decoder/position_encodings/encodings"].shape
     n_audio_ctx, n_audio_state = arrays["encoder/position_encodings/encodings"].shape

@@ -1,7 +1,7 @@
 """Rewrite a Llama-architecture GGUF file as an ordinary Hugging Face folder.
 
-``transformers`` reads GGUF itself, but refuses to save a model so loaded ("quantized with gguf and is not serializable"),
-so the folder is written here from a clean config.
+``transformers`` reads GGUF itself, but refuses to save a model so loaded ("quantized with gguf and is not
+serializable"), so the folder is written here from a clean config.
 """
 
 from __future__ import annotations

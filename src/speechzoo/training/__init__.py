@@ -1,6 +1,7 @@
 """What training needs besides the models."""
 
+from speechzoo.training.checkpoint_io import FileCheckpointIO
 from speechzoo.training.freeze import freeze, is_frozen
 from speechzoo.training.schedule import WarmupCosine
 
-__all__ = ["WarmupCosine", "freeze", "is_frozen"]
+__all__ = ["FileCheckpointIO", "WarmupCosine", "freeze", "is_frozen"]

@@ -2,5 +2,6 @@
 
 from speechzoo.units.base import UnitDecoder, UnitOutput
 from speechzoo.units.ctc import CTCUnitDecoder, collapse
+from speechzoo.units.kmeans import KMeansUnits
 
-__all__ = ["CTCUnitDecoder", "UnitDecoder", "UnitOutput", "collapse"]
+__all__ = ["CTCUnitDecoder", "KMeansUnits", "UnitDecoder", "UnitOutput", "collapse"]

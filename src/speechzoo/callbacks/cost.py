@@ -22,7 +22,7 @@ FINAL = 50
 """Training losses averaged into the final one: a single batch says little."""
 
 
-class ThroughputMonitor(Callback):
+class StageCost(Callback):
     """Logs `train/tokens_per_second`, `train/seconds`, `train/peak_memory_mb`; writes the cost of the stage.
 
     `summary.json` holds seconds, validation_seconds, steps, examples, tokens (LLM positions after splicing, padding
@@ -75,7 +75,7 @@ class ThroughputMonitor(Callback):
         loss = trainer.callback_metrics.get(self.train_loss)
         if loss is not None:
             self._losses.append(loss.detach())
-        if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:
+        if trainer.global_step % max(getattr(trainer, "log_every_n_steps", 1), 1) == 0:
             self._log(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

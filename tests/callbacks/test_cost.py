@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from tiny_module import TinyModule, loader
 
-from speechzoo.callbacks import ThroughputMonitor
-from speechzoo.callbacks.throughput import peak_memory_mb
+from speechzoo.callbacks import StageCost
+from speechzoo.callbacks.cost import peak_memory_mb
 
 KEYS = {
     "seconds", "validation_seconds", "steps", "examples", "tokens", "supervised_tokens", "units",
@@ -22,7 +22,7 @@ KEYS = {
 
 def test_summary_of_one_run(tmp_path, make_trainer):
     module = TinyModule()
-    trainer = make_trainer(callbacks=[ThroughputMonitor()], logger=CSVLogger(tmp_path / "logs"))
+    trainer = make_trainer(callbacks=[StageCost()], logger=CSVLogger(tmp_path / "logs"))
     trainer.fit(module, loader(5), loader(2))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == KEYS
@@ -46,10 +46,10 @@ def test_summary_of_one_run(tmp_path, make_trainer):
 
 def test_a_resumed_stage_counts_as_one(tmp_path, make_trainer):
     torch.manual_seed(0)
-    make_trainer(callbacks=[ThroughputMonitor(), ModelCheckpoint(tmp_path, save_last=True)], max_steps=4,
+    make_trainer(callbacks=[StageCost(), ModelCheckpoint(tmp_path, save_last=True)], max_steps=4,
                  max_epochs=-1, enable_checkpointing=True).fit(TinyModule(), loader(4), loader(1))  # fmt: skip
     first = json.loads((tmp_path / "summary.json").read_text())
-    monitor = ThroughputMonitor()
+    monitor = StageCost()
     trainer = make_trainer(callbacks=[monitor], max_steps=7, max_epochs=-1)
     trainer.fit(TinyModule(), loader(4), loader(1), ckpt_path=tmp_path / "last.ckpt")
     both = json.loads((tmp_path / "summary.json").read_text())
@@ -62,11 +62,11 @@ def test_a_resumed_stage_counts_as_one(tmp_path, make_trainer):
 
 def test_resuming_a_finished_stage_keeps_its_numbers(tmp_path, make_trainer):
     arguments = dict(max_steps=4, max_epochs=-1, enable_checkpointing=True)
-    make_trainer(callbacks=[ThroughputMonitor(), ModelCheckpoint(tmp_path, save_last=True)], **arguments).fit(
+    make_trainer(callbacks=[StageCost(), ModelCheckpoint(tmp_path, save_last=True)], **arguments).fit(
         TinyModule(), loader(4), loader(1)
     )
     first = json.loads((tmp_path / "summary.json").read_text())
-    make_trainer(callbacks=[ThroughputMonitor()], max_steps=4, max_epochs=-1).fit(
+    make_trainer(callbacks=[StageCost()], max_steps=4, max_epochs=-1).fit(
         TinyModule(), loader(4), loader(1), ckpt_path=tmp_path / "last.ckpt"
     )
     again = json.loads((tmp_path / "summary.json").read_text())
@@ -75,14 +75,14 @@ def test_resuming_a_finished_stage_keeps_its_numbers(tmp_path, make_trainer):
 
 
 def test_accumulation_counts_every_batch_once(tmp_path, make_trainer):
-    make_trainer(callbacks=[ThroughputMonitor()], accumulate_grad_batches=2).fit(TinyModule(), loader(4))
+    make_trainer(callbacks=[StageCost()], accumulate_grad_batches=2).fit(TinyModule(), loader(4))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["steps"] == 2 and summary["examples"] == 8 and summary["tokens"] == 56
     assert summary["val_loss"] is None
 
 
 def test_two_ranks_are_summed(tmp_path, make_trainer):
-    trainer = make_trainer(callbacks=[ThroughputMonitor()], devices=2, strategy="ddp_spawn")
+    trainer = make_trainer(callbacks=[StageCost()], devices=2, strategy="ddp_spawn")
     trainer.fit(TinyModule(), loader(4))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["steps"] == 2 and summary["examples"] == 8 and summary["tokens"] == 56

@@ -1,0 +1,95 @@
+"""The cascade both papers argue against: a recogniser writes the question down, a text LLM answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from whisper.decoding import DecodingOptions, decode
+
+from speechzoo.audio import log_mel
+from speechzoo.encoders.whisper_weights import load_whisper
+from speechzoo.llms import LLM
+from speechzoo.spec import to_factory, to_spec
+from speechzoo.text import ChatPrompt
+from speechzoo.types import AUDIO, SpeechBatch, SpeechReply
+
+
+class Cascade(nn.Module):
+    """Whisper's transcription put in the clip's place, then an ordinary LLM; asked like every other model.
+
+    Whisper hears 30 s windows here, whatever the compared models do: its decoder loops on trimmed features.
+
+    Args:
+        recognizer: Whisper's name, file or folder (see `load_whisper`).
+        llm: makes the language model, or is one: the LLM of a trained model can be shared.
+        prompt: makes the chat prompt, or is one.
+        language: of the speech, as Whisper's code.
+    """
+
+    def __init__(
+        self,
+        recognizer: str,
+        llm: LLM | Callable[[list[int]], LLM],
+        prompt: ChatPrompt | Callable[[], ChatPrompt],
+        language: str = "en",
+    ) -> None:
+        super().__init__()
+        self.prompt = prompt if isinstance(prompt, ChatPrompt) else to_factory(to_spec(prompt))()
+        self.llm = llm if isinstance(llm, LLM) else to_factory(to_spec(llm))(self.prompt.new_tokens)
+        self.recognizer, _ = load_whisper(recognizer)
+        self.language = language
+        self.eval()
+
+    @torch.no_grad()
+    def transcribe(self, audio: Tensor, audio_lens: Tensor) -> list[str]:
+        """What Whisper hears in clips of at most 30 s, greedy. Shape: `[N, T], [N] -> N texts`."""
+        mel, _ = log_mel(audio, audio_lens, self.recognizer.dims.n_mels)
+        options = DecodingOptions(language=self.language, without_timestamps=True, fp16=mel.is_cuda)
+        with torch.autocast(mel.device.type, enabled=False):  # whisper checks that its states have its own dtype
+            return [result.text.strip() for result in decode(self.recognizer, mel, options)]
+
+    @torch.no_grad()
+    def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
+        """Answer each row; `heard` holds the transcriptions of all clips, row by row.
+
+        Raises:
+            ValueError: if the batch holds cached features instead of sound.
+        """
+        if batch.features is not None and batch.audio is None:
+            raise ValueError("a cascade needs the sound itself: make the batch without a feature cache")
+        heard = [] if batch.audio is None or not len(batch.audio) else self.transcribe(batch.audio, batch.audio_lens)
+        text = self.with_text(batch, heard)
+        speech = torch.zeros(0, 1, self.llm.dim, device=text.input_ids.device)
+        lens = text.input_ids.new_zeros(0)
+        options = {"eos_token_id": self.prompt.stop_ids, "pad_token_id": self.prompt.pad_id, **generate}
+        ids = self.llm.generate(text.input_ids, text.attention_mask, speech, lens, **options)
+        return SpeechReply([self.prompt.decode(row) for row in ids], heard=heard)
+
+    def with_text(self, batch: SpeechBatch, heard: list[str]) -> SpeechBatch:
+        """The batch with each clip (and the tokens that frame it) replaced by a text, left-padded. For generation."""
+        rows, clips = [], iter(heard)
+        frame = set(self.prompt.tokenizer.convert_tokens_to_ids(self.prompt.audio_tokens or []))
+        for ids, mask in zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True):
+            row: list[int] = []
+            for token, keep in zip(ids, mask, strict=True):
+                if keep and token == AUDIO:
+                    row += self.prompt.tokenizer.encode(next(clips), add_special_tokens=False)
+                elif keep and token not in frame:
+                    row.append(token)
+            rows.append(row)
+        width = max(map(len, rows))
+        padded = torch.tensor([[self.prompt.pad_id] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+        device = batch.input_ids.device
+        return replace(
+            batch,
+            input_ids=padded.to(device),
+            attention_mask=mask.to(device),
+            turns=torch.zeros_like(padded).to(device),
+            audio=None,
+            audio_lens=None,
+        )

@@ -1,0 +1,111 @@
+"""The questions of the test set, put to the trained systems, the cascades and the upper bound."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from speechzoo.data import encode_batch
+from speechzoo.evaluation.answers import Answer, save_answers
+from speechzoo.models import Cascade, SpeechLLM
+from speechzoo.text import ChatPrompt
+from speechzoo.types import SpeechBatch, SpeechReply
+
+MAX_NEW_TOKENS = 32
+
+
+class Answers(Protocol):
+    """Whatever answers a batch: every model of the zoo, the cascade too."""
+
+    prompt: ChatPrompt
+
+    def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply: ...
+
+
+class TextReader:
+    """The LLM of a model reading the true text of the question: what perfect hearing would give it."""
+
+    def __init__(self, model: SpeechLLM | Cascade) -> None:
+        self.model, self.prompt = model, model.prompt
+
+    @torch.no_grad()
+    def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
+        """Answer rows without clips."""
+        none = torch.zeros(0, 1, self.model.llm.dim), torch.zeros(0, dtype=torch.long)
+        options = {"eos_token_id": self.prompt.stop_ids, "pad_token_id": self.prompt.pad_id, **generate}
+        ids = self.model.llm.generate(batch.input_ids, batch.attention_mask, *none, **options)
+        return SpeechReply([self.prompt.decode(row) for row in ids])
+
+
+def read_questions(manifest: Path, pairs: Path) -> list[dict[str, Any]]:
+    """Records of a manifest with what `pairs.jsonl` knows of them (question, kind, unseen)."""
+    known = {row["id"]: row for row in map(json.loads, pairs.read_text().splitlines())}
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    return [{**known[row["id"]], **row} for row in rows]
+
+
+@torch.no_grad()
+def answer_questions(
+    system: Answers,
+    questions: Sequence[dict[str, Any]],
+    folder: Path,
+    target: Path,
+    batch: int,
+    as_text: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Answer all questions greedily and save them as JSONL of `Answer`.
+
+    Seconds per answer are those of its batch divided by the batch's questions.
+
+    Args:
+        folder: that the paths in the questions are relative to.
+        target: file to write, in a folder of the run's (sounds are named relative to the run).
+        batch: questions answered together.
+        as_text: give the true text of the question instead of the sound.
+    """
+    answers: list[Answer] = []
+    for rows in _groups(questions, batch):
+        conversations = [_question(row, folder, as_text) for row in rows]
+        start = time.perf_counter()
+        inputs = encode_batch(system.prompt, conversations, answer=False, padding_side="left")
+        with torch.autocast("cpu", torch.bfloat16):
+            reply = system.respond(inputs, max_new_tokens=MAX_NEW_TOKENS)
+        seconds = (time.perf_counter() - start) / len(rows)
+        for index, row in enumerate(rows):
+            answers.append(
+                Answer(
+                    id=row["id"],
+                    kind=row["kind"],
+                    question=row["question"],
+                    reference=row["answer"],
+                    text=reply.text[index],
+                    heard=reply.heard[index] if reply.heard else None,
+                    units=reply.units[index].tolist() if reply.units else None,
+                    reference_units=row["messages"][-1].get("units") if reply.units else None,
+                    seconds=seconds,
+                    seen=not row["unseen"],
+                    audio=os.path.relpath(folder / row["question_audio"], target.parent.parent),
+                    reply_audio=None,
+                )
+            )
+        if progress is not None:
+            progress(len(answers), len(questions))
+    save_answers(target, answers)
+
+
+def _groups(rows: Sequence[dict[str, Any]], size: int) -> Iterator[Sequence[dict[str, Any]]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _question(row: dict[str, Any], folder: Path, as_text: bool) -> list[dict[str, Any]]:
+    if as_text:
+        return [{"role": "user", "content": row["question"]}]
+    return [{"role": "user", "content": [{"type": "audio", "path": str(folder / row["question_audio"])}]}]

@@ -1,0 +1,73 @@
+"""Named pieces of work that are done once, survive being killed, and belong to one set of settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+class Stages:
+    """Runs stages in order and remembers in `folder/state` which are finished.
+
+    A stage that was killed is run again from its beginning by `run`; what it had finished by itself (sound files,
+    cached features, training checkpoints) it finds again.
+
+    Args:
+        folder: of the whole run.
+        settings: plain data that decides the results.
+        console: where progress goes.
+
+    Raises:
+        ValueError: if the folder was made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], console: Console) -> None:
+        self.state = folder / "state"
+        self.state.mkdir(parents=True, exist_ok=True)
+        self.console = console
+        marker = self.state / "settings.json"
+        if marker.is_file():
+            before = json.loads(marker.read_text())
+            changed = {
+                k: (before.get(k), settings.get(k)) for k in {*before, *settings} if before.get(k) != settings.get(k)
+            }
+            if changed:
+                text = ", ".join(f"{k}: {old!r} there, {new!r} asked" for k, (old, new) in sorted(changed.items()))
+                raise ValueError(f"{folder} holds a run with other settings ({text}): give another --out, or delete it")
+        else:
+            write_json(marker, settings)
+
+    def seconds(self, name: str) -> float | None:
+        """Wall seconds of a finished stage, None if it is not finished."""
+        marker = self.state / f"{name}.done"
+        return json.loads(marker.read_text())["seconds"] if marker.is_file() else None
+
+    def run(self, name: str, title: str, work: Callable[[], Any]) -> None:
+        """Do `work` unless it is finished. Time spent in earlier, killed attempts is counted in."""
+        if (done := self.seconds(name)) is not None:
+            self.console.print(f"[green]✓[/] {title} [dim](finished before, {done:.0f} s)[/]")
+            return
+        self.console.print(f"[bold]▶ {title}[/]")
+        clock = self.state / f"{name}.spent"
+        before = float(clock.read_text()) if clock.is_file() else 0.0
+        start = time.monotonic()
+        try:
+            work()
+        finally:
+            clock.write_text(str(before + time.monotonic() - start))
+        spent = before + time.monotonic() - start
+        write_json(self.state / f"{name}.done", {"seconds": spent})
+        self.console.print(f"[green]✓[/] {title} [dim]({spent:.0f} s)[/]")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    os.replace(part, path)

@@ -1,0 +1,148 @@
+"""From what a quickstart run left in its folder to its report, and to Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+
+from speechzoo.evaluation import (
+    Check,
+    HumanClip,
+    Licence,
+    ReportData,
+    StageSummary,
+    SystemResult,
+    describe_environment,
+    load_answers,
+    score,
+    write_report,
+)
+from speechzoo.quickstart.examination import SYSTEMS, System
+from speechzoo.quickstart.parts import licences
+from speechzoo.quickstart.scale import Scale
+from speechzoo.quickstart.stages import Stages
+
+INTRO = [
+    "LLaSM and LLaMA-Omni, trained on the same spoken questions with the same small pretrained parts (Whisper tiny.en, "
+    "SmolLM2-135M-Instruct), and asked the same held-out questions as a cascade of Whisper's transcription and an LLM.",
+    "All numbers are of one run with one seed on a small synthetic corpus. Intervals are 95 % bootstrap intervals over "
+    "the test questions; they say nothing about other seeds or other data.",
+]
+
+LIMITS = [
+    "One synthetic voice speaks all questions and answers; other speakers, accents, noise and rooms are not in it.",
+    "Questions come from a closed set of kinds. The systems learn these, not conversation: ask something else and "
+    "they fail.",
+    "The LLM has 135 million parameters and its weights were rounded to 4 bits by their publisher; its own arithmetic "
+    "is often wrong. The column that reads the true text shows how much of the error is the LLM's.",
+    "LLaMA-Omni's units are k-means clusters of Whisper's third layer, not HuBERT's; rates are not comparable with "
+    "the paper's. No unit vocoder is trained here, so its speech is measured as units and not heard.",
+    "A few hundred optimizer steps decide the ranking here. It is not evidence about the two papers.",
+    "Both systems read encoder states of the real length instead of 30 s, LLaSM the plain states instead of the "
+    "released 64 decoder states, and LLaMA-Omni's first stage also sees the transcription task; the recipes say why.",
+]
+
+NOTES = [
+    "Trainable parameters are those any stage trained. Seconds per answer are wall time of a batch over its questions.",
+    "The unit error rate in the table compares the units LLaMA-Omni decoded after its own text with those of the true "
+    "answer, so a wrong answer counts as wrong units; the expectation below is measured on the true answers' states.",
+]
+
+
+def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
+    """Write `report.html` and `report.md` into `out`; log the answers to W&B (offline by default)."""
+    systems = [_result(out, system) for system in SYSTEMS]
+    human = json.loads((out / "human.json").read_text())
+    pairs = [json.loads(line) for line in (out / "corpus" / "pairs.jsonl").read_text().splitlines()]
+    data = ReportData(
+        title="speechzoo quickstart",
+        intro=INTRO,
+        systems=systems,
+        limits=LIMITS,
+        notes=NOTES,
+        data={
+            "training questions": sum(pair["split"] == "train" for pair in pairs),
+            "test questions": sum(pair["split"] == "test" for pair in pairs),
+            "test questions with unseen names or sums": sum(p["split"] == "test" and p["unseen"] for p in pairs),
+            "kinds of question": len({pair["kind"] for pair in pairs}),
+            "speaking rates": ", ".join(str(rate) for rate in sorted({pair["rate"] for pair in pairs})),
+        },
+        checks=_checks(out, systems, scale),
+        human=[HumanClip(**clip) for clip in human["clips"]],
+        human_note=human["note"],
+        settings={"seed": seed, "scale": asdict(scale), "wall seconds by stage": _seconds(stages)},
+        versions=describe_environment(),
+        licences=[
+            Licence(name, package, licence, "package registry", what) for name, package, licence, what in licences()
+        ],
+        seed=seed,
+    )
+    write_report(data, out)
+    _log_to_wandb(out, systems)
+
+
+def _result(out: Path, system: System) -> SystemResult:
+    summaries = []
+    for run in system.runs:
+        csv = sorted((out / run / "csv").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
+        name = run.removeprefix("llasm_").removeprefix("llama_omni_")
+        summaries.append(
+            StageSummary.from_file(out / run / "summary.json", name, [path.relative_to(out) for path in csv])
+        )
+    trained: dict[str, int] = {}
+    for run in system.runs:
+        state = torch.load(out / run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        trained |= {name: tensor.numel() for name, tensor in state.items()}
+    size = json.loads((out / "answers" / f"{system.key}.json").read_text())["total_parameters"]
+    answers = load_answers(out / "answers" / f"{system.key}.jsonl")
+    return SystemResult(system.name, answers, summaries, size, sum(trained.values()), None, system.note)
+
+
+def _checks(out: Path, systems: list[SystemResult], scale: Scale) -> list[Check]:
+    """What the recipes are expected to reach at the default scale."""
+    copy = score(load_answers(out / "answers" / "asr.jsonl"))["wer"].value
+    llasm = score(systems[0].answers)
+    units = json.loads((out / "answers" / "units.json").read_text())["unit_error_rate"]
+    rows = [
+        ("LLaSM stage 1 copies unseen sentences (WER)", copy, 0.10, True),
+        ("LLaSM answers (WER)", llasm["wer"].value, 0.20, True),
+        ("LLaSM answers, exact", llasm["exact_match"].value, 0.45, False),
+        ("LLaMA-Omni's unit decoder on true answers (unit error rate)", units, 0.30, True),
+    ]
+    checks = []
+    for name, value, limit, below in rows:
+        met = value < limit if below else value > limit
+        checks.append(Check(name, f"{'under' if below else 'over'} {limit:.0%}", f"{value:.1%}", met))
+    return checks
+
+
+def _seconds(stages: Stages) -> dict[str, Any]:
+    names = sorted(path.stem for path in stages.state.glob("*.done"))
+    return {name: round(stages.seconds(name) or 0) for name in names}
+
+
+def _log_to_wandb(out: Path, systems: list[SystemResult]) -> None:
+    run = wandb.init(
+        project="speechzoo-quickstart",
+        name="comparison",
+        group="comparison",
+        dir=out,
+        mode=os.environ.get("WANDB_MODE", "offline"),
+        reinit="finish_previous",
+    )
+    columns = ["system", "id", "question", "reference", "answer", "audio"]
+    table = wandb.Table(columns=columns)
+    for system in systems:
+        for answer in system.answers[:8]:
+            sound = wandb.Audio(str(out / answer.audio)) if answer.audio else None
+            table.add_data(system.name, answer.id, answer.question, answer.reference, answer.text, sound)
+        scores = score(system.answers)
+        run.summary.update({f"{system.name}/{name}": interval.value for name, interval in scores.items()})
+    run.log({"answers": table})
+    run.finish()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -18,6 +21,7 @@ import speechzoo
 # Imported so that their classes have short names on the command line.
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
 from speechzoo.models import SpeechLLM
+from speechzoo.spec import resolve
 from speechzoo.text import ChatPrompt  # noqa: F401
 
 COMMANDS = {
@@ -27,6 +31,32 @@ COMMANDS = {
     "predict": "answer the questions of a manifest",
     "quickstart": "train and compare both systems on real speech, about 15 minutes on two CPU cores",
 }
+
+
+UNKNOWN = re.compile(r"[Oo]ption '([\w.]+)'|unrecognized arguments: --([\w.]+)|import path string: (\w+)")
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong and the nearest spelling; jsonargparse says it after a page of all options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the error and exit with 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        # The last lines of a message may be the whole config.
+        lines = [line if len(line) < 400 else f"{line[:400]} ..." for line in message.splitlines()]
+        if found := UNKNOWN.search(message):
+            wrong = next(name for name in found.groups() if name).split(".init_args")[0]
+            parser = getattr(ex, "subcommand_parser", None) or self
+            known = {action.dest for action in parser._actions}
+            known |= {
+                name for kinds in (adaptors, callbacks, data, encoders, llms, models, units) for name in kinds.__all__
+            }
+            for class_path in re.findall(r"class_path[ =]'([\w.]+)'", message):
+                known |= set(inspect.signature(resolve(class_path)).parameters)
+            if near := get_close_matches(wrong, known, n=1):
+                lines.append(f"did you mean {near[0]!r} instead of {wrong!r}?")
+        self.exit(2, "speechzoo: " + "\n".join(lines) + "\n")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -70,6 +100,7 @@ def run(args: ArgsType = None) -> ZooCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
+        parser_class=Parser,
         auto_configure_optimizers=False,
         save_config_callback=SaveConfig,
         save_config_kwargs={"config_filename": "config.yaml"},

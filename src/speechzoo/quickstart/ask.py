@@ -58,6 +58,7 @@ def answer_questions(
     target: Path,
     batch: int,
     as_text: bool = False,
+    instruction: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Answer all questions greedily and save them as JSONL of `Answer`.
@@ -69,10 +70,11 @@ def answer_questions(
         target: file to write, in a folder of the run's (sounds are named relative to the run).
         batch: questions answered together.
         as_text: give the true text of the question instead of the sound.
+        instruction: text put before the sound.
     """
     answers: list[Answer] = []
     for rows in _groups(questions, batch):
-        conversations = [_question(row, folder, as_text) for row in rows]
+        conversations = [_question(row, folder, as_text, instruction) for row in rows]
         start = time.perf_counter()
         inputs = encode_batch(system.prompt, conversations, answer=False, padding_side="left")
         with torch.autocast("cpu", torch.bfloat16):
@@ -105,7 +107,9 @@ def _groups(rows: Sequence[dict[str, Any]], size: int) -> Iterator[Sequence[dict
         yield rows[start : start + size]
 
 
-def _question(row: dict[str, Any], folder: Path, as_text: bool) -> list[dict[str, Any]]:
+def _question(row: dict[str, Any], folder: Path, as_text: bool, instruction: str | None) -> list[dict[str, Any]]:
     if as_text:
         return [{"role": "user", "content": row["question"]}]
-    return [{"role": "user", "content": [{"type": "audio", "path": str(folder / row["question_audio"])}]}]
+    before = [{"type": "text", "text": instruction}] if instruction else []
+    clip = {"type": "audio", "path": str(folder / row["question_audio"])}
+    return [{"role": "user", "content": [*before, clip]}]

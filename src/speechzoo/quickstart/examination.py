@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from speechzoo.data import encode_batch
 from speechzoo.hub import load_run
 from speechzoo.llms import HFCausalLM
 from speechzoo.metrics import UnitErrorRate
-from speechzoo.models import Cascade, LLaMAOmni
+from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
 from speechzoo.models.llama_omni import answer_states
 from speechzoo.quickstart.ask import TextReader, answer_questions, read_questions
 from speechzoo.quickstart.parts import fetch, human_speech
@@ -36,11 +37,11 @@ class System:
     as_text: bool = False
 
 
+OMNI = ("llama_omni_warmup", "llama_omni_stage1", "llama_omni_stage2")
+
 SYSTEMS = (
     System("llasm", "LLaSM", "adaptor pretraining, then adaptor and LLM", ("llasm_pretrain", "llasm_finetune")),
-    System(
-        "llama_omni", "LLaMA-Omni", "adaptor and LLM, then unit decoder", ("llama_omni_stage1", "llama_omni_stage2")
-    ),
+    System("llama_omni", "LLaMA-Omni", "adaptor, then adaptor and LLM, then unit decoder", OMNI),
     System("cascade", "Cascade", "Whisper's transcription, read by the LLM that LLaSM's stage 2 trained"),
     System("cascade_base", "Cascade, LLM as released", "Whisper's transcription, read by the LLM nobody fine-tuned"),
     System("text", "Text (upper bound)", "the true text, read by the LLM that LLaSM's stage 2 trained", as_text=True),
@@ -51,72 +52,43 @@ def examine(out: Path, scale: Scale, bar: Progress) -> None:
     """Write `answers/*.jsonl` of each system, `answers/asr.jsonl`, `human.json`. What is there stays."""
     corpus, folder = out / "corpus", out / "answers"
     questions = read_questions(corpus / "qa_units_test.jsonl", corpus / "pairs.jsonl")
-    models: dict[str, Any] = {}
-
-    def model(key: str) -> Any:
-        if key not in models:
-            if len(models) > 1:
-                models.pop(next(iter(models)))  # two language models at a time fit the memory that is promised
-            models[key] = _build(key, out)
-        return models[key]
+    folder.mkdir(exist_ok=True)
+    run = lru_cache(maxsize=1)(lambda name: load_run(out / name))  # one at a time, for the memory that is promised
 
     for system in SYSTEMS:
-        target = folder / f"{system.key}.jsonl"
+        target, sizes = folder / f"{system.key}.jsonl", folder / f"{system.key}.json"
+        if target.is_file() and sizes.is_file():
+            continue
+        model = _build(system.key, run)
+        write_json(sizes, {"total_parameters": _size(model)})
         if not target.is_file():
             task = bar.add_task(system.name, total=len(questions))
             step = partial(_advance, bar, task)
-            answer_questions(model(system.key), questions, corpus, target, scale.batch, system.as_text, step)
-        sizes = folder / f"{system.key}.json"
-        if not sizes.is_file():
-            write_json(sizes, _size(model(system.key)))
+            answer_questions(model, questions, corpus, target, scale.batch, system.as_text, progress=step)
     if not (target := folder / "units.json").is_file():
-        write_json(target, {"unit_error_rate": _unit_error_rate(model("llama_omni"), questions, corpus, scale.batch)})
-    models.clear()
-    pretrained = load_run(out / "llasm_pretrain")
+        rate = _unit_error_rate(run("llama_omni_stage2"), questions, corpus, scale.batch)
+        write_json(target, {"unit_error_rate": rate})
     if not (target := folder / "asr.jsonl").is_file():
         rows = [{**row, "answer": row["question"], "messages": []} for row in questions]
         task = bar.add_task("Copying unseen sentences", total=len(rows))
-        asked = _Asked(pretrained)
-        answer_questions(asked, rows, corpus, target, scale.batch, progress=partial(_advance, bar, task))
+        step = partial(_advance, bar, task)
+        pretrained = run("llasm_pretrain")
+        answer_questions(pretrained, rows, corpus, target, scale.batch, instruction=ASR_INSTRUCTION, progress=step)
     if not (target := out / "human.json").is_file():
-        write_json(target, _human(pretrained, out))
-
-
-class _Asked:
-    """A model that is given the recognition instruction with every clip."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.prompt = model, _WithInstruction(model.prompt)
-
-    def respond(self, batch: Any, **generate: Any) -> Any:
-        return self.model.respond(batch, **generate)
-
-
-class _WithInstruction:
-    """A prompt that adds the instruction to the question."""
-
-    def __init__(self, prompt: Any) -> None:
-        self._prompt = prompt
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._prompt, name)
-
-    def encode(self, messages: list[dict[str, Any]], answer: bool = True) -> Any:
-        content = [{"type": "text", "text": ASR_INSTRUCTION}, *messages[-1]["content"]]
-        return self._prompt.encode([*messages[:-1], {"role": "user", "content": content}], answer)
+        write_json(target, _human(run("llasm_pretrain"), out))
 
 
 def _advance(bar: Progress, task: Any, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
 
 
-def _build(key: str, out: Path) -> Any:
-    whisper, llm = str(fetch("whisper-tiny.en")), str(fetch("smollm2-135m-instruct"))
-    if key == "llasm":
-        return load_run(out / "llasm_finetune")
+def _build(key: str, run: Callable[[str], SpeechLLM]) -> Any:
     if key == "llama_omni":
-        return load_run(out / "llama_omni_stage2")
-    tuned = load_run(out / "llasm_finetune")
+        return run("llama_omni_stage2")
+    tuned = run("llasm_finetune")
+    if key == "llasm":
+        return tuned
+    whisper, llm = str(fetch("whisper-tiny.en")), str(fetch("smollm2-135m-instruct"))
     if key == "text":
         return TextReader(tuned)
     if key == "cascade":
@@ -124,11 +96,9 @@ def _build(key: str, out: Path) -> Any:
     return Cascade(whisper, partial(HFCausalLM, model=llm), tuned.prompt)
 
 
-def _size(model: Any) -> dict[str, int]:
-    module = model.model if isinstance(model, TextReader) else model
-    if isinstance(model, TextReader):
-        module = module.llm
-    return {"total_parameters": sum(parameter.numel() for parameter in module.parameters())}
+def _size(model: Any) -> int:
+    module = model.model.llm if isinstance(model, TextReader) else model
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @torch.no_grad()

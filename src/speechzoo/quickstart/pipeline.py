@@ -22,6 +22,7 @@ from speechzoo.recipes import recipe
 TITLES = {
     "llasm_pretrain": "LLaSM, stage 1: the adaptor learns to write down speech",
     "llasm_finetune": "LLaSM, stage 2: adaptor and LLM learn to answer",
+    "llama_omni_warmup": "LLaMA-Omni, warm-up: the adaptor learns to write down speech",
     "llama_omni_stage1": "LLaMA-Omni, stage 1: adaptor and LLM learn to answer",
     "llama_omni_stage2": "LLaMA-Omni, stage 2: the unit decoder learns to speak",
 }

@@ -19,7 +19,7 @@ class Scale:
     overrides: dict[str, list[str]] = field(default_factory=dict)
 
 
-STAGES = ("llasm_pretrain", "llasm_finetune", "llama_omni_stage1", "llama_omni_stage2")
+STAGES = ("llasm_pretrain", "llasm_finetune", "llama_omni_warmup", "llama_omni_stage1", "llama_omni_stage2")
 
 DEFAULT = Scale()
 

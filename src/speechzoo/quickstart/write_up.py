@@ -45,7 +45,7 @@ LIMITS = [
     "the paper's. No unit vocoder is trained here, so its speech is measured as units and not heard.",
     "A few hundred optimizer steps decide the ranking here. It is not evidence about the two papers.",
     "Both systems read encoder states of the real length instead of 30 s, LLaSM the plain states instead of the "
-    "released 64 decoder states, and LLaMA-Omni's first stage also sees the transcription task; the recipes say why.",
+    "released 64 decoder states, and LLaMA-Omni's adaptor is warmed up on transcription; the recipes say why.",
 ]
 
 NOTES = [

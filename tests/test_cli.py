@@ -1,0 +1,204 @@
+"""The command line: what overrides what, wrong keys, and the run folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_runs import UNIT_DECODER, printed, saved, write_config, zoo
+
+from speechzoo.adaptors import Conv
+from speechzoo.cli import COMMANDS, main
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest: Path) -> Path:
+    return write_config(tmp_path / "tiny.yaml", tiny_llm_dir, tiny_whisper_pt, manifest)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest: Path) -> Path:
+    """Folder of a finished run of two steps."""
+    folder = tmp_path_factory.mktemp("fitted")
+    zoo("fit", "-c", write_config(folder / "tiny.yaml", tiny_llm_dir, tiny_whisper_pt, manifest))
+    return folder / "tiny"
+
+
+def test_references_follow_overrides_and_cross_sections(config: Path, tmp_path: Path) -> None:
+    plain = printed("fit", "-c", config)
+    assert plain["trainer"]["default_root_dir"] == f"{tmp_path}/tiny"
+    assert plain["trainer"]["log_every_n_steps"] == 2
+    assert plain["trainer"]["logger"][0]["init_args"]["save_dir"] == f"{tmp_path}/tiny"
+    assert plain["trainer"]["callbacks"][0]["init_args"]["dirpath"] == f"{tmp_path}/tiny"
+
+    changed = printed("fit", "-c", config, "--name=other", "--vars.out=/far", "--vars.stack=2", "--trainer.max_steps=9")
+    assert changed["trainer"]["default_root_dir"] == "/far/other"
+    assert changed["trainer"]["callbacks"][0]["init_args"]["dirpath"] == "/far/other"
+    assert changed["trainer"]["max_steps"] == changed["trainer"]["log_every_n_steps"] == 9
+    assert changed["model"]["init_args"]["adaptor"]["init_args"]["stack"] == 2
+
+
+def test_references_cross_files(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("trainer: {val_check_interval: '${trainer.max_steps}'}\nname: ${vars.who}\n")
+    (tmp_path / "who.yaml").write_text("vars: {who: me}\n")
+    both = printed("fit", "-c", config, "-c", tmp_path / "more.yaml", "-c", tmp_path / "who.yaml")
+    assert both["trainer"]["val_check_interval"] == 2
+    assert both["name"] == "me" and both["trainer"]["default_root_dir"].endswith("/me")
+
+
+def test_the_command_line_beats_the_file_and_a_later_file_an_earlier_one(config: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("data: {init_args: {batch_size: 3}}\ntrainer: {max_steps: 5}\n")
+    both = printed("fit", "-c", config, "-c", overlay, "--data.init_args.batch_size=7")
+    assert both["data"]["init_args"]["batch_size"] == 7
+    assert both["trainer"]["max_steps"] == 5
+
+
+def test_parts_are_swapped_by_overrides_alone(config: Path, tmp_path: Path, tiny_llm_dir: Path) -> None:
+    swapped = printed("fit", "-c", config, "--model.adaptor=Conv", "--model.adaptor.hidden_dim=8")
+    adaptor = swapped["model"]["init_args"]["adaptor"]
+    assert adaptor["class_path"] == "speechzoo.adaptors.Conv"
+    assert adaptor["init_args"]["hidden_dim"] == 8 and "stack" not in adaptor["init_args"]
+
+    elsewhere = tmp_path / "llm"
+    elsewhere.symlink_to(tiny_llm_dir)
+    cli = zoo(
+        *("fit", "-c", config, "--trainer.max_steps=1", "--model.adaptor=Conv"),
+        f"--model.init_args.llm.init_args.model={elsewhere}",
+    )
+    assert isinstance(cli.model.adaptor, Conv)
+    assert cli.model.hparams["llm"]["init_args"]["model"] == str(elsewhere)
+    weights = saved(tmp_path / "tiny" / "last.ckpt")
+    assert weights["hyper_parameters"]["adaptor"]["class_path"] == "speechzoo.adaptors.layers.Conv"
+
+
+def test_another_architecture_by_overrides_alone(config: Path) -> None:
+    other = printed("fit", "-c", config, "--model=LLaMAOmni", *UNIT_DECODER)["model"]
+    assert other["class_path"] == "speechzoo.models.LLaMAOmni"
+    assert other["init_args"]["adaptor"]["init_args"]["stack"] == 4  # kept
+    assert other["init_args"]["unit_decoder"]["init_args"]["num_units"] == 12
+
+
+@pytest.mark.parametrize(
+    ("argument", "named", "meant"),
+    [
+        ("--modle=LLaSM", "modle", "model"),
+        ("--trainer.max_stepz=3", "trainer.max_stepz", "trainer.max_steps"),
+        ("--trainer.max_step=3", "trainer.max_step", "trainer.max_steps"),  # never taken for max_steps
+        ("--model.adaptor.stak=3", "stak", "stack"),
+        ("--model.init_args.adaptor.init_args.stak=3", "stak", "stack"),
+        ("--model.init_args.freez=[]", "freez", "freeze"),
+        ("--data.init_args.batchsize=3", "batchsize", "batch_size"),
+        ("--model.adaptor=Cnov", "Cnov", "Conv"),
+        ("--model=LLaSm", "LLaSm", "LLaSM"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_nearest_spelling(config: Path, capsys, argument, named, meant) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        zoo("fit", "-c", config, argument)
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err
+    assert f"did you mean {meant!r} instead of {named!r}?" in text
+    assert "usage:" not in text and len(text) < 2000
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "meant"),
+    [
+        ("{stack: ", "{stak: ", "stack"),
+        ("batch_size:", "batchsize:", "batch_size"),
+        ("  max_steps:", "  max_stepz:", "trainer.max_steps"),
+        ("    adaptor:", "    adoptor:", "adaptor"),
+        ("name: tiny", "nmae: tiny", "name"),
+    ],
+)
+def test_a_wrong_key_in_a_file_is_named(config: Path, capsys, right, wrong, meant) -> None:
+    assert right in config.read_text()
+    config.write_text(config.read_text().replace(right, wrong, 1 if right != "{stack: " else -1))
+    with pytest.raises(SystemExit) as stopped:
+        zoo("fit", "-c", config)
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err
+    assert f"did you mean {meant!r} instead of" in text and len(text) < 2500
+
+
+def test_a_wrong_value_and_a_missing_file_are_named(config: Path, capsys) -> None:
+    for argument, expected in (("--trainer.max_steps=two", "trainer.max_steps"), ("--config=nope.yaml", "nope.yaml")):
+        with pytest.raises(SystemExit) as stopped:
+            zoo("fit", "-c", config, argument)
+        assert stopped.value.code == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_errors_of_the_zoo_are_one_line_and_an_exit_code(config: Path, tmp_path: Path, capsys) -> None:
+    assert main(["fit", "-c", str(config), f"--data.init_args.train={tmp_path}/none.jsonl"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == f"speechzoo: data.train: no such file {tmp_path}/none.jsonl (a JSONL manifest)"
+    assert main(["fit", "-c", str(config), "--model.init_args.freeze=[^encodr]"]) == 1
+    assert "freeze pattern '^encodr' matches no parameter" in capsys.readouterr().err
+
+
+def test_the_run_folder_repeats_the_run(fitted: Path, tmp_path: Path) -> None:
+    """`config.yaml` is the resolved config: run from another folder, it gives the same weights and metrics."""
+    kept = yaml.safe_load((fitted / "config.yaml").read_text())
+    assert kept["trainer"]["default_root_dir"] == str(fitted)
+    assert kept["seed_everything"] == 0
+    before = saved(fitted / "last.ckpt")["state_dict"]
+    # Resolved, so the folder is named in three places.
+    text = (fitted / "config.yaml").read_text().replace(str(fitted), str(tmp_path / "again"))
+    (tmp_path / "config.yaml").write_text(text)
+    zoo("fit", "-c", tmp_path / "config.yaml")
+    after = saved(tmp_path / "again" / "last.ckpt")["state_dict"]
+    assert before.keys() == after.keys()
+    assert all(before[name].equal(after[name]) for name in before)
+    metrics = [path / "csv" / "version_0" / "metrics.csv" for path in (fitted, tmp_path / "again")]
+    assert metrics[0].read_text() == metrics[1].read_text()
+
+
+def test_a_second_fit_in_the_same_folder_works(config: Path, tmp_path: Path) -> None:
+    zoo("fit", "-c", config, "--trainer.max_steps=1")
+    zoo("fit", "-c", config, "--trainer.max_steps=1", "--data.init_args.batch_size=1")
+    kept = yaml.safe_load((tmp_path / "tiny" / "config.yaml").read_text())
+    assert kept["data"]["init_args"]["batch_size"] == 1
+    assert saved(tmp_path / "tiny" / "last.ckpt")["global_step"] == 1
+
+
+def test_the_command_line_beats_the_hyper_parameters_of_a_checkpoint(fitted: Path, tmp_path: Path) -> None:
+    """Lightning's CLI would replace the rate, and even the class of the model, by those of the checkpoint."""
+    common = ["-c", fitted / "config.yaml", f"--trainer.default_root_dir={tmp_path}", "--ckpt_path"]
+    cli = zoo("fit", *common, fitted / "last.ckpt", "--model.init_args.optimizer.init_args.lr=0.5")
+    assert cli.model.hparams["optimizer"]["init_args"]["lr"] == 0.5
+    assert cli.trainer.optimizers[0].defaults["lr"] == 0.5
+    with pytest.raises(ValueError, match="LLaMAOmni: this checkpoint was trained with other parts"):
+        zoo("fit", *common, fitted / "last.ckpt", "--model=LLaMAOmni", *UNIT_DECODER)
+
+
+def test_validate_test_and_predict_after_fit(fitted: Path) -> None:
+    common = ["-c", fitted / "config.yaml", f"--ckpt_path={fitted / 'last.ckpt'}", "--trainer.logger=false"]
+    before = (fitted / "config.yaml").read_text()
+    metrics = {}
+    for command, prefix in (("validate", "val"), ("test", "test")):
+        cli = zoo(command, *common)
+        metrics[prefix] = float(cli.trainer.callback_metrics[f"{prefix}/loss"])
+    assert metrics["val"] == metrics["test"] > 0  # the same manifest
+    trained = saved(fitted / "last.ckpt")["state_dict"]
+    assert torch.equal(cli.model.adaptor.linear.weight, trained["adaptor.linear.weight"])
+    cli = zoo("predict", *common)
+    assert len(cli.trainer.predict_loop.predictions[0].text) == 2
+    assert (fitted / "config.yaml").read_text() == before
+
+
+def test_without_arguments_the_commands_are_listed(capsys) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(f"\n  {name} " in text for name in COMMANDS)
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "speechzoo", "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "quickstart" in done.stdout and not done.stderr

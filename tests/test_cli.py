@@ -35,19 +35,19 @@ def test_references_follow_overrides_and_cross_sections(config: Path, tmp_path: 
     assert plain["trainer"]["logger"][0]["init_args"]["save_dir"] == f"{tmp_path}/tiny"
     assert plain["trainer"]["callbacks"][0]["init_args"]["dirpath"] == f"{tmp_path}/tiny"
 
-    changed = printed("fit", "-c", config, "--name=other", "--vars.out=/far", "--vars.stack=2", "--trainer.max_steps=9")
+    changed = printed("fit", "-c", config, "--name=other", "--vars.out=/far", "--trainer.max_steps=9")
     assert changed["trainer"]["default_root_dir"] == "/far/other"
     assert changed["trainer"]["callbacks"][0]["init_args"]["dirpath"] == "/far/other"
     assert changed["trainer"]["max_steps"] == changed["trainer"]["log_every_n_steps"] == 9
-    assert changed["model"]["init_args"]["adaptor"]["init_args"]["stack"] == 2
+    assert printed("fit", "-c", config, "--vars.steps=5")["trainer"]["log_every_n_steps"] == 5
 
 
 def test_references_cross_files(config: Path, tmp_path: Path) -> None:
-    (tmp_path / "more.yaml").write_text("trainer: {val_check_interval: '${trainer.max_steps}'}\nname: ${vars.who}\n")
-    (tmp_path / "who.yaml").write_text("vars: {who: me}\n")
-    both = printed("fit", "-c", config, "-c", tmp_path / "more.yaml", "-c", tmp_path / "who.yaml")
+    (tmp_path / "more.yaml").write_text("trainer: {val_check_interval: '${trainer.max_steps}'}\nrecipe: of ${name}\n")
+    (tmp_path / "name.yaml").write_text("name: me\n")
+    both = printed("fit", "-c", config, "-c", tmp_path / "more.yaml", "-c", tmp_path / "name.yaml")
     assert both["trainer"]["val_check_interval"] == 2
-    assert both["name"] == "me" and both["trainer"]["default_root_dir"].endswith("/me")
+    assert both["recipe"] == "of me" and both["trainer"]["default_root_dir"] == f"{tmp_path}/me"
 
 
 def test_the_command_line_beats_the_file_and_a_later_file_an_earlier_one(config: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_wrong_key_is_named_with_its_nearest_spelling(config: Path, capsys, ar
 @pytest.mark.parametrize(
     ("right", "wrong", "meant"),
     [
-        ("{stack: ", "{stak: ", "stack"),
+        ("{stack:", "{stak:", "stack"),
         ("batch_size:", "batchsize:", "batch_size"),
         ("  max_steps:", "  max_stepz:", "trainer.max_steps"),
         ("    adaptor:", "    adoptor:", "adaptor"),
@@ -118,7 +118,7 @@ def test_a_wrong_key_is_named_with_its_nearest_spelling(config: Path, capsys, ar
 )
 def test_a_wrong_key_in_a_file_is_named(config: Path, capsys, right, wrong, meant) -> None:
     assert right in config.read_text()
-    config.write_text(config.read_text().replace(right, wrong, 1 if right != "{stack: " else -1))
+    config.write_text(config.read_text().replace(right, wrong))
     with pytest.raises(SystemExit) as stopped:
         zoo("fit", "-c", config)
     assert stopped.value.code == 2

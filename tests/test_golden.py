@@ -22,6 +22,7 @@ from speechzoo.llms import HFCausalLM
 from speechzoo.models.llama_omni import answer_states
 from speechzoo.types import AUDIO, IGNORE
 from speechzoo.units import CTCUnitDecoder
+from speechzoo.vocoders import UnitHiFiGAN
 
 ROOT = Path(os.environ.get("SPEECHZOO_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 
@@ -187,3 +188,16 @@ def test_omni_offline_units(omni):
         hidden = gold[f"gen.{i}.hidden"]
         units = decoder.decode(hidden[None], torch.tensor([len(hidden)]))[0]
         assert units.equal(gold[f"gen.{i}.units"])
+
+
+@torch.no_grad()
+def test_unit_hifigan():
+    root = need("llama_omni")
+    gold = load_file(root / "golden_vocoder.safetensors")
+    vocoder = UnitHiFiGAN(str(root / "vocoder"))
+    for i in range(2):
+        units = gold[f"voc.{i}.units"]
+        assert vocoder.predict_durations(units).equal(gold[f"voc.{i}.dur"])
+        wave, plain = vocoder([units])[0], vocoder([units], durations=False)[0]
+        torch.testing.assert_close(wave, gold[f"voc.{i}.wav"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(plain, gold[f"voc.{i}.wav_nodur"], atol=1e-5, rtol=0)

@@ -15,13 +15,13 @@ from speechzoo.cli import ZooCLI, run
 
 CONFIG = """
 name: tiny
-vars: {{out: "{out}", stack: 4}}
+vars: {{out: "{out}", steps: 2}}
 seed_everything: 0
 model:
   class_path: LLaSM
   init_args:
     encoder: {{class_path: WhisperEncoder, init_args: {{model: "{whisper}", window: trimmed}}}}
-    adaptor: {{class_path: Linear, init_args: {{stack: "${{vars.stack}}"}}}}
+    adaptor: {{class_path: Linear, init_args: {{stack: 4}}}}
     llm: {{class_path: HFCausalLM, init_args: {{model: "{llm}"}}}}
     prompt: {{class_path: ChatPrompt, init_args: {{tokenizer: "{llm}"}}}}
     freeze: ["^encoder\\\\."]
@@ -32,7 +32,7 @@ data:
   init_args: {{train: "{manifest}", val: "{manifest}", test: "{manifest}", predict: "{manifest}", batch_size: 2}}
 trainer:
   default_root_dir: ${{vars.out}}/${{name}}
-  max_steps: 2
+  max_steps: ${{vars.steps}}
   accelerator: cpu
   devices: 1
   num_sanity_val_steps: 0

@@ -1,3 +1,5 @@
+"""`python -m speechzoo`."""
+
 import sys
 
 from speechzoo.cli import main

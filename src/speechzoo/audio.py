@@ -34,7 +34,7 @@ def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
         raise FileNotFoundError(f"{path}: no such audio file")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw
         raise ValueError(f"{path}: cannot be decoded as audio ({error})") from error
     if samples.shape[0] == 0:
         raise ValueError(f"{path}: holds no samples")
@@ -67,7 +67,13 @@ def mel_lens(audio_lens: Tensor) -> Tensor:
     return 2 * ((audio_lens + FRAME - 1) // FRAME)
 
 
-def log_mel(audio: Tensor, audio_lens: Tensor, n_mels: int, pad_to: int | None = MAX_SAMPLES) -> tuple[Tensor, Tensor]:
+def log_mel(
+    audio: Tensor,
+    audio_lens: Tensor,
+    n_mels: int,
+    pad_to: int | None = MAX_SAMPLES,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
     """Whisper's log-mel of a zero-padded batch; every clip comes out as it would alone.
 
     With `pad_to=480_000` this is `whisper.log_mel_spectrogram(whisper.pad_or_trim(clip))`, 3000 frames whatever the
@@ -91,12 +97,12 @@ def log_mel(audio: Tensor, audio_lens: Tensor, n_mels: int, pad_to: int | None =
         lens = mel_lens(audio_lens)
         # Zeros after the end, so that no clip sees the reflection that centred STFT makes at the end of the batch.
         audio = F.pad(audio, (0, int(lens.max()) * HOP + N_FFT - audio.shape[1]))
-    window = torch.hann_window(N_FFT, device=audio.device)
-    spectrum = torch.stft(audio.float(), N_FFT, HOP, window=window, return_complex=True)[..., :-1].abs() ** 2
+    window = torch.hann_window(N_FFT, device=audio.device, dtype=dtype)
+    spectrum = torch.stft(audio.to(dtype), N_FFT, HOP, window=window, return_complex=True)[..., :-1].abs() ** 2
     spectrum = spectrum[..., : int(lens.max())]
     with torch.autocast(audio.device.type, enabled=False):  # eight bits of mantissa would be heard
-        logs = (mel_filters(n_mels).to(audio.device) @ spectrum).clamp(min=1e-10).log10()
+        logs = (mel_filters(n_mels).to(audio.device, dtype) @ spectrum).clamp(min=1e-10).log10()
     inside = torch.arange(logs.shape[-1], device=audio.device) < lens[:, None]
     peak = logs.masked_fill(~inside[:, None], -torch.inf).amax(dim=(1, 2), keepdim=True)
     logs = (torch.maximum(logs, peak - 8.0) + 4.0) / 4.0
-    return logs * inside[:, None], lens
+    return (logs * inside[:, None]).float(), lens

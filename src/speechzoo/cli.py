@@ -33,6 +33,7 @@ COMMANDS = {
 }
 
 
+PARTS = (adaptors, callbacks, data, encoders, llms, models, training, units)
 UNKNOWN = re.compile(r"[Oo]ption '([\w.]+)'|unrecognized arguments: --([\w.]+)|import path string: (\w+)")
 
 
@@ -49,9 +50,7 @@ class Parser(LightningArgumentParser):
             wrong = next(name for name in found.groups() if name).split(".init_args")[0]
             parser = getattr(ex, "subcommand_parser", None) or self
             known = {action.dest for action in parser._actions}
-            known |= {
-                name for kinds in (adaptors, callbacks, data, encoders, llms, models, units) for name in kinds.__all__
-            }
+            known |= {name for kind in PARTS for name in kind.__all__}
             for class_path in re.findall(r"class_path[ =]'([\w.]+)'", message):
                 known |= set(inspect.signature(resolve(class_path)).parameters)
             if near := get_close_matches(wrong, known, n=1):

@@ -1,4 +1,4 @@
-"""A trained model from its run folder."""
+"""A trained model from its run folder, or from a folder of the saved form."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ import torch
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import check_trained, find
 from speechzoo.spec import resolve
+
+
+def load(path: str | Path, **changes: Any) -> SpeechLLM:
+    """A model from a folder of speechzoo's saved form, its hub name, a run folder or a `.ckpt` file.
+
+    Args:
+        changes: constructor arguments to replace; for a saved form also `dtype` (`float32`, `bfloat16`, `float16`).
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_run` and `speechzoo.interop.saved.load_saved`.
+    """
+    from speechzoo.interop.layout import find_source
+    from speechzoo.interop.saved import is_saved, load_saved
+
+    local = Path(path).expanduser()
+    if local.is_file() or (local.is_dir() and not is_saved(local)):
+        return load_run(local, **changes)
+    return load_saved(find_source(path), **changes)
 
 
 def load_run(path: str | Path, **changes: Any) -> SpeechLLM:

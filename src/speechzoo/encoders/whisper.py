@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from whisper.model import MultiHeadAttention
+from whisper.model import LayerNorm, MultiHeadAttention
 
 from speechzoo.audio import HOP, MAX_SAMPLES, log_mel, mel_lens
 from speechzoo.encoders.base import Encoder
@@ -40,6 +40,9 @@ class WhisperEncoder(Encoder):
         if layer is not None and not 1 <= layer <= net.dims.n_audio_layer:
             raise ValueError(f"{model} has {net.dims.n_audio_layer} blocks: layer {layer} does not exist")
         self.net = self._keep(net)
+        for module in self.net.modules():
+            if isinstance(module, LayerNorm):
+                module.__class__ = AnyDtypeNorm
         self.n_mels, self.out_dim = net.dims.n_mels, net.dims.n_audio_state
         self.window, self.layer = window, layer
         self.to(getattr(torch, dtype))
@@ -59,9 +62,7 @@ class WhisperEncoder(Encoder):
         whole = bool((mel_lens == mel.shape[-1]).all())
         inside = None if whole else torch.arange(mel.shape[-1] // 2, device=mel.device) < lens[:, None]
         x = F.gelu(net.conv1(mel.to(net.conv1.weight.dtype)))
-        if inside is not None:
-            x = x * inside.repeat_interleave(2, dim=1)[:, None]
-        x = F.gelu(net.conv2(x)).transpose(1, 2)
+        x = F.gelu(net.conv2(x)).transpose(1, 2)  # stride 2: a row's last frame sees nothing past its end
         if x.shape[1] > net.positional_embedding.shape[0]:
             raise ValueError(f"{x.shape[1]} frames exceed the encoder's {net.positional_embedding.shape[0]}")
         x = (x + net.positional_embedding[: x.shape[1]]).to(x.dtype)
@@ -95,6 +96,14 @@ def attend(attention: MultiHeadAttention, x: Tensor, inside: Tensor | None) -> T
     q, k, v = (layer(x).view(heads).transpose(1, 2) for layer in (attention.query, attention.key, attention.value))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if inside is None else inside[:, None, None])
     return attention.out(out.transpose(1, 2).reshape(n, frames, dim))
+
+
+class AnyDtypeNorm(LayerNorm):
+    """Whisper's layer norm, computed in float32 for weights of any dtype; openai's own takes float32 weights only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return out.to(x.dtype)
 
 
 class WhisperQueries(WhisperEncoder):

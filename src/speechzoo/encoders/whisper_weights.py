@@ -84,7 +84,12 @@ def _read_openai(path: Path) -> tuple[ModelDimensions, dict[str, torch.Tensor]]:
         held = torch.load(path, map_location="cpu", weights_only=True)
         return ModelDimensions(**held["dims"]), held["model_state_dict"]
     except Exception as error:  # torch raises many kinds for a foreign, hostile or truncated file
-        raise ValueError(f"{path}: not an openai-whisper checkpoint ({str(error).splitlines()[0][:200]})") from error
+        raise ValueError(f"{path}: not an openai-whisper checkpoint ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _from_hugging_face(folder: Path) -> tuple[Whisper, int]:
@@ -96,7 +101,10 @@ def _from_hugging_face(folder: Path) -> tuple[Whisper, int]:
     if not files:
         raise ValueError(f"{folder}: holds no .safetensors or pytorch_model.bin")
     for file in files:
-        part = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        try:
+            part = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        except Exception as error:  # safetensors and torch raise many kinds for a damaged or hostile file
+            raise ValueError(f"{file}: cannot be read as weights ({_first_line(error)})") from error
         state.update(part)
     dims = ModelDimensions(
         n_mels=config["num_mel_bins"],

@@ -92,4 +92,5 @@ class Cascade(nn.Module):
             turns=torch.zeros_like(padded).to(device),
             audio=None,
             audio_lens=None,
+            counts=None,
         )

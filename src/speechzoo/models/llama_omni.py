@@ -53,6 +53,8 @@ class LLaMAOmni(SpeechLLM):
         if not self._wants("ctc"):
             return
         if batch.units is None or not len(batch.units):
+            # Every process reports the same losses, or their sums over processes wait for each other for ever.
+            result.sums["ctc"] = result.hidden.new_zeros(())
             if self.training:
                 states = result.hidden.new_zeros(1, 1, result.hidden.shape[-1])
                 result.sums["ctc"] = 0.0 * self.unit_decoder(states, batch.input_ids.new_ones(1)).logits.sum()
@@ -78,11 +80,13 @@ class LLaMAOmni(SpeechLLM):
             input_ids=torch.cat([batch.input_ids, ids], dim=1),
             attention_mask=torch.cat([batch.attention_mask, inside], dim=1),
             turns=torch.cat([batch.turns, inside * new], dim=1),
+            counts=None,
         )
         out = self.llm(whole.input_ids, whole.attention_mask, whole.turns, speech, speech_lens, loss=False)
         rows = torch.arange(len(ids), device=ids.device)
         where = torch.stack([rows, torch.full_like(rows, new)], dim=1)
-        states, lens = answer_states(out.hidden, out.turns, where, self.unit_decoder.align)
+        align = getattr(self.unit_decoder, "answer_align", self.unit_decoder.align)
+        states, lens = answer_states(out.hidden, out.turns, where, align)
         units = self.unit_decoder.decode(states, lens)
         return SpeechReply([self.prompt.decode(a) for a in answers], units=units)
 

@@ -99,6 +99,8 @@ class Quickstart:
 
     def train(self, name: str) -> None:
         """One stage through `speechzoo fit`, continued from its last checkpoint if there is one."""
+        import wandb
+
         from speechzoo.cli import run
 
         quiet()
@@ -108,6 +110,7 @@ class Quickstart:
         if (self.out / name / "last.ckpt").is_file():
             arguments.append(f"--ckpt_path={find(self.out / name)}")
         run(arguments)
+        wandb.finish()  # else the next stage of this process would be logged into this one's run
         gc.collect()  # Trainer and model refer to each other; the next stage wants their memory
 
     def answer(self) -> None:

@@ -144,5 +144,13 @@ def _log_to_wandb(out: Path, systems: list[SystemResult]) -> None:
             table.add_data(system.name, answer.id, answer.question, answer.reference, answer.text, sound)
         scores = score(system.answers)
         run.summary.update({f"{system.name}/{name}": interval.value for name, interval in scores.items()})
-    run.log({"answers": table})
+    run.log({"answers": table, "comparison": _scores(systems)})
     run.finish()
+
+
+def _scores(systems: list[SystemResult]) -> wandb.Table:
+    table = wandb.Table(columns=["system", "measure", "value", "low", "high"])
+    for system in systems:
+        for name, interval in score(system.answers).items():
+            table.add_data(system.name, name, *interval)
+    return table

@@ -29,6 +29,8 @@ class CTCUnitDecoder(UnitDecoder):
         dim, num_layers, num_heads, num_kv_heads, ffn_dim: of the Llama layers; "(2,4096,32,11008)" in the release.
         rope_theta, rope_scaling, rms_norm_eps: taken over from Llama-3.1's config in the release.
         align: see `UnitDecoder`.
+        answer_align: the states answers are spoken from, where they are not those of training: the released code
+            trains with `label` and answers with `predict`. Default: as `align`.
     """
 
     def __init__(
@@ -45,11 +47,14 @@ class CTCUnitDecoder(UnitDecoder):
         rope_scaling: dict | None = None,
         rms_norm_eps: float = 1e-5,
         align: Literal["predict", "label"] = "predict",
+        answer_align: Literal["predict", "label"] | None = None,
     ) -> None:
         super().__init__()
-        if align not in ("predict", "label"):
-            raise ValueError(f"CTCUnitDecoder.align is predict or label, not {align!r}")
-        self.num_units, self.upsample, self.align = num_units, upsample, align
+        for name, value in (("align", align), ("answer_align", answer_align or align)):
+            if value not in ("predict", "label"):
+                raise ValueError(f"CTCUnitDecoder.{name} is predict or label, not {value!r}")
+        self.num_units, self.upsample = num_units, upsample
+        self.align, self.answer_align = align, answer_align or align
         self.input_proj = nn.Linear(in_dim, dim)
         rope = {"rope_type": "default", **(rope_scaling or {}), "rope_theta": rope_theta}
         config = LlamaConfig(
@@ -87,15 +92,20 @@ class CTCUnitDecoder(UnitDecoder):
 
     def logits(self, states: Tensor, lens: Tensor, up_lens: Tensor) -> Tensor:
         """Shape: `[Q, M, H], [Q], [Q] -> [Q, R, K + 1]`, R the longest of `up_lens`."""
-        steps = torch.arange(int(up_lens.max()), device=states.device)
-        mask = steps < up_lens[:, None]
-        # The official assignment floor(t / (R / M)), in fp32 as there: it decides ties when the ratio is no integer.
-        ratio = up_lens.float() / lens.clamp(min=1).float()
-        source = (steps.float() / ratio.clamp(min=1e-6)[:, None]).long().clamp(max=states.shape[1] - 1)
+        mask = torch.arange(int(up_lens.max()), device=states.device) < up_lens[:, None]
+        source = self.assignment(lens, up_lens).clamp(max=states.shape[1] - 1)
         x = self.input_proj(states)
         x = x.gather(1, source[..., None].expand(-1, -1, x.shape[-1])) * mask[..., None]
         x = self.transformer(inputs_embeds=x, attention_mask=mask.long(), use_cache=False).last_hidden_state
         return self.output_proj(x)
+
+    @staticmethod
+    def assignment(lens: Tensor, up_lens: Tensor) -> Tensor:
+        """Which state each position repeats: floor(t / (R / M)), in fp32 as in the official code, because that decides
+        ties where the ratio is no integer. Shape: `[Q], [Q] -> [Q, R]`."""
+        steps = torch.arange(int(up_lens.max()), device=lens.device)
+        ratio = up_lens.float() / lens.clamp(min=1).float()
+        return (steps.float() / ratio.clamp(min=1e-6)[:, None]).long()
 
     def forward(
         self, states: Tensor, lens: Tensor, units: Tensor | None = None, unit_lens: Tensor | None = None

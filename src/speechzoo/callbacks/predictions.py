@@ -1,0 +1,57 @@
+"""`speechzoo predict` leaves its answers in the run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from speechzoo.types import SpeechBatch, SpeechReply
+
+
+class AnswerWriter(Callback):
+    """Writes `predictions.jsonl` into `trainer.default_root_dir`: one line `{"id", "text", "units"?}` a question.
+
+    With several processes each writes the questions it answered, to `predictions.<rank>.jsonl`. Lines are written as
+    batches finish, so a killed run keeps them.
+
+    Args:
+        filename: of the file.
+    """
+
+    def __init__(self, filename: str = "predictions.jsonl") -> None:
+        self.filename = filename
+        self._file: TextIO | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        path = Path(trainer.default_root_dir) / self.filename
+        if trainer.world_size > 1:
+            path = path.with_suffix(f".{trainer.global_rank}{path.suffix}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: SpeechReply,
+        batch: SpeechBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert self._file is not None
+        for row, name in enumerate(batch.ids):
+            if not name:  # a filler row, there so that all ranks have as many batches
+                continue
+            record: dict[str, Any] = {"id": name, "text": outputs.text[row]}
+            if outputs.units is not None:
+                record["units"] = outputs.units[row].tolist()
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

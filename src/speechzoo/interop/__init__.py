@@ -1,0 +1,14 @@
+"""Released checkpoints in and out, and the proof that ours computes what theirs does."""
+
+from speechzoo.interop.llama_omni import export_llama_omni, import_llama_omni
+from speechzoo.interop.llasm import export_llasm, import_llasm
+from speechzoo.interop.prompts import LlamaOmniPrompt, LlasmPrompt
+
+__all__ = [
+    "LlamaOmniPrompt",
+    "LlasmPrompt",
+    "export_llama_omni",
+    "export_llasm",
+    "import_llama_omni",
+    "import_llasm",
+]

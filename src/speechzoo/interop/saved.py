@@ -1,0 +1,218 @@
+"""speechzoo's saved form: a self-describing folder, written completely or not at all.
+
+```
+OUT/config.json          class and parts (as `speechzoo.spec` writes them), compat switches, licence, base models' hashes
+    model.safetensors    the weights that are no part's own: adaptor, unit decoder
+    llm/                 an ordinary Hugging Face folder: config, safetensors shards, tokenizer
+    encoder.pt, encoder/ the speech encoder as it was released
+    vocoder/             the unit vocoder's files, where there is one
+    kept.safetensors     tensors of the release that are not used, kept so that export is complete
+```
+Paths in `config.json` that start with `./` are inside the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import speechzoo
+from speechzoo.interop.layout import Weights, read_json
+from speechzoo.models.base import SpeechLLM
+from speechzoo.spec import resolve
+
+FORMAT = 1
+SHARD_BYTES = 1 << 30
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name only when the block ends well.
+
+    Raises:
+        FileExistsError: if there is something at `path` already.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path}: exists already: choose another folder or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.parent / f".{path.name}.part-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+        if path.exists():
+            path.rmdir()
+        work.rename(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class ShardWriter:
+    """Writes tensors one by one into shards of bounded size, with the index transformers reads.
+
+    Args:
+        kind: `safetensors` or `bin`.
+    """
+
+    def __init__(self, folder: Path, kind: str = "safetensors", limit: int = SHARD_BYTES) -> None:
+        self.folder, self.kind, self.limit = folder, kind, limit
+        self.stem = "model" if kind == "safetensors" else "pytorch_model"
+        self.buffer: dict[str, Tensor] = {}
+        self.size = self.total = 0
+        self.shards: list[list[str]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor; a full shard is written and let go."""
+        size = tensor.numel() * tensor.element_size()
+        if self.buffer and self.size + size > self.limit:
+            self._flush()
+        self.buffer[name] = tensor.detach().contiguous()
+        self.size += size
+        self.total += size
+
+    def _path(self, number: int, count: int | None = None) -> Path:
+        if count == 1:
+            return self.folder / f"{self.stem}.{self.kind}"
+        middle = f"{number:05d}.part" if count is None else f"{number:05d}-of-{count:05d}"
+        return self.folder / f"{self.stem}-{middle}.{self.kind}"
+
+    def _flush(self) -> None:
+        self.shards.append(list(self.buffer))
+        path = self._path(len(self.shards))
+        if self.kind == "safetensors":
+            save_file(self.buffer, path, {"format": "pt"})
+        else:
+            # clone: a view would bring the whole mapped file along
+            torch.save({name: tensor.clone() for name, tensor in self.buffer.items()}, path)
+        self.buffer, self.size = {}, 0
+
+    def close(self) -> None:
+        """Write what is left, give the shards their final names and write the index."""
+        if self.buffer or not self.shards:
+            self._flush()
+        count, index = len(self.shards), {}
+        for number, names in enumerate(self.shards, 1):
+            final = self._path(number, count)
+            self._path(number).rename(final)
+            index.update(dict.fromkeys(names, final.name))
+        if count > 1:
+            data = {"metadata": {"total_size": self.total}, "weight_map": index}
+            (self.folder / f"{self.stem}.{self.kind}.index.json").write_text(json.dumps(data, indent=2) + "\n")
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """`config.json` of the saved form, and the model card."""
+    config = {"format": FORMAT, "speechzoo_version": speechzoo.__version__, **config}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "README.md").write_text(model_card(config))
+
+
+def is_saved(path: str | Path) -> bool:
+    """Whether a folder is of this form."""
+    file = Path(path) / "config.json"
+    return file.is_file() and "model_class" in read_json(file)
+
+
+def read_saved(path: str | Path) -> dict[str, Any]:
+    """`config.json` of a saved form.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder is none, or of a newer format.
+    """
+    config = read_json(Path(path) / "config.json")
+    if "model_class" not in config or "hyper_parameters" not in config:
+        raise ValueError(f"{path}: not a model saved by speechzoo (config.json names no model_class)")
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {config.get('format')}, this speechzoo reads {FORMAT}: upgrade speechzoo")
+    return config
+
+
+def load_saved(path: str | Path, dtype: str | None = None, **changes: Any) -> SpeechLLM:
+    """The model in a folder of the saved form, in eval mode on the CPU.
+
+    Args:
+        dtype: of all weights (`float32`, `bfloat16`, `float16`); default: as they were saved.
+        changes: constructor arguments to replace, e.g. `freeze`.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder is incomplete or its tensors do not fit its config.
+    """
+    folder = Path(path).expanduser()
+    config = read_saved(folder)
+    settings = inside(config["hyper_parameters"], folder)
+    if dtype is not None:
+        for part in ("encoder", "llm"):
+            settings[part]["init_args"]["dtype"] = dtype
+    # The encoder's and the LLM's weights come from the folder itself, whatever earlier stages they went through.
+    model: SpeechLLM = resolve(config["model_class"])(**{**settings, **changes})
+    model.configure_model()
+    weights = Weights(folder)
+    own = {n: p for n, p in model.named_parameters() if not n.startswith(("encoder.", "llm."))}
+    if set(weights) != set(own):
+        raise ValueError(f"{folder}: model.safetensors does not fit config.json: {sorted(set(weights) ^ set(own))[:3]}")
+    stored = weights[next(iter(weights))].dtype if len(weights) else torch.float32
+    for name in weights:
+        tensor = weights[name]
+        if tensor.shape != own[name].shape:
+            raise ValueError(f"{folder}: {name} is {tuple(tensor.shape)}, config.json says {tuple(own[name].shape)}")
+        with torch.no_grad():
+            own[name].data = tensor.to(stored if dtype is None else getattr(torch, dtype)).clone()
+    model.saved = config
+    return model.eval()
+
+
+def inside(value: Any, folder: Path) -> Any:
+    """The same data, with strings that start with `./` made paths in `folder`."""
+    if isinstance(value, dict):
+        return {key: inside(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [inside(item, folder) for item in value]
+    if isinstance(value, str) and value.startswith("./"):
+        return str(folder / value[2:])
+    return value
+
+
+def model_card(config: dict[str, Any]) -> str:
+    """A short README from what `config.json` says."""
+    name = config["model_class"].rpartition(".")[2]
+    licence, compat = config.get("licence", {}), config.get("compat", {})
+    source = config.get("source", {})
+    lines = [
+        "---",
+        "library_name: speechzoo",
+        f"license: {licence.get('id', 'other')}",
+        "tags: [speech, speech-llm]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A speech language model in speechzoo's saved form: `speechzoo.load(\"this folder\")`. {config.get('about', '')}",
+        "",
+        f"Licence of the weights: {licence.get('text', 'not stated')}",
+        "",
+        "## Parts",
+        "",
+        "| part | class |",
+        "|---|---|",
+    ]
+    for part, spec in config["hyper_parameters"].items():
+        if isinstance(spec, dict) and "class_path" in spec and part not in ("optimizer", "lr_scheduler"):
+            lines.append(f"| {part} | `{spec['class_path']}` |")
+    if compat:
+        lines += ["", "## Behaviour of the release that is kept", "", "| switch | value | where |", "|---|---|---|"]
+        lines += [f"| {key} | `{item['value']}` | `{item['switch']}` |" for key, item in compat.items()]
+    if source.get("sha256"):
+        lines += ["", "## Made from", "", "| file | sha256 |", "|---|---|"]
+        lines += [f"| {file} | `{digest}` |" for file, digest in source["sha256"].items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,159 @@
+"""What importing and exporting have in common: copying weights shard by shard, and the files around them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LlamaConfig
+
+from speechzoo.interop.layout import Released, Weights, find_source, read_json, read_pickle, sha256
+from speechzoo.interop.saved import ShardWriter, new_folder, read_saved
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def write_parts(
+    work: Path, released: Released, config: LlamaConfig, ours: dict[str, str], kept: Callable[[str, Tensor], bool]
+) -> list[str]:
+    """Copy a release's tensors, each read once: `ours` (by new name) to model.safetensors, those that `kept` chooses to
+    kept.safetensors, the LLM's to `llm/`. Returns the kept names."""
+    llm = ShardWriter(work / "llm")
+    own: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    weights = released.weights
+    for name in weights:
+        tensor = weights[name]
+        if name in ours:
+            own[ours[name]] = tensor.clone().contiguous()
+        elif not name.startswith(("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")) or (
+            name.endswith("rotary_emb.inv_freq")
+        ):
+            if kept(name, tensor):
+                rest[name] = tensor.clone().contiguous()
+        else:
+            llm.add(name, tensor)
+    llm.close()
+    weights.close()
+    save_file(own, work / "model.safetensors", {"format": "pt"})
+    if rest:
+        save_file(rest, work / "kept.safetensors", {"format": "pt"})
+    config.save_pretrained(work / "llm")
+    return sorted(rest)
+
+
+def write_around(work: Path, released: Released, tokenizer: str | None) -> dict[str, Any]:
+    """Tokenizer and generation settings beside the LLM; returns what export needs to write the release again."""
+    files = released.tokenizer_files(tokenizer)
+    for file in files:
+        shutil.copyfile(file, work / "llm" / file.name)
+    generation = released.folder / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, work / "llm" / generation.name)
+    return {
+        "config": released.config,
+        "weights": released.weights.kind,
+        "files": [file.name for file in files] + ([generation.name] if generation.is_file() else []),
+        "sha256": released.hashes(),
+    }
+
+
+def stop_ids(released: Released) -> list[int] | None:
+    """End-of-sequence ids of generation_config.json, else of config.json."""
+    file = released.folder / "generation_config.json"
+    ids = read_json(file).get("eos_token_id") if file.is_file() else None
+    ids = released.config.get("eos_token_id") if ids is None else ids
+    return [ids] if isinstance(ids, int) else ids
+
+
+def release_dtype(released: Released) -> str:
+    """Name of the dtype of the release's weights."""
+    name = next(iter(released.weights))
+    dtype = str(released.weights[name].dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ValueError(f"{released.weights.files[name]}: {name} is {dtype}; float32, bfloat16 or float16 is expected")
+    return dtype
+
+
+def copy_encoder(source: str | Path, work: Path) -> tuple[str, dict[str, str]]:
+    """Copy a speech encoder (an openai-whisper file or a Hugging Face folder); its path in the folder and its hashes.
+
+    Raises:
+        FileNotFoundError, ValueError: if it is neither.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        openai_state(path)
+        shutil.copyfile(path, work / "encoder.pt")
+        return "./encoder.pt", {path.name: sha256(path)}
+    folder = find_source(source)
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "whisper":
+        raise ValueError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, expected whisper")
+    weights = Weights(folder)
+    (work / "encoder").mkdir()
+    files = sorted({*weights.files.values(), *(file for file in folder.glob("*.json")), *folder.glob("merges.txt")})
+    for file in files:
+        shutil.copyfile(file, work / "encoder" / file.name)
+    return "./encoder", {f"{folder.name}/{file.name}": sha256(file) for file in files}
+
+
+def openai_state(file: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Sizes and tensors of an openai-whisper file, mapped into memory.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such speech encoder")
+    held = read_pickle(file)
+    if not isinstance(held, dict) or not {"dims", "model_state_dict"} <= set(held):
+        raise ValueError(f"{file}: not an openai-whisper checkpoint (it has no dims and model_state_dict)")
+    return held["dims"], held["model_state_dict"]
+
+
+def same_values(tensor: Tensor, other: Tensor | None) -> bool:
+    """Whether a tensor is another one in the dtype of the first, bit for bit."""
+    return other is not None and tensor.shape == other.shape and torch.equal(tensor, other.to(tensor.dtype))
+
+
+def export_release(
+    path: str | Path,
+    target: str | Path,
+    system: str,
+    released_name: dict[str, str],
+    more: Callable[[Path, dict[str, Any]], Iterable[tuple[str, Tensor]]],
+) -> None:
+    """Write a saved form in its released layout again.
+
+    Args:
+        released_name: of each tensor in model.safetensors.
+        more: further tensors for the folder and its `source` record.
+
+    Raises:
+        ValueError: if the folder was not imported from such a release.
+    """
+    folder = Path(path).expanduser()
+    source = read_saved(folder).get("source", {})
+    if source.get("system") != system:
+        raise ValueError(f"{folder}: was not imported from {system}, so its released layout is not known")
+    with new_folder(target) as work:
+        writer = ShardWriter(work, source["weights"], 5 << 30)
+        own = Weights(folder)
+        for weights, rename in ((Weights(folder / "llm"), {}), (own, released_name)):
+            for name in weights:
+                if weights is own and name not in released_name:
+                    raise ValueError(f"{folder}/model.safetensors: {name} has no place in the released layout")
+                writer.add(rename.get(name, name), weights[name])
+        for name, tensor in more(folder, source):
+            writer.add(name, tensor)
+        writer.close()
+        (work / "config.json").write_text(json.dumps(source["config"], indent=2, sort_keys=True) + "\n")
+        for name in source["files"]:
+            shutil.copyfile(folder / "llm" / name, work / name)

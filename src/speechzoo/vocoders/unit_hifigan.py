@@ -1,0 +1,127 @@
+"""LLaMA-Omni's vocoder: a unit HiFi-GAN with duration predictor, from fairseq's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+from speechzoo.vocoders.base import Vocoder
+
+
+class DurationPredictor(nn.Module):
+    """Frames each unit lasts, as log(frames + 1) (fairseq's VariancePredictor)."""
+
+    def __init__(self, dim: int, hidden_dim: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv1d(dim, hidden_dim, kernel_size, padding=(kernel_size - 1) // 2), nn.ReLU())
+        self.ln1 = nn.LayerNorm(hidden_dim)
+        self.conv2 = nn.Sequential(nn.Conv1d(hidden_dim, hidden_dim, kernel_size, padding=1), nn.ReLU())
+        self.ln2 = nn.LayerNorm(hidden_dim)
+        self.proj = nn.Linear(hidden_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape: `[B, U, dim] -> [B, U]`."""
+        x = self.ln1(self.conv1(x.transpose(1, 2)).transpose(1, 2))
+        x = self.ln2(self.conv2(x.transpose(1, 2)).transpose(1, 2))
+        return self.proj(x).squeeze(-1)
+
+
+class UnitHiFiGAN(Vocoder):
+    """CodeHiFiGAN: unit embedding, predicted durations, HiFi-GAN generator (transformers' implementation of it).
+
+    Args:
+        folder: holds fairseq's `config.json` and one `g_*` checkpoint, such as the files of
+            `mhubert_vp_en_es_fr_it3_400k_layer11_km1000_lj`.
+
+    Raises:
+        FileNotFoundError: if one of the files is missing.
+        ValueError: if the checkpoint has other tensors than its config describes, or the config needs f0 or speakers.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        root = Path(folder)
+        files = sorted(root.glob("g_*"))
+        if not files or not (root / "config.json").is_file():
+            raise FileNotFoundError(f"{root}: a unit HiFi-GAN folder holds config.json and g_00500000")
+        config = json.loads((root / "config.json").read_text())
+        unsupported = [key for key in ("f0", "multispkr", "num_speakers") if config.get(key)]
+        if unsupported:
+            raise ValueError(
+                f"{root}/config.json: {', '.join(unsupported)} are not supported, only plain unit vocoders"
+            )
+        self.sample_rate, self.num_units = config.get("sampling_rate", 16_000), config["num_embeddings"]
+        self.hop = config["code_hop_size"]
+        self.embedding = nn.Embedding(config["num_embeddings"], config["embedding_dim"])
+        predictor = config["dur_predictor_params"]
+        self.durations = DurationPredictor(
+            predictor["encoder_embed_dim"], predictor["var_pred_hidden_dim"], predictor["var_pred_kernel_size"]
+        )
+        self.generator = SpeechT5HifiGan(
+            SpeechT5HifiGanConfig(
+                model_in_dim=config["model_in_dim"],
+                sampling_rate=self.sample_rate,
+                upsample_initial_channel=config["upsample_initial_channel"],
+                upsample_rates=config["upsample_rates"],
+                upsample_kernel_sizes=config["upsample_kernel_sizes"],
+                resblock_kernel_sizes=config["resblock_kernel_sizes"],
+                resblock_dilation_sizes=config["resblock_dilation_sizes"],
+                leaky_relu_slope=0.1,
+                normalize_before=False,
+            )
+        )
+        self._load(files[-1])
+        self.eval()
+
+    def _load(self, file: Path) -> None:
+        state = torch.load(file, map_location="cpu", weights_only=True)["generator"]
+        renamed = {}
+        for name, tensor in state.items():
+            if name.endswith("weight_g"):
+                continue
+            if name.endswith("weight_v"):
+                # weight norm, folded: w = g * v / |v|, the norm over all axes but the first
+                norm = tensor.flatten(1).norm(dim=1).view(-1, *[1] * (tensor.dim() - 1))
+                name, tensor = name[:-2], state[name[:-1] + "g"] * tensor / norm
+            if name.startswith("dict."):
+                renamed["embedding." + name[5:]] = tensor
+            elif name.startswith("dur_predictor."):
+                renamed["durations." + name[14:]] = tensor
+            else:
+                renamed["generator." + name.replace("ups.", "upsampler.", 1)] = tensor
+        missing, unexpected = self.load_state_dict(renamed, strict=False)
+        missing = [name for name in missing if name not in ("generator.mean", "generator.scale")]
+        if missing or unexpected:
+            raise ValueError(f"{file}: missing {missing[:3]}, left over {list(unexpected)[:3]}")
+
+    @torch.no_grad()
+    def predict_durations(self, units: Tensor) -> Tensor:
+        """Frames of 1 / 50 s per unit, at least 1. Shape: `[U] -> [U]`."""
+        logs = self.durations(self.embedding(units[None]))[0]
+        return (logs.exp() - 1).round().long().clamp(min=1)
+
+    @torch.no_grad()
+    def forward(self, units: list[Tensor], durations: bool = True) -> list[Tensor]:
+        """Sound of each unit sequence; `durations=False` gives each unit one frame (units with their repeats kept).
+
+        Raises:
+            ValueError: if a unit is not in 0 ... K - 1.
+        """
+        waves = []
+        for row in units:
+            if not len(row):
+                waves.append(torch.zeros(0, device=row.device))
+                continue
+            if int(row.min()) < 0 or int(row.max()) >= self.num_units:
+                raise ValueError(
+                    f"units {int(row.min())} ... {int(row.max())}: this vocoder knows 0 ... {self.num_units - 1}"
+                )
+            frames = self.embedding(row)
+            if durations:
+                frames = frames.repeat_interleave(self.predict_durations(row), dim=0)
+            waves.append(self.generator(frames))
+        return waves

@@ -1,0 +1,162 @@
+"""The language part: new tokens, LoRA, the loss over answers, and greedy generation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from speechzoo.llms import HFCausalLM
+from speechzoo.types import AUDIO
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_llm_dir) -> HFCausalLM:
+    return HFCausalLM([], str(tiny_llm_dir)).eval()
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, torch.Tensor]:
+    """A spoken two-turn row and a shorter text row, right padded with id 1, which is also supervised."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_ids": torch.tensor([[5, AUDIO, 40, 41, 1, 7, 42, 1], [5, 6, 43, 1, 1, 1, 1, 1]]),
+        "attention_mask": torch.tensor([[1] * 8, [1] * 4 + [0] * 4]).bool(),
+        "turns": torch.tensor([[0, 0, 1, 1, 1, 0, 2, 2], [0, 0, 1, 1, 0, 0, 0, 0]]),
+        "speech": torch.randn(1, 3, 32, generator=generator),
+        "speech_lens": torch.tensor([2]),
+    }
+
+
+def test_new_rows_start_at_the_mean_of_the_old(tiny_llm_dir, llm):
+    table = llm.lm.get_input_embeddings().weight
+    size = table.shape[0]
+    grown = HFCausalLM([size, size + 1], str(tiny_llm_dir))
+    assert grown.lm.get_input_embeddings().weight[:size].equal(table)
+    for weight in (grown.lm.get_input_embeddings().weight, grown.lm.get_output_embeddings().weight):
+        torch.testing.assert_close(weight[size:], weight[:size].mean(dim=0).expand(2, -1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(grown.new_embeddings, table.mean(dim=0).expand(2, -1), atol=1e-6, rtol=0)
+
+
+def test_new_tokens_are_read_from_their_own_table(tiny_llm_dir, llm):
+    size = llm.lm.get_input_embeddings().weight.shape[0]
+    grown = HFCausalLM([size, size + 1], str(tiny_llm_dir))
+    with torch.no_grad():
+        grown.new_embeddings[1] = 7.0
+    ids = torch.tensor([[3, size + 1, size, AUDIO]])
+    got = grown.embed(ids)
+    assert got[0, 0].equal(llm.embed(ids[:, :1])[0, 0])
+    assert got[0, 1].equal(torch.full((32,), 7.0)) and got[0, 2].equal(grown.new_embeddings[0])
+    got[0, :3].sum().backward()
+    assert grown.new_embeddings.grad.equal(torch.ones(2, 32))
+    learned = grown.lm.get_input_embeddings().weight.grad.abs().sum(dim=1).nonzero().flatten()
+    assert learned.tolist() == [3]  # the pretrained table's own rows of the new ids never learn
+
+
+def test_ids_inside_the_old_table_grow_nothing(tiny_llm_dir, llm):
+    """Vocabularies are often padded: then the row that is there is where the token starts."""
+    kept = HFCausalLM([9], str(tiny_llm_dir))
+    assert kept.lm.get_input_embeddings().weight.shape == llm.lm.get_input_embeddings().weight.shape
+    assert kept.new_embeddings[0].equal(llm.lm.get_input_embeddings().weight[9])
+
+
+def test_lora_learns_in_float32_over_a_frozen_bfloat16_base(tiny_llm_dir, rows):
+    size = AutoModelForCausalLM.from_pretrained(tiny_llm_dir).get_input_embeddings().weight.shape[0]
+    torch.manual_seed(0)
+    llm = HFCausalLM([size], str(tiny_llm_dir), dtype="bfloat16", lora={"r": 2}).train()
+    learning = {n: p for n, p in llm.named_parameters() if p.requires_grad}
+    frozen = [p for p in llm.parameters() if not p.requires_grad]
+    assert all("lora_" in name or name == "new_embeddings" for name in learning) and "new_embeddings" in learning
+    assert {p.dtype for p in learning.values()} == {torch.float32} and {p.dtype for p in frozen} == {torch.bfloat16}
+    llm(**rows).loss_sum.backward()
+    moved = [name for name, p in learning.items() if p.grad is not None and p.grad.any()]
+    assert any("lora_B" in name for name in moved) and all(p.grad is None for p in frozen)
+
+
+@torch.no_grad()
+def test_lora_starts_as_the_base_itself(tiny_llm_dir, llm, rows):
+    lora = HFCausalLM([], str(tiny_llm_dir), lora={"r": 2, "target_modules": ["q_proj"]}).eval()
+    assert lora(**rows, logits=True).logits.equal(llm(**rows, logits=True).logits)
+    assert all("q_proj" in n for n, p in lora.named_parameters() if p.requires_grad)
+
+
+def test_unknown_lora_settings_and_targets_are_named(tiny_llm_dir):
+    with pytest.raises(ValueError, match=r"llm\.lora: .*rnk.*\(settings of peft\.LoraConfig\)"):
+        HFCausalLM([], str(tiny_llm_dir), lora={"rnk": 2})
+    with pytest.raises(ValueError, match="nowhere_proj"):
+        HFCausalLM([], str(tiny_llm_dir), lora={"target_modules": ["nowhere_proj"]})
+
+
+def test_the_head_at_supervised_positions_only_gives_the_full_loss(tiny_llm_dir, rows):
+    """Same sum, same gradients, with and without the logits of every position."""
+    losses, grads = [], []
+    for logits in (False, True):
+        llm = HFCausalLM([], str(tiny_llm_dir)).eval()
+        out = llm(**rows, logits=logits)
+        out.loss_sum.backward()
+        losses.append(out.loss_sum.detach())
+        grads.append(llm.lm.get_input_embeddings().weight.grad)
+        assert (out.logits is None) is not logits
+    torch.testing.assert_close(losses[0], losses[1], atol=0, rtol=1e-6)
+    torch.testing.assert_close(grads[0], grads[1], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_loss_is_the_next_token_entropy_of_transformers(llm, rows):
+    """Row by row on the spliced embeddings, with labels put on by hand."""
+    total = 0.0
+    spliced = llm.splice(**rows)
+    labels = torch.tensor([[-100, -100, -100, 40, 41, 1, -100, 42, 1], [-100, -100, 43, 1] + [-100] * 5])
+    for row in range(2):
+        real = spliced.mask[row]
+        out = llm.lm(inputs_embeds=spliced.embeds[row : row + 1, real], labels=labels[row : row + 1, real])
+        total += float(out.loss) * int((labels[row] >= 0).sum())
+    got = llm(**rows)
+    assert got.labels.equal(labels)
+    assert float(got.loss_sum) == pytest.approx(total, rel=1e-5)
+
+
+def argmax_loop(llm: HFCausalLM, ids: list[int], speech: torch.Tensor, steps: int) -> list[int]:
+    """Greedy decoding without a cache: the definition."""
+    new: list[int] = []
+    for _ in range(steps):
+        row = torch.tensor([ids + new])
+        lens = torch.full((len(speech),), speech.shape[1])
+        out = llm(row, torch.ones_like(row).bool(), torch.zeros_like(row), speech, lens, loss=False, logits=True)
+        new.append(int(out.logits[0, -1].argmax()))
+    return new
+
+
+@torch.no_grad()
+def test_generation_is_the_greedy_loop_and_ends_at_stop_ids(llm, rows):
+    speech = rows["speech"][:, :2]
+    none = torch.zeros(0, 2, llm.dim)
+    expected = [argmax_loop(llm, [5, AUDIO, 40, 8], speech, 7), argmax_loop(llm, [5, 6], none, 7)]
+    ids = torch.tensor([[5, AUDIO, 40, 8], [1, 1, 5, 6]])
+    batch = (ids, torch.tensor([[1] * 4, [0, 0, 1, 1]]).bool(), speech, torch.tensor([2]))
+    free = llm.generate(*batch, max_new_tokens=7, eos_token_id=[])
+    assert [row.tolist() for row in free] == expected
+
+    stop = expected[0][3]
+    for given in (stop, [stop, expected[1][1]]):
+        stops = [given] if isinstance(given, int) else given
+        want = [row[: next((at + 1 for at, token in enumerate(row) if token in stops), 7)] for row in expected]
+        got = llm.generate(*batch, max_new_tokens=7, eos_token_id=given)
+        assert [row.tolist() for row in got] == want
+        assert want[0][-1] in stops and len(want[0]) < 7
+
+
+@torch.no_grad()
+def test_sampling_settings_of_a_checkpoint_do_not_make_answers_random(llm, rows, monkeypatch):
+    config = llm.lm.generation_config
+    monkeypatch.setattr(config, "do_sample", True)
+    monkeypatch.setattr(config, "temperature", 5.0)
+    ids = torch.tensor([[5, 6]])
+    batch = (ids, torch.ones_like(ids).bool(), torch.zeros(0, 1, llm.dim), torch.zeros(0).long())
+    answer = llm.generate(*batch, max_new_tokens=6, eos_token_id=[])[0].tolist()
+    assert answer == argmax_loop(llm, [5, 6], torch.zeros(0, 1, llm.dim), 6)
+
+
+def test_clips_and_placeholders_have_to_match(llm, rows):
+    with pytest.raises(ValueError, match="1 audio placeholders in the batch, but 2 clips"):
+        llm(**{**rows, "speech": torch.zeros(2, 3, 32), "speech_lens": torch.tensor([2, 2])})

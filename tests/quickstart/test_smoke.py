@@ -1,0 +1,77 @@
+"""The whole quickstart at the smoke scale with the real parts: killed while training, started again, and repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from speechzoo.quickstart.examination import SYSTEMS
+from speechzoo.quickstart.scale import STAGES
+
+# Of the person who runs the tests; the fixture `own_cache` would fetch 240 MB into a temporary folder.
+CACHE = os.environ.get("SPEECHZOO_CACHE")
+KILLED = STAGES[1]
+
+
+def start(out: Path, log: Path) -> subprocess.Popen:
+    env = {name: value for name, value in os.environ.items() if name not in ("SPEECHZOO_CACHE", "WANDB_MODE")}
+    env |= {"SPEECHZOO_CACHE": CACHE} if CACHE else {}
+    command = [sys.executable, "-m", "speechzoo", "quickstart", "--smoke", f"--out={out}"]
+    with log.open("a") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+
+
+def finish(out: Path, log: Path, seconds: float = 900) -> float:
+    began = time.monotonic()
+    process = start(out, log)
+    try:
+        assert process.wait(timeout=seconds) == 0, log.read_text()[-3000:]
+    finally:
+        process.kill()
+    return time.monotonic() - began
+
+
+@pytest.mark.real
+def test_smoke_run(tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log.txt"
+    process = start(out, log)
+    try:
+        for _ in range(6000):  # until the second training stage has its config: its steps come next
+            if (out / KILLED / "config.yaml").is_file():
+                break
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    state = out / "state"
+    assert not (state / f"{KILLED}.done").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in state.glob("*.done")}
+    assert set(before) == {f"{name}.done" for name in ("parts", "corpus", "units", STAGES[0])}
+
+    finish(out, log)
+    assert {name: (state / name).stat().st_mtime_ns for name in before} == before
+    stages = {"parts", "corpus", "units", *STAGES, "answers", "report"}
+    assert {path.stem for path in state.glob("*.done")} == stages
+
+    html, text = (out / "report.html").read_text(), (out / "report.md").read_text()
+    for system in SYSTEMS:
+        assert system.name in html and system.name in text
+        assert len((out / "answers" / f"{system.key}.jsonl").read_text().splitlines()) == 19
+    assert html.count("data:audio/") >= 1 and html.count("data:image/") >= 1
+    for name in STAGES:
+        assert (out / name / "last.ckpt").is_file() and (out / name / "config.yaml").is_file()
+        assert json.loads((out / name / "summary.json").read_text())
+        assert list((out / name / "wandb").glob("offline-run-*/*.wandb"))
+    assert list((out / "wandb").glob("offline-run-*/*.wandb"))
+
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert finish(out, log, 120) < 60
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == kept

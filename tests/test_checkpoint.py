@@ -1,0 +1,174 @@
+"""Checkpoints: a run continued is the run unbroken, they hold what was trained, and another model refuses them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import UNIT_DECODER, saved, write_config, zoo
+
+from speechzoo.data import encode_batch
+from speechzoo.hub import load_run
+from speechzoo.llms import HFCausalLM
+from speechzoo.models import LLaMAOmni, LLaSM
+
+STAGE2 = ["--model=LLaMAOmni", *UNIT_DECODER, r"--model.init_args.freeze=['^encoder\.','^adaptor\.','^llm\.']"]
+STAGE2 += ["--model.init_args.loss_weights={lm: 0.0}", "--trainer.limit_val_batches=0"]
+STAGE1 = ["--model=LLaMAOmni", *UNIT_DECODER, r"--model.init_args.freeze=['^encoder\.','^unit_decoder\.']"]
+STAGE1 += ["--model.init_args.loss_weights={ctc: 0.0}"]
+# A constant rate: a cosine would depend on how many steps the first half believes there are.
+STEADY = ["--model.init_args.lr_scheduler=null"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest: Path) -> Path:
+    return write_config(tmp_path_factory.mktemp("runs") / "tiny.yaml", tiny_llm_dir, tiny_whisper_pt, manifest)
+
+
+@pytest.fixture(scope="module")
+def runs(config: Path) -> dict[str, Any]:
+    """A LLaSM and both stages of a LLaMA-Omni, trained; the CLI objects by name of their folder."""
+    folder = config.parent
+    done = {"llasm": zoo("fit", "-c", config, "--name=llasm")}
+    done["stage1"] = zoo("fit", "-c", config, "--name=stage1", *STAGE1)
+    first = f"--model.init_args.init_from=['{folder / 'stage1'}']"
+    done["stage2"] = zoo("fit", "-c", config, "--name=stage2", *STAGE2, first)
+    return {name: (folder / name, cli.model.eval()) for name, cli in done.items()}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality to the bit of nested data with tensors."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.equal(other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize("stage", [[], STAGE2], ids=["llasm", "llama_omni_stage2"])
+def test_four_and_four_steps_are_eight(config: Path, stage: list[str]) -> None:
+    """To the bit, in weights and Adam state, though an epoch has three batches and step four lies inside one."""
+    folder = config.parent
+    kind = "omni" if stage else "llasm"
+    common = ["fit", "-c", config, *stage, *STEADY]
+    zoo(*common, f"--name={kind}_8", "--trainer.max_steps=8")
+    zoo(*common, f"--name={kind}_4", "--trainer.max_steps=4")
+    half = saved(folder / f"{kind}_4" / "last.ckpt")
+    assert half["global_step"] == 4 and half["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 1
+    zoo(*common, f"--name={kind}_4", "--trainer.max_steps=8", "--ckpt_path", folder / f"{kind}_4" / "last.ckpt")
+    whole, continued = (saved(folder / f"{kind}_{n}" / "last.ckpt") for n in (8, 4))
+    assert continued["global_step"] == 8
+    assert same(whole["state_dict"], continued["state_dict"])
+    assert same(whole["optimizer_states"], continued["optimizer_states"])
+    moments = whole["optimizer_states"][0]["state"]
+    assert len(moments) == len(whole["state_dict"]) and all(entry["step"] == 8 for entry in moments.values())
+    assert not same(whole["state_dict"], half["state_dict"])
+
+
+def test_only_trained_weights_are_kept(runs) -> None:
+    """Names, sizes on disk, and everything as plain data (`saved` reads with `weights_only`)."""
+    expected = {"llasm": ("adaptor", "llm"), "stage1": ("adaptor", "llm"), "stage2": ("unit_decoder",)}
+    for name, parts in expected.items():
+        folder, model = runs[name]
+        file = saved(folder / "last.ckpt")
+        learned = [n for n, p in model.named_parameters() if p.requires_grad]
+        assert sorted(file["state_dict"]) == file["trained"] == sorted(learned)
+        assert {n.split(".")[0] for n in learned} == set(parts)
+        numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        # Weights and two moments in fp32, and headers that tiny tensors cannot hide.
+        assert (folder / "last.ckpt").stat().st_size < 12 * numbers + 4000 * len(learned) + 60_000
+        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        assert name != "stage2" or frozen > 5 * numbers
+
+
+def test_another_model_or_another_freeze_is_refused(config: Path, runs) -> None:
+    ckpt = ["--ckpt_path", runs["stage1"][0] / "last.ckpt"]
+    with pytest.raises(ValueError, match="LLaMAOmni: this checkpoint was trained with other parts or another `freeze`"):
+        zoo("fit", "-c", config, "--name=refused", *STAGE2, *ckpt)
+    with pytest.raises(ValueError, match=r"only in the model: \['unit_decoder\..*give it as model.init_from"):
+        zoo("fit", "-c", config, "--name=refused", "--model=LLaMAOmni", *UNIT_DECODER, *ckpt)
+    # The same parameters, though of another class: LLaSM may go on from stage 1. Another width may not.
+    with pytest.raises((ValueError, RuntimeError), match="size mismatch for adaptor.linear.weight"):
+        zoo(
+            "fit",
+            "-c",
+            config,
+            "--name=refused",
+            "--model.adaptor.stack=2",
+            "--ckpt_path",
+            runs["llasm"][0] / "last.ckpt",
+        )
+    with pytest.raises(ValueError, match=r"Only in the checkpoint: \['llm\.lm\."):
+        zoo(
+            *("validate", "-c", config, r"--model.init_args.freeze=['^encoder\.','^llm\.']"),
+            *("--ckpt_path", runs["llasm"][0] / "last.ckpt"),
+        )
+
+
+def test_earlier_stages_are_checked(config: Path, runs, tmp_path: Path) -> None:
+    stage2 = runs["stage2"][0]
+    with pytest.raises(ValueError, match=r"stage2.*: holds unit_decoder\.\S+, which this LLaSM does not have"):
+        zoo("fit", "-c", config, "--name=refused", f"--model.init_args.init_from=['{stage2}']")
+    with pytest.raises(ValueError, match=r"adaptor\.linear\.weight is \(32, 128\), the model's is \(32, 64\)"):
+        first = f"--model.init_args.init_from=['{runs['llasm'][0]}']"
+        zoo("fit", "-c", config, "--name=refused", "--model.adaptor.stack=2", first)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'none'}: no such checkpoint")):
+        zoo("fit", "-c", config, "--name=refused", f"--model.init_args.init_from=['{tmp_path / 'none'}']")
+
+
+def conversations() -> list[list[dict]]:
+    clip = torch.sin(torch.arange(16_000) / 20) * 0.5
+    question = {"role": "user", "content": [{"type": "audio", "array": clip}]}
+    return [[question, {"role": "assistant", "content": "The capital of France is Paris.", "units": [1, 2, 3, 1]}]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llasm", "stage1", "stage2"])
+def test_a_loaded_run_is_the_trained_model(runs, name: str) -> None:
+    """All weights to the bit, its losses and its answers; stage 2 with the LLM that stage 1 trained.
+
+    Stage 1's unit decoder is neither pretrained nor trained, so it is left out: what it says means nothing.
+    """
+    folder, model = runs[name]
+    loaded = load_run(folder)
+    assert type(loaded) is (LLaSM if name == "llasm" else LLaMAOmni) and not loaded.training
+    theirs = dict(loaded.named_parameters())
+    untrained = "unit_decoder." if name == "stage1" else "none"
+    differ = [n for n, p in model.named_parameters() if not same(p.data, theirs[n].data)]
+    assert [n for n in differ if not n.startswith(untrained)] == []
+    batch = encode_batch(model.prompt, conversations(), True, "right")
+    before, after = model(batch, logits=True), loaded(batch, logits=True)
+    assert same(before.losses["lm"], after.losses["lm"]) and same(before.logits, after.logits)
+    question = encode_batch(model.prompt, conversations(), False, "left")
+    one, other = (m.respond(question, max_new_tokens=5) for m in (model, loaded))
+    assert one.text == other.text
+    if name != "stage1":
+        assert same(before.losses, after.losses) and same(one.units, other.units)
+
+
+def test_stage_two_starts_from_the_weights_of_stage_one(runs, tiny_llm_dir: Path) -> None:
+    trained = saved(runs["stage1"][0] / "last.ckpt")["state_dict"]
+    theirs = dict(runs["stage2"][1].named_parameters())
+    assert all(theirs[name].data.equal(value) for name, value in trained.items())
+    released = HFCausalLM([], model=str(tiny_llm_dir))
+    assert not any(p.equal(theirs[f"llm.{n}"]) for n, p in released.named_parameters())
+
+
+def test_moved_folders_are_given_to_load_run(runs, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.symlink_to(runs["stage1"][0])
+    loaded = load_run(runs["stage2"][0] / "last.ckpt", init_from=[str(moved)])
+    assert all(p.equal(q) for p, q in zip(loaded.parameters(), runs["stage2"][1].parameters(), strict=True))
+    with pytest.raises(FileNotFoundError, match="last.ckpt: no such checkpoint"):
+        load_run(tmp_path)
+
+
+def test_a_foreign_checkpoint_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="last.ckpt: not a speechzoo checkpoint"):
+        load_run(tmp_path)

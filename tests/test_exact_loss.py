@@ -1,0 +1,188 @@
+"""The loss counts every target of a step once: any split over processes and micro-batches trains the same weights."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from lightning import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from test_models import assistant, make, tone, user
+from torch.utils.data import DataLoader
+
+from speechzoo.data import encode_batch, with_windows
+from speechzoo.models import SpeechLLM
+from speechzoo.types import SpeechBatch
+
+LONG = "the capital of France is Paris, and six plus nine is fifteen; a quick brown fox jumps over the lazy dog."
+
+# Three steps of four conversations. With two processes the first has the first two: few targets against many, and in
+# the second and third step a process without speech, and one without units.
+STEPS = [
+    [
+        [user(tone(0.4, 200)), assistant("no", [1])],
+        [user("or", tone(0.3, 250)), assistant("yes", [2])],
+        [user(tone(0.9, 300)), assistant(LONG, [3, 4, 5, 6, 5, 4, 3])],
+        [user(tone(1.1, 150), "again"), assistant(LONG, list(range(12)) * 2)],
+    ],
+    [
+        [user("hello"), assistant("hi")],
+        [user("What is the capital of France?"), assistant("Paris")],
+        [user(tone(0.5, 350)), assistant(LONG, [7, 8, 9])],
+        [user(tone(0.4, 450)), assistant("It rains.", [10, 11])],
+    ],
+    [
+        [user(tone(0.5, 350)), assistant("It rains.", [7, 8, 9])],
+        [user(tone(0.6, 320)), assistant(LONG, [1, 2, 9])],
+        [user(tone(0.7, 340)), assistant("six")],
+        [user("sum"), assistant("nine")],
+    ],
+]
+# Validation: the second process has neither speech nor units.
+VALIDATION = [STEPS[0][0], STEPS[0][2], STEPS[1][0], STEPS[1][1]]
+
+MODELS = ["llasm_tokens", "llama_omni", "llama_omni_label"]
+
+
+def train(name: str, llm: Path, whisper: Path, world: int, rank: int, accumulate: int) -> dict[str, Any]:
+    """Weights and validation losses after the three steps, as this process sees them."""
+    # Plain SGD passes differences of gradients on as they are, which Adam would not.
+    optimizer = partial(torch.optim.SGD, lr=0.005)
+    model = make(name, llm, whisper, freeze=["^encoder\\."], optimizer=optimizer, loss_weights={"ctc": 0.5})
+
+    def share(conversations: list, parts: int) -> list:
+        """This process's conversations, in micro-batches."""
+        size = len(conversations) // world
+        mine = conversations[rank * size :][:size]
+        rows = len(mine) // parts
+        return [encode_batch(model.prompt, mine[i * rows :][:rows], True, "right") for i in range(parts)]
+
+    def loader(batches: list) -> DataLoader:
+        return DataLoader(batches, batch_size=None)
+
+    options: dict[str, Any] = {}
+    if world > 1:
+        options["strategy"] = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
+        options["plugins"] = [LightningEnvironment()]
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=world,
+        max_epochs=1,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **options,
+    )
+    batches = [batch for step in STEPS for batch in share(step, accumulate)]
+    # Always two conversations a batch, as `val/loss` is a mean over batches.
+    trainer.fit(model, with_windows(loader(batches), accumulate), loader(share(VALIDATION, 2 // world)))
+    assert trainer.global_step == len(STEPS)
+    return {
+        "weights": weights(model),
+        "losses": {k: float(v) for k, v in trainer.callback_metrics.items() if "val" in k},
+    }
+
+
+def weights(model: SpeechLLM) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _process(rank: int, port: int, llm: Path, whisper: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    for name in MODELS:
+        for accumulate in (1, 2):
+            result = train(name, llm, whisper, 2, rank, accumulate)
+            torch.save(result, out / f"{name}_{accumulate}_{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path) -> Path:
+    """Results of all models and accumulations in two processes over gloo; the processes start once."""
+    out = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_process, args=(port, tiny_llm_dir, tiny_whisper_pt, out), nprocs=2)
+    return out
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny_llm_dir: Path, tiny_whisper_pt: Path):
+    """Results of a model in this process, all conversations of a step in one batch; and its weights before."""
+    done: dict[str, Any] = {}
+
+    def get(name: str) -> dict[str, Any]:
+        if name not in done:
+            done[name] = train(name, tiny_llm_dir, tiny_whisper_pt, 1, 0, 1)
+            done[name]["before"] = weights(make(name, tiny_llm_dir, tiny_whisper_pt, freeze=["^encoder\\."]))
+        return done[name]
+
+    return get
+
+
+def distance(result: dict[str, Any], reference: dict[str, Any]) -> float:
+    """How far the weights lie apart, over the way they went in training.
+
+    Rounding alone gives 1e-6 after one step and 1e-5 after three (measured by reversing the rows of the batches).
+    """
+    apart = sum((result["weights"][n] - w).double().square().sum() for n, w in reference["weights"].items())
+    moved = sum((reference["before"][n] - w).double().square().sum() for n, w in reference["weights"].items())
+    assert moved > 1e-6
+    return float((apart / moved).sqrt())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_accumulation_is_one_large_batch(one_process, tiny_llm_dir, tiny_whisper_pt, name: str) -> None:
+    for accumulate in (2, 4):
+        result = train(name, tiny_llm_dir, tiny_whisper_pt, 1, 0, accumulate)
+        assert distance(result, one_process(name)) < 1e-4
+
+
+def test_a_mean_of_means_is_something_else(one_process, tiny_llm_dir, tiny_whisper_pt, monkeypatch) -> None:
+    """What frameworks do by default ends elsewhere altogether, so the tolerance of the other tests is a tight one."""
+
+    def own_mean(window: list[SpeechBatch]) -> list[SpeechBatch]:
+        for batch in window:
+            batch.window = {name: count * len(window) for name, count in batch.num_targets().items()}
+        return window
+
+    monkeypatch.setattr("speechzoo.data.window._counted", own_mean)
+    result = train(MODELS[0], tiny_llm_dir, tiny_whisper_pt, 1, 0, 2)
+    assert distance(result, one_process(MODELS[0])) > 0.1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_two_processes_are_one(one_process, two_processes: Path, name: str, accumulate: int) -> None:
+    ranks = [torch.load(two_processes / f"{name}_{accumulate}_{rank}.pt") for rank in range(2)]
+    reference = one_process(name)
+    for result in ranks:
+        assert distance(result, reference) < 1e-4
+    assert ranks[0]["losses"] == ranks[1]["losses"]
+    assert ranks[0]["losses"].keys() == reference["losses"].keys()
+    assert ("val/ctc_loss" in reference["losses"]) == name.startswith("llama_omni")
+    assert ranks[0]["losses"] == pytest.approx(reference["losses"], rel=1e-5)
+
+
+def test_accumulation_without_counts_is_refused(tiny_llm_dir, tiny_whisper_pt) -> None:
+    """A plain loader knows nothing of its window; to weigh its micro-batches equally would be wrong in silence."""
+    model = make("llasm", tiny_llm_dir, tiny_whisper_pt)
+    batches = [encode_batch(model.prompt, [conversation], True, "right") for conversation in STEPS[0]]
+    trainer = Trainer(accelerator="cpu", max_steps=1, accumulate_grad_batches=2, logger=False, barebones=True)
+    with pytest.raises(ValueError, match="gradient accumulation needs the targets of the whole window"):
+        trainer.fit(model, DataLoader(batches, batch_size=None))

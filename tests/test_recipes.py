@@ -1,0 +1,253 @@
+"""The shipped recipes: all parse and build, the full-scale ones hold the papers' numbers, the small ones train."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_runs import printed, saved
+from transformers import AutoTokenizer
+
+from speechzoo.hub import load_run
+from speechzoo.models import SpeechLLM
+from speechzoo.quickstart.pipeline import Quickstart
+from speechzoo.quickstart.scale import SMOKE, STAGES
+from speechzoo.recipes import recipe
+from speechzoo.spec import resolve, to_factory
+from speechzoo.text import CLIP, ChatPrompt
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+NAMES = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+
+LLASM = {
+    "class_path": "speechzoo.models.LLaSM",
+    "init_args.encoder.class_path": "speechzoo.encoders.WhisperQueries",
+    "init_args.encoder.init_args.model": "large-v2",
+    "init_args.encoder.init_args.num_queries": 64,
+    "init_args.adaptor.class_path": "speechzoo.adaptors.Linear",
+    "init_args.adaptor.init_args.stack": 1,
+    "init_args.llm.init_args.model": "LinkSoul/Chinese-Llama-2-7b",
+    "init_args.prompt.init_args.audio_tokens": ["<au_start>", "<au_end>"],
+    "init_args.prompt.init_args.max_length": 2048,
+    "init_args.optimizer.init_args.weight_decay": 0.0,
+    "init_args.lr_scheduler.init_args.warmup_ratio": 0.03,
+}
+LLAMA_OMNI = {
+    "class_path": "speechzoo.models.LLaMAOmni",
+    "init_args.encoder.class_path": "speechzoo.encoders.WhisperEncoder",
+    "init_args.encoder.init_args.model": "large-v3",
+    "init_args.encoder.init_args.window": "padded",
+    "init_args.adaptor.class_path": "speechzoo.adaptors.ConcatMLP",
+    "init_args.adaptor.init_args.stack": 5,
+    "init_args.adaptor.init_args.hidden_dim": 2048,
+    "init_args.llm.init_args.model": "meta-llama/Llama-3.1-8B-Instruct",
+    "init_args.unit_decoder.init_args.num_units": 1000,
+    "init_args.unit_decoder.init_args.upsample": 25,
+    "init_args.unit_decoder.init_args.dim": 4096,
+    "init_args.unit_decoder.init_args.num_layers": 2,
+    "init_args.unit_decoder.init_args.num_heads": 32,
+    "init_args.unit_decoder.init_args.ffn_dim": 11008,
+    "init_args.unit_decoder.init_args.align": "predict",
+    "init_args.lr_scheduler.class_path": "speechzoo.training.WarmupCosine",
+    "init_args.lr_scheduler.init_args.warmup_ratio": 0.03,
+}
+PAPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # The rates of LLaSM are not in its paper: those of LLaVA, whose code it derives from.
+    "llasm/pretrain.yaml": (
+        {
+            **LLASM,
+            "init_args.freeze": ["^encoder\\.", "^llm\\.lm\\."],
+            "init_args.optimizer.init_args.lr": 2e-3,
+            "init_args.init_from": None,
+        },
+        {"max_epochs": 1, "global_batch": 128},
+    ),
+    "llasm/finetune.yaml": (
+        {
+            **LLASM,
+            "init_args.freeze": ["^encoder\\."],
+            "init_args.optimizer.init_args.lr": 2e-5,
+            "init_args.init_from": ["checkpoints/llasm_pretrain"],
+        },
+        {"max_epochs": 1, "global_batch": 128},
+    ),
+    "llama_omni/stage1.yaml": (
+        {
+            **LLAMA_OMNI,
+            "init_args.freeze": ["^encoder\\.", "^unit_decoder\\."],
+            "init_args.optimizer.init_args.lr": 2e-5,
+            "init_args.loss_weights": {"ctc": 0.0},
+        },
+        {"max_epochs": 3, "global_batch": 32, "devices": 4},
+    ),
+    "llama_omni/stage2.yaml": (
+        {
+            **LLAMA_OMNI,
+            "init_args.freeze": ["^encoder\\.", "^adaptor\\.", "^llm\\."],
+            "init_args.optimizer.init_args.lr": 2e-4,
+            "init_args.loss_weights": {"lm": 0.0},
+            "init_args.init_from": ["checkpoints/llama_omni_stage1"],
+        },
+        {"max_epochs": 3, "global_batch": 32, "devices": 4},
+    ),
+}
+
+SYSTEM = (
+    "You are a helpful language and speech assistant. You are able to understand the speech content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+
+
+@pytest.fixture
+def tiny_parts(monkeypatch: pytest.MonkeyPatch, tiny_llm_dir: Path, tiny_whisper_pt: Path) -> None:
+    """`${part:...}` gives tiny random parts; nothing is downloaded."""
+    there = {"smollm2-135m-instruct": tiny_llm_dir, "whisper-tiny.en": tiny_whisper_pt}
+    monkeypatch.setattr("speechzoo.quickstart.parts.fetch", there.__getitem__)
+
+
+def build(spec: dict[str, Any]) -> SpeechLLM:
+    """The model of a printed config; its constructor loads no weights."""
+    return to_factory(spec)()
+
+
+def run_name(recipe_name: str) -> str:
+    """Name of the run that a recipe makes: `llasm/pretrain.yaml` makes llasm_pretrain."""
+    return recipe_name.removesuffix(".yaml").replace("/", "_").removeprefix("quickstart_")
+
+
+def at(tree: dict[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_parses_and_its_model_can_be_made(tiny_parts, name: str) -> None:
+    config = printed("fit", f"--config={recipe(name)}")
+    model = build(config["model"])
+    assert isinstance(model, SpeechLLM) and not list(model.parameters())
+    assert type(model) is resolve(config["model"]["class_path"])
+    assert config["name"] == run_name(name)
+    assert config["recipe"] and f"speechzoo fit --config recipes/{name}" in recipe(name).read_text()
+    folder = config["trainer"]["default_root_dir"]
+    assert folder.endswith(f"/{config['name']}")
+    for logger in config["trainer"]["logger"]:
+        assert logger["init_args"]["save_dir"] == folder
+    assert {Path(path).name for path in model.init_from} <= {run_name(known) for known in NAMES}
+
+
+@pytest.mark.parametrize("name", sorted(PAPERS))
+def test_full_scale_recipes_hold_the_numbers_of_the_papers(name: str) -> None:
+    model, trainer = PAPERS[name]
+    config = printed("fit", f"--config={recipe(name)}")
+    there = {key: at(config["model"], key) for key in model}
+    assert there == model
+    given = config["trainer"]
+    assert given["max_epochs"] == trainer["max_epochs"]
+    devices = trainer.get("devices", 8)
+    assert given["devices"] == trainer.get("devices", "auto")
+    batch = config["data"]["init_args"]["batch_size"] * (given["accumulate_grad_batches"] or 1) * devices
+    assert batch == trainer["global_batch"]
+
+
+def test_all_full_scale_recipes_are_checked() -> None:
+    assert sorted(PAPERS) == [name for name in NAMES if not name.startswith("quickstart/")]
+    assert sorted(f"quickstart/{name}.yaml" for name in STAGES) == [n for n in NAMES if n.startswith("quickstart/")]
+
+
+TURNS = [
+    {"role": "user", "content": [{"type": "audio", "path": "1.wav"}]},
+    {"role": "assistant", "content": "It is Paris."},
+    {"role": "user", "content": [{"type": "text", "text": "And of Spain?"}]},
+    {"role": "assistant", "content": "Madrid."},
+]
+LLAMA3 = (
+    f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>"
+    f"<|start_header_id|>user<|end_header_id|>\n\n{CLIP}\nPlease directly answer the questions in the user's speech."
+    "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nIt is Paris.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nAnd of Spain?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+LLAMA2 = f"<s>[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{CLIP} [/INST] It is Paris. </s><s>[INST] And of Spain? [/INST] "
+EXPECTED = {
+    "llasm/pretrain.yaml": (LLAMA2, "Madrid. </s>"),
+    "llasm/finetune.yaml": (LLAMA2, "Madrid. </s>"),
+    "llama_omni/stage1.yaml": (LLAMA3, "Madrid.<|eot_id|>"),
+    "llama_omni/stage2.yaml": (LLAMA3, "Madrid.<|eot_id|>"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_templates_render_what_the_papers_and_their_code_render(name: str, tiny_tokenizer_dir: Path) -> None:
+    """Two turns with the system sentence: the prompt of the second answer, and the whole conversation."""
+    options = printed("fit", f"--config={recipe(name)}")["model"]["init_args"]["prompt"]["init_args"]
+    prompt = ChatPrompt(**{**options, "tokenizer": str(tiny_tokenizer_dir)})
+    asked, answered = EXPECTED[name]
+    pad = AutoTokenizer.from_pretrained(tiny_tokenizer_dir).unk_token_id
+    assert pad is None  # every character has a token, so that decoding gives the text back
+
+    def text(encoded: Any, supervised: bool | None = None) -> str:
+        marks = prompt.audio_tokens or []
+        kept = [i for i, turn in zip(encoded.ids, encoded.turns, strict=True) if supervised in (None, turn > 0)]
+        pieces = [CLIP if i < 0 else prompt.tokenizer.decode([i]) for i in kept if i not in set(prompt.new_tokens)]
+        assert not marks or encoded.ids.count(prompt.new_tokens[0]) == encoded.num_audio
+        return "".join(pieces)
+
+    assert text(prompt.encode(TURNS, answer=False)) == asked
+    whole = prompt.encode(TURNS, answer=True)
+    assert text(whole) == asked + answered
+    first = answered.replace("Madrid.", "It is Paris.")
+    assert text(whole, supervised=True) == first + answered
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, manifest: Path) -> Path:
+    """The manifests that quickstart recipes read, all of them the tiny one with absolute paths."""
+    out = tmp_path_factory.mktemp("quickstart")
+    (out / "corpus").mkdir()
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows:
+        for message in row["messages"]:
+            for part in message["content"] if isinstance(message["content"], list) else []:
+                if part["type"] == "audio":
+                    part["path"] = str(manifest.parent / part["path"])
+    for kind in ("asr", "qa", "qa_units"):
+        for split in ("train", "test"):
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (out / "corpus" / f"{kind}_{split}.jsonl").write_text(text)
+    return out
+
+
+LEARNS = {
+    "llasm_pretrain": {"adaptor", "llm"},
+    "llasm_finetune": {"adaptor", "llm"},
+    "llama_omni_warmup": {"adaptor"},
+    "llama_omni_stage1": {"adaptor", "llm"},
+    "llama_omni_stage2": {"unit_decoder"},
+}
+
+
+def test_every_quickstart_stage_trains(tiny_parts, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages in their order in one process, each from the one before, at the smoke scale."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert set(LEARNS) == set(STAGES)
+    quickstart = Quickstart(corpus, SMOKE, 0, Console(file=io.StringIO()))
+    for name in STAGES:
+        quickstart.train(name)
+        folder = corpus / name
+        file, model = saved(folder / "last.ckpt"), load_run(folder)
+        assert file["global_step"] == 3
+        learned = sorted(n for n, p in model.named_parameters() if p.requires_grad)
+        assert sorted(file["state_dict"]) == file["trained"] == learned
+        assert {n.split(".")[0] for n in learned} == LEARNS[name]
+        if name == "llasm_pretrain":
+            assert [n for n in learned if n.startswith("llm.")] == ["llm.new_embeddings"]
+        assert (folder / "config.yaml").is_file() and (folder / "summary.json").is_file()
+        (metrics,) = (folder / "csv").glob("version_*/metrics.csv")
+        assert "val/loss" in metrics.read_text()
+        assert len(list((folder / "wandb").glob("offline-run-*/*.wandb"))) == 1

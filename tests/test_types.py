@@ -1,0 +1,45 @@
+"""The batch record: labels and counts come from the turns, and moving it loses nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from speechzoo.types import AUDIO, IGNORE, SpeechBatch
+
+
+def batch() -> SpeechBatch:
+    return SpeechBatch(
+        input_ids=torch.tensor([[5, AUDIO, 7, 2, 2], [5, 6, 0, 2, 2]]),
+        attention_mask=torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]).bool(),
+        turns=torch.tensor([[0, 0, 1, 1, 0], [0, 1, 2, 2, 0]]),
+        audio=torch.zeros(1, 16),
+        audio_lens=torch.tensor([16]),
+        units=torch.tensor([[0, 3, IGNORE], [1, 0, 2]]),
+        unit_lens=torch.tensor([2, 3]),
+        unit_turns=torch.tensor([[0, 1], [1, 2]]),
+        ids=["a", "b"],
+        window={"lm": 9, "ctc": 5},
+    )
+
+
+def test_labels_follow_the_turns_whatever_the_ids_are():
+    """Id 0 and the padding id 2 are supervised inside an answer, and only there."""
+    assert batch().labels.tolist() == [[IGNORE, IGNORE, 7, 2, IGNORE], [IGNORE, 6, 0, 2, IGNORE]]
+
+
+def test_targets_are_counted_by_loss():
+    assert batch().num_targets() == {"lm": 5, "ctc": 5}
+    text = SpeechBatch(torch.ones(1, 2).long(), torch.ones(1, 2).bool(), torch.tensor([[0, 1]]))
+    assert text.num_targets() == {"lm": 1, "ctc": 0}
+    assert len(batch()) == 2
+
+
+def test_moving_keeps_every_field():
+    given, moved = batch(), batch().to("meta")
+    for name, value in vars(given).items():
+        got = getattr(moved, name)
+        if isinstance(value, torch.Tensor):
+            assert got.device.type == "meta" and got.shape == value.shape and got.dtype == value.dtype, name
+        else:
+            assert got == value, name
+    assert given.input_ids.device.type == "cpu"

@@ -1,0 +1,47 @@
+"""Warm-up and cosine, by their values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speechzoo.training import WarmupCosine
+
+
+def rates(total: int, steps: int, **options: float) -> list[float]:
+    """Learning rate of each step over a peak of 2."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = WarmupCosine(optimizer, total, **options)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"] / 2)
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_values():
+    found = rates(110, 130, warmup_ratio=0.0909, final_ratio=0.1)
+    assert found[:10] == pytest.approx([0.1 * step for step in range(1, 11)])  # the first step already learns
+    assert found[10] == pytest.approx(1.0)
+    assert found[60] == pytest.approx(0.55)  # half way: the middle of peak and end
+    assert found[35] == pytest.approx(0.1 + 0.9 * (1 + 2**-0.5) / 2)
+    assert found[110:] == pytest.approx([0.1] * 20)  # and never rises again
+    assert found[10:] == sorted(found[10:], reverse=True)
+
+
+def test_defaults_are_three_percent_and_an_end_at_zero():
+    found = rates(100, 101)
+    assert found[:3] == pytest.approx([1 / 3, 2 / 3, 1.0]) and found[100] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("total", [0, 1, 2])
+def test_runs_of_no_length_divide_by_nothing(total):
+    assert all(0 <= rate <= 1 for rate in rates(total, 4, warmup_ratio=0.0))
+
+
+def test_each_group_keeps_its_own_peak():
+    weights = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": [weights[0]], "lr": 1.0}, {"params": [weights[1]], "lr": 0.1}])
+    WarmupCosine(optimizer, 100, warmup_ratio=0.04)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.25, 0.025])

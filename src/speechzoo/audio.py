@@ -80,6 +80,9 @@ def log_mel(
     length. With `pad_to=None` each clip is `mel_lens` frames long and the rest of its row is 0: the silence that
     follows is not computed. The floor (8 below the loudest bin) is taken per clip, as for a single clip.
 
+    `dtype` is that of the arithmetic, the result is float32. FFT kernels of different machines differ by some 4e-5 in
+    float32, so `torch.float64` is what to compare with.
+
     Shape: `[N, T], [N] -> [N, n_mels, frames], [N]` (frames of 10 ms).
 
     Raises:
@@ -97,7 +100,7 @@ def log_mel(
         lens = mel_lens(audio_lens)
         # Zeros after the end, so that no clip sees the reflection that centred STFT makes at the end of the batch.
         audio = F.pad(audio, (0, int(lens.max()) * HOP + N_FFT - audio.shape[1]))
-    window = torch.hann_window(N_FFT, device=audio.device, dtype=dtype)
+    window = torch.hann_window(N_FFT, device=audio.device).to(dtype)
     spectrum = torch.stft(audio.to(dtype), N_FFT, HOP, window=window, return_complex=True)[..., :-1].abs() ** 2
     spectrum = spectrum[..., : int(lens.max())]
     with torch.autocast(audio.device.type, enabled=False):  # eight bits of mantissa would be heard

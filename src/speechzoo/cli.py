@@ -29,6 +29,9 @@ COMMANDS = {
     "validate": "losses on the validation data",
     "test": "losses on the test data",
     "predict": "answer the questions of a manifest",
+    "import": "bring a released LLaSM or LLaMA-Omni checkpoint in",
+    "export": "write an imported model in its released layout",
+    "verify": "compare our numbers with the official code's, held in a folder",
     "quickstart": "train and compare both systems on real speech, about 15 minutes on two CPU cores",
 }
 
@@ -134,6 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(speechzoo.__version__)
         return 0
+    if argv[0] in ("import", "export", "verify"):
+        from speechzoo.interop import command
+
+        return getattr(command, f"{argv[0]}_main")(argv[1:])
     if argv[0] == "quickstart":
         from speechzoo.quickstart.command import main as quickstart
 

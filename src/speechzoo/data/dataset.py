@@ -19,7 +19,7 @@ from speechzoo.data.collate import Item, Side, collate
 from speechzoo.data.features import FeatureCache
 from speechzoo.data.manifest import Problem, Record, check_for_model, clip_paths, settle
 from speechzoo.text import ChatPrompt, Message
-from speechzoo.types import SpeechBatch
+from speechzoo.types import AUDIO, SpeechBatch
 
 Positions = Callable[[Tensor], Tensor]
 """LLM positions for clips of so many samples, `[N] -> [N]`."""
@@ -92,6 +92,11 @@ class ConversationDataset(Dataset[Item]):
     def lengths(self) -> list[int]:
         """LLM positions of each conversation."""
         return [example.length for example in self.examples]
+
+    @property
+    def audio_lengths(self) -> list[int]:
+        """LLM positions of the clips of each conversation, at least 1."""
+        return [max(1, int(e.length - (e.ids != AUDIO).sum())) for e in self.examples]
 
     def __len__(self) -> int:
         return len(self.examples)

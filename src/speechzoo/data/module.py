@@ -41,6 +41,8 @@ class SpeechDataModule(LightningDataModule):
         predict: manifest or manifests to answer, taken together, in order.
         batch_size: most conversations of a batch.
         max_tokens: most LLM positions of a batch, rows times longest; None for no limit.
+        bucket_by: what is similar in a training batch: all its "positions" (least padding), or those of its "audio"
+            alone, with which a new adaptor learns faster (see recipes/quickstart/README.md).
         num_workers: processes that read sound.
         seed: of the order of the training data.
         padding_side: of training and evaluation batches; prediction pads on the left.
@@ -58,6 +60,7 @@ class SpeechDataModule(LightningDataModule):
         predict: str | list[str] | None = None,
         batch_size: int = 8,
         max_tokens: int | None = None,
+        bucket_by: Literal["positions", "audio"] = "positions",
         num_workers: int = 0,
         seed: int = 0,
         padding_side: Literal["left", "right"] = "right",
@@ -69,6 +72,9 @@ class SpeechDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1 or (max_tokens is not None and max_tokens < 1):
             raise ValueError(f"data.batch_size={batch_size} and data.max_tokens={max_tokens} have to be positive")
+        if bucket_by == "audio" and max_tokens is not None:
+            raise ValueError("data.max_tokens counts all positions: it goes with data.bucket_by=positions")
+        self.bucket_by = bucket_by
         self.paths = {
             "train": _together("train", train),
             "val": _named("val", val),
@@ -131,8 +137,9 @@ class SpeechDataModule(LightningDataModule):
         dataset = self._dataset("train", "train")
         if dataset.num_units is not None and not any(example.units for example in dataset.examples):
             rank_zero_warn("the model speaks units, but no answer of data.train has any: nothing is learned for them")
+        lengths = dataset.lengths if self.bucket_by == "positions" else dataset.audio_lengths
         sampler = TokenBudgetSampler(
-            dataset.lengths, self.batch_size, self.max_tokens, self.seed, *self._rank(), start=self._batches_done
+            lengths, self.batch_size, self.max_tokens, self.seed, *self._rank(), start=self._batches_done
         )
         self._order = sampler.order
         self._compare_orders()

@@ -1,0 +1,25 @@
+"""`bucket_by`: what is similar inside a batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from speechzoo.data import SpeechDataModule
+from speechzoo.data.dataset import ConversationDataset
+from speechzoo.data.manifest import read_manifest
+from speechzoo.text import ChatPrompt
+from speechzoo.types import AUDIO
+
+
+def test_audio_lengths_count_the_clips_alone(manifest, tiny_tokenizer_dir):
+    prompt = ChatPrompt(str(tiny_tokenizer_dir))
+    dataset = ConversationDataset(read_manifest(manifest), prompt, lambda samples: samples // 1600)
+    for example, audio in zip(dataset.examples, dataset.audio_lengths, strict=True):
+        text = int((example.ids != AUDIO).sum())
+        assert audio == max(1, example.length - text)
+        assert (audio > 1) == bool(example.clips)
+
+
+def test_a_token_budget_needs_all_positions():
+    with pytest.raises(ValueError, match="data.max_tokens counts all positions"):
+        SpeechDataModule(train="x.jsonl", bucket_by="audio", max_tokens=100)

@@ -55,7 +55,8 @@ class Parser(LightningArgumentParser):
             known = {action.dest for action in parser._actions}
             known |= {name for kind in PARTS for name in kind.__all__}
             for class_path in re.findall(r"class_path[ =]'([\w.]+)'", message):
-                known |= set(inspect.signature(resolve(class_path)).parameters)
+                for kind in inspect.getmro(resolve(class_path)):  # models hand most arguments on to their base
+                    known |= set(inspect.signature(kind.__init__).parameters)
             if near := get_close_matches(wrong, known, n=1):
                 lines.append(f"did you mean {near[0]!r} instead of {wrong!r}?")
         self.exit(2, "speechzoo: " + "\n".join(lines) + "\n")

@@ -54,3 +54,11 @@ def load_run(path: str | Path, **changes: Any) -> SpeechLLM:
     check_trained(model, saved)
     model.load_state_dict(saved["state_dict"], strict=False)
     return model.eval()
+
+
+def save_pretrained(model: SpeechLLM, path: str | Path, **options: Any) -> Path:
+    """Write a model so that `load` gives it back: `speechzoo.interop.pretrained.save_pretrained`, which has the options
+    `merge_lora`, `licence` and `push_to_hub`."""
+    from speechzoo.interop import pretrained
+
+    return pretrained.save_pretrained(model, path, **options)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speechzoo.adaptors import ConcatMLP
-from speechzoo.interop.layout import Released, check_keys, read_pickle
+from speechzoo.interop.layout import Released, Weights, check_keys, read_pickle, sha256
 from speechzoo.interop.saved import new_folder, write_config
 from speechzoo.interop.shapes import llama_config, llama_shapes, rope, shapes_of
 from speechzoo.interop.transfer import (
@@ -31,8 +31,8 @@ MODEL_TYPE = "omni_speech2s_llama"
 ENCODER = "model.speech_encoder."
 LICENCE = {
     "id": "other",
-    "text": "The released LLaMA-Omni weights are for research only, not for commercial use; they are built on Llama 3.1 "
-    "and also fall under the Llama 3.1 Community License.",
+    "text": "The released LLaMA-Omni weights are for research only, not for commercial use; they are built on Llama "
+    "3.1 and also fall under the Llama 3.1 Community License.",
 }
 
 
@@ -199,8 +199,6 @@ def _write(
 
 
 def _copy_vocoder(folder: Path, work: Path) -> dict[str, str]:
-    from speechzoo.interop.layout import sha256
-
     files = [folder / "config.json", *sorted(folder.glob("g_*"))[-1:]]
     if len(files) < 2 or not files[0].is_file():
         raise FileNotFoundError(f"{folder}: a unit HiFi-GAN folder holds config.json and g_00500000")
@@ -219,7 +217,6 @@ def export_llama_omni(path: str | Path, target: str | Path) -> None:
     Raises:
         FileExistsError, ValueError: one line; nothing is left at `target`.
     """
-    from speechzoo.interop.layout import Weights
 
     def more(folder: Path, source: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
         if (folder / "kept.safetensors").is_file():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speechzoo.adaptors import Linear
-from speechzoo.interop.layout import Released, Weights, check_keys, read_json
+from speechzoo.interop.layout import Released, Weights, check_keys, find_source, read_json
 from speechzoo.interop.saved import new_folder, write_config
 from speechzoo.interop.shapes import llama_config, llama_shapes, shapes_of
 from speechzoo.interop.transfer import (
@@ -146,8 +146,6 @@ def encoder_width(source: str | Path) -> int:
     path = Path(source).expanduser()
     if path.is_file():
         return openai_state(path)[0]["n_audio_state"]
-    from speechzoo.interop.layout import find_source
-
     config = read_json(find_source(source) / "config.json")
     if not isinstance(config.get("d_model"), int):
         raise ValueError(f"{source}/config.json: not a Whisper (it has no d_model)")

@@ -31,7 +31,7 @@ class PieceTokenizer:
         root = Path(folder)
         file = root / "tokenizer.model"
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such file; LLaSM's prompts need the SentencePiece model of the release")
+            raise FileNotFoundError(f"{file}: no such file (LLaSM's prompts need the SentencePiece model)")
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:

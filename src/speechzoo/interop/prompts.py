@@ -154,6 +154,7 @@ class LlasmPrompt(ChatPrompt):
 
     def encode(self, messages: Sequence[Message], answer: bool = True) -> Encoded:
         """See `ChatPrompt.encode`."""
+        _ = self.new_tokens  # a tokenizer without them would spell them out
         turns_of = [self._with_clips(message) for message in messages]
         system = self.system or ""
         if turns_of and turns_of[0][0] == "system":

@@ -1,7 +1,7 @@
 """speechzoo's saved form: a self-describing folder, written completely or not at all.
 
 ```
-OUT/config.json          class and parts (as `speechzoo.spec` writes them), compat switches, licence, base models' hashes
+OUT/config.json          class and parts (as `speechzoo.spec` writes them), compat switches, licence, hashes of bases
     model.safetensors    the weights that are no part's own: adaptor, unit decoder
     llm/                 an ordinary Hugging Face folder: config, safetensors shards, tokenizer
     encoder.pt, encoder/ the speech encoder as it was released
@@ -158,17 +158,18 @@ def load_saved(path: str | Path, dtype: str | None = None, **changes: Any) -> Sp
     model: SpeechLLM = resolve(config["model_class"])(**{**settings, **changes})
     model.configure_model()
     weights = Weights(folder)
-    own = {n: p for n, p in model.named_parameters() if not n.startswith(("encoder.", "llm."))}
-    if set(weights) != set(own):
-        raise ValueError(f"{folder}: model.safetensors does not fit config.json: {sorted(set(weights) ^ set(own))[:3]}")
-    stored = weights[next(iter(weights))].dtype if len(weights) else torch.float32
+    own = dict(model.named_parameters())
+    required = {name for name in own if not name.startswith(("encoder.", "llm."))}
+    if required - set(weights) or set(weights) - set(own):
+        wrong = sorted((required - set(weights)) | (set(weights) - set(own)))
+        raise ValueError(f"{folder}: model.safetensors does not fit config.json: {wrong[:3]}")
     for name in weights:
-        tensor = weights[name]
-        if tensor.shape != own[name].shape:
-            raise ValueError(f"{folder}: {name} is {tuple(tensor.shape)}, config.json says {tuple(own[name].shape)}")
-        with torch.no_grad():
-            own[name].data = tensor.to(stored if dtype is None else getattr(torch, dtype)).clone()
-    model.saved = config
+        tensor, target = weights[name], own[name]
+        if tensor.shape != target.shape:
+            raise ValueError(f"{folder}: {name} is {tuple(tensor.shape)}, config.json says {tuple(target.shape)}")
+        kind = getattr(torch, dtype) if dtype is not None else tensor.dtype if name in required else target.dtype
+        target.data = tensor.to(kind).clone()
+    model.saved, model.saved_in = config, folder
     return model.eval()
 
 
@@ -197,7 +198,7 @@ def model_card(config: dict[str, Any]) -> str:
         "",
         f"# {name}",
         "",
-        f"A speech language model in speechzoo's saved form: `speechzoo.load(\"this folder\")`. {config.get('about', '')}",
+        f"A speech language model in speechzoo's saved form, for `speechzoo.load`. {config.get('about', '')}",
         "",
         f"Licence of the weights: {licence.get('text', 'not stated')}",
         "",

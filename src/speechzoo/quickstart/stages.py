@@ -49,7 +49,10 @@ class Stages:
         return json.loads(marker.read_text())["seconds"] if marker.is_file() else None
 
     def run(self, name: str, title: str, work: Callable[[], Any]) -> None:
-        """Do `work` unless it is finished. Time spent in earlier, killed attempts is counted in."""
+        """Do `work` unless it is finished.
+
+        Time of earlier attempts that failed or were interrupted is counted in; a SIGKILL cannot be.
+        """
         if (done := self.seconds(name)) is not None:
             self.console.print(f"[green]✓[/] {title} [dim](finished before, {done:.0f} s)[/]")
             return

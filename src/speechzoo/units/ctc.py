@@ -68,6 +68,8 @@ class CTCUnitDecoder(UnitDecoder):
             rope_parameters=rope,
             max_position_embeddings=131_072,
             attn_implementation="sdpa",
+            bos_token_id=None,
+            eos_token_id=None,
         )
         self.transformer = LlamaModel(config)
         self.transformer.embed_tokens = None  # the input is always states; unused weights would never get a gradient

@@ -1,0 +1,105 @@
+"""`speechzoo import`, `export` and `verify`: arguments and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+
+def import_main(argv: Sequence[str]) -> int:
+    """`speechzoo import llasm|llama-omni SRC --speech-encoder X --output OUT`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="speechzoo import", description="Bring a released checkpoint into speechzoo's form.", allow_abbrev=False
+    )
+    kinds = parser.add_subparsers(dest="system", required=True)
+    for system in ("llasm", "llama-omni"):
+        sub = kinds.add_parser(system, allow_abbrev=False)
+        sub.add_argument("source", help="folder in the released layout, or its hub name")
+        sub.add_argument("--speech-encoder", required=True, help="Whisper: an openai-whisper file or (LLaSM) a folder")
+        sub.add_argument("--output", required=True, type=Path, help="new folder")
+        sub.add_argument("--tokenizer", help="folder of the tokenizer, if the source has none")
+        if system == "llama-omni":
+            sub.add_argument("--vocoder", help="folder with config.json and g_00500000")
+        else:
+            sub.add_argument("--template", choices=("cllama2", "baichuan"), help="default: by the vocabulary")
+    args = vars(parser.parse_args(argv))
+    system, console = args.pop("system"), Console()
+
+    def work() -> int:
+        from speechzoo.interop import import_llama_omni, import_llasm, llama_omni, llasm
+
+        run = import_llasm if system == "llasm" else import_llama_omni
+        found = run(**args)
+        licence = llasm.LICENCE if system == "llasm" else llama_omni.LICENCE
+        console.print(f"{args['output']}: imported. {licence['text']}")
+        if found.get("encoder_tensors_that_differ"):
+            console.print(
+                f"[yellow]{found['encoder_tensors_that_differ']} speech-encoder tensors inside the checkpoint differ "
+                "from --speech-encoder, which is used, as the released loader does.[/]"
+            )
+        if found["kept"]:
+            console.print(f"{found['kept']} tensors that are not used are kept for export.")
+        return 0
+
+    return _said(work)
+
+
+def export_main(argv: Sequence[str]) -> int:
+    """`speechzoo export llasm|llama-omni OUT DST`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="speechzoo export", description="Write an imported model in its released layout.", allow_abbrev=False
+    )
+    parser.add_argument("system", choices=("llasm", "llama-omni"))
+    parser.add_argument("path", help="folder made by speechzoo import")
+    parser.add_argument("target", help="new folder")
+    args = parser.parse_args(argv)
+
+    def work() -> int:
+        from speechzoo.interop import export_llama_omni, export_llasm
+
+        (export_llasm if args.system == "llasm" else export_llama_omni)(args.path, args.target)
+        Console().print(f"{args.target}: exported")
+        return 0
+
+    return _said(work)
+
+
+def verify_main(argv: Sequence[str]) -> int:
+    """`speechzoo verify GOLDEN_DIR [--json FILE]`; 0 if everything holds, 1 if not."""
+    parser = argparse.ArgumentParser(
+        prog="speechzoo verify",
+        description="Recompute what the official code computed, and compare.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", help="golden folder: meta.json, golden.safetensors and the checkpoint")
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    args = parser.parse_args(argv)
+
+    def work() -> int:
+        import transformers
+
+        from speechzoo.interop.verify import report, verify
+
+        # Loading bars and advice about tokenizers would stand above the table.
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        system, checks = verify(args.folder)
+        report(system, checks, Console(width=None if sys.stdout.isatty() else 160))
+        if args.json:
+            args.json.write_text(checks.as_json(system))
+        return 0 if checks.ok else 1
+
+    return _said(work)
+
+
+def _said(work) -> int:
+    """Run; errors a user can mend are one line."""
+    try:
+        return work()
+    except (ValueError, OSError) as error:
+        print(f"speechzoo: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,119 @@
+"""`speechzoo verify`: our numbers beside those the official code computed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from speechzoo.interop import omni_answers, omni_training
+from speechzoo.interop.checks import Checks, Golden
+from speechzoo.interop.layout import read_json
+from speechzoo.interop.llama_omni import MODEL_TYPE as OMNI
+from speechzoo.interop.llama_omni import import_llama_omni
+from speechzoo.interop.llasm import MODEL_TYPE as LLASM
+from speechzoo.interop.llasm import import_llasm
+from speechzoo.interop.llasm_case import LlasmCase
+from speechzoo.interop.omni_case import OmniCase
+from speechzoo.interop.saved import load_saved
+from speechzoo.vocoders import UnitHiFiGAN
+
+TEMPLATES = {"Chinese_llama2": "cllama2", "baichuan": "baichuan"}
+
+
+def find_checkpoint(folder: Path) -> tuple[str, Path]:
+    """The system a golden folder belongs to, and its checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none of a known kind.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    for name in ("ckpt", "checkpoint", "checkpoint_safetensors"):
+        if (folder / name / "config.json").is_file():
+            kind = read_json(folder / name / "config.json").get("model_type")
+            if kind == OMNI:
+                return "llama-omni", folder / name
+            if kind == LLASM:
+                return "llasm", folder / name
+            raise ValueError(f"{folder / name}: model_type {kind!r} is neither {OMNI} nor {LLASM}")
+    raise FileNotFoundError(f"{folder}: holds no ckpt or checkpoint folder with a config.json")
+
+
+def verify(folder: str | Path) -> tuple[str, Checks]:
+    """Import the checkpoint of a golden folder and recompute everything that is held for it, on the CPU in float32.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder or its checkpoint cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    system, checkpoint = find_checkpoint(folder)
+    golden = Golden(folder)
+    checks = Checks(golden)
+    with tempfile.TemporaryDirectory() as work:
+        if system == "llama-omni":
+            _llama_omni(golden, checks, checkpoint, Path(work) / "model")
+        else:
+            _llasm(golden, checks, checkpoint, Path(work) / "model")
+    checks.close_book()
+    return system, checks
+
+
+def _llama_omni(golden: Golden, checks: Checks, checkpoint: Path, out: Path) -> None:
+    folder = golden.folder
+    encoder = folder / str(read_json(checkpoint / "config.json").get("speech_encoder", ""))
+    own = any((checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    tokenizer = None if own else str(folder / "tokenizer")
+    vocoder = folder / "vocoder"
+    import_llama_omni(checkpoint, encoder, out, tokenizer, vocoder if vocoder.is_dir() else None)
+    model = load_saved(out, dtype="float32")
+    case = OmniCase(model, golden, checks)  # type: ignore[arg-type]
+    case.front_end()
+    case.prompts()
+    case.merges()
+    case.logits()
+    omni_training.stage_1(case)
+    omni_training.stage_2(case)
+    omni_training.optimizer_steps(case)
+    omni_training.joint(case)
+    omni_answers.answers(case)
+    if golden.names("voc."):
+        with checks.step("vocoder"):
+            omni_answers.sound(case, UnitHiFiGAN(str(out / "vocoder")))
+
+
+def _llasm(golden: Golden, checks: Checks, checkpoint: Path, out: Path) -> None:
+    folder = golden.folder
+    template = TEMPLATES.get(golden.meta.get("llm_type", ""))
+    own = (checkpoint / "tokenizer.model").is_file()
+    tokenizer = None if own else str(folder / "checkpoint")
+    encoder = folder / "whisper"
+    import_llasm(checkpoint, encoder, out, tokenizer, template)
+    model = load_saved(out, dtype="float32")
+    case = LlasmCase(model, golden, checks)  # type: ignore[arg-type]
+    case.front_end()
+    case.prompts()
+    case.forward()
+    case.batches()
+    case.gradients()
+
+
+def report(system: str, checks: Checks, console: Console) -> None:
+    """Print the table and the verdict."""
+    table = Table(title=f"{system}: {checks.golden.folder}", title_justify="left")
+    for name, justify in (("quantity", "left"), ("shape", "left"), ("max abs", "right"), ("relative", "right")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("tolerance")
+    table.add_column("ok")
+    table.add_column("note", overflow="fold")
+    for row in checks.rows:
+        shape = "" if row.shape is None else "x".join(map(str, row.shape)) or "scalar"
+        numbers = ["" if value is None else f"{value:.1e}" for value in (row.max_abs, row.relative)]
+        verdict = "[green]ok[/]" if row.ok else "[red]NO[/]"
+        table.add_row(row.quantity, shape, *numbers, row.tolerance, verdict, row.note)
+    console.print(table)
+    held = sum(row.ok for row in checks.rows)
+    console.print(f"{held} of {len(checks.rows)} quantities hold (torch {torch.__version__}, float32, CPU)")

@@ -42,7 +42,7 @@ class SpeechDataModule(LightningDataModule):
         batch_size: most conversations of a batch.
         max_tokens: most LLM positions of a batch, rows times longest; None for no limit.
         bucket_by: what is similar in a training batch: all its "positions" (least padding), or those of its "audio"
-            alone, with which a new adaptor learns faster (see recipes/quickstart/README.md).
+            alone.
         num_workers: processes that read sound.
         seed: of the order of the training data.
         padding_side: of training and evaluation batches; prediction pads on the left.

@@ -12,7 +12,7 @@ class Scale:
     `overrides` are command-line values for `speechzoo fit`, by stage; the recipes hold the default scale.
     """
 
-    train_pairs: int = 700
+    train_pairs: int = 660
     test_pairs: int = 100
     num_units: int = 200
     batch: int = 25  # questions answered together

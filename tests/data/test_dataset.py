@@ -68,7 +68,7 @@ def test_old_exchanges_are_dropped_whole(manifest: Path, tiny_tokenizer_dir: Pat
     records = read_manifest(manifest)[3:4]
     full = ConversationDataset(records, ChatPrompt(str(tiny_tokenizer_dir)), positions, num_units=10)
     short = ChatPrompt(str(tiny_tokenizer_dir), max_length=full.lengths[0] - 1)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO), caplog.at_level(logging.INFO, "lightning.pytorch"):
         data = ConversationDataset(records, short, positions, num_units=10)
     assert "1 conversations are longer" in caplog.text and "1 of their oldest exchanges" in caplog.text
     item = data[0]

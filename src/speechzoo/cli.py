@@ -32,7 +32,7 @@ COMMANDS = {
     "import": "bring a released LLaSM or LLaMA-Omni checkpoint in",
     "export": "write an imported model in its released layout",
     "verify": "compare our numbers with the official code's, held in a folder",
-    "quickstart": "train and compare both systems on real speech, about 15 minutes on two CPU cores",
+    "quickstart": "train and compare both systems on real speech, about 20 minutes on two CPU cores",
 }
 
 

@@ -1,4 +1,4 @@
-"""The questions of the test set, put to the trained systems, the cascades and the upper bound."""
+"""The questions of the test set, put to the trained systems, the cascades and the LLM alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much the quickstart does: the default fifteen minutes, or the one-minute smoke run of CI."""
+"""How much the quickstart does: the default twenty minutes, or the one-minute smoke run of CI."""
 
 from __future__ import annotations
 

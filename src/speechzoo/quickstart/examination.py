@@ -42,13 +42,9 @@ OMNI = ("llama_omni_warmup", "llama_omni_stage1", "llama_omni_stage2")
 SYSTEMS = (
     System("llasm", "LLaSM", "adaptor pretraining, then adaptor and LLM", ("llasm_pretrain", "llasm_finetune")),
     System("llama_omni", "LLaMA-Omni", "adaptor, then adaptor and LLM, then unit decoder", OMNI),
-    System(
-        "cascade", "Cascade", "Whisper's transcription, read by the LLM that LLaSM's stage 2 trained, on speech alone"
-    ),
+    System("cascade", "Cascade", "Whisper's transcription, read by LLaSM's LLM, which was tuned on speech alone"),
     System("cascade_base", "Cascade, LLM as released", "Whisper's transcription, read by the LLM nobody fine-tuned"),
-    System(
-        "text", "Text", "the true text, read by the LLM that LLaSM's stage 2 trained, on speech alone", as_text=True
-    ),
+    System("text", "Text", "the true text, read by LLaSM's LLM, which was tuned on speech alone", as_text=True),
 )
 
 

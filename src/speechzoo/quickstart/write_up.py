@@ -41,8 +41,8 @@ LIMITS = [
     "they fail.",
     "The LLM has 135 million parameters and its weights were rounded to 4 bits by their publisher; its own arithmetic "
     "is often wrong.",
-    "The fine-tuned LLM learned its answers from speech alone and reads text badly (it goes on after the answer), so the "
-    "cascades and the column `Text` are no upper bound yet, and the comparison with them is unfair to them.",
+    "The fine-tuned LLM learned its answers from speech alone and reads text badly (it goes on after the answer), so "
+    "the cascades and the column `Text` are no upper bound yet, and the comparison with them is unfair to them.",
     "LLaMA-Omni's units are k-means clusters of Whisper's third layer, not HuBERT's; rates are not comparable with "
     "the paper's. No unit vocoder is trained here, so its speech is measured as units and not heard.",
     "A few hundred optimizer steps decide the ranking here. It is not evidence about the two papers.",

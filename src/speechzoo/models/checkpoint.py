@@ -28,7 +28,7 @@ def check_trained(model: LightningModule, saved: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the first parameters that differ.
     """
-    theirs, ours = set(saved.get("trained", saved["state_dict"])), set(trained_names(model))
+    theirs, ours = set(saved["trained"] if "trained" in saved else saved["state_dict"]), set(trained_names(model))
     if theirs != ours:
         raise ValueError(
             f"{type(model).__name__}: this checkpoint was trained with other parts or another `freeze`. Only in the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,9 @@ def runs(config: Path) -> dict[str, Any]:
     return {name: (folder / name, cli.model.eval()) for name, cli in done.items()}
 
 
-def same(one: Any, other: Any) -> bool:
+def assert_same(one: Any, other: Any) -> None:
     """Equality to the bit of nested data with tensors."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.equal(other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("stage", [[], STAGE2], ids=["llasm", "llama_omni_stage2"])
@@ -63,11 +58,11 @@ def test_four_and_four_steps_are_eight(config: Path, stage: list[str]) -> None:
     zoo(*common, f"--name={kind}_4", "--trainer.max_steps=8", "--ckpt_path", folder / f"{kind}_4" / "last.ckpt")
     whole, continued = (saved(folder / f"{kind}_{n}" / "last.ckpt") for n in (8, 4))
     assert continued["global_step"] == 8
-    assert same(whole["state_dict"], continued["state_dict"])
-    assert same(whole["optimizer_states"], continued["optimizer_states"])
+    assert_same(whole["state_dict"], continued["state_dict"])
+    assert_same(whole["optimizer_states"], continued["optimizer_states"])
     moments = whole["optimizer_states"][0]["state"]
     assert len(moments) == len(whole["state_dict"]) and all(entry["step"] == 8 for entry in moments.values())
-    assert not same(whole["state_dict"], half["state_dict"])
+    assert not any(value.equal(half["state_dict"][name]) for name, value in whole["state_dict"].items())
 
 
 def test_only_trained_weights_are_kept(runs) -> None:
@@ -139,16 +134,16 @@ def test_a_loaded_run_is_the_trained_model(runs, name: str) -> None:
     assert type(loaded) is (LLaSM if name == "llasm" else LLaMAOmni) and not loaded.training
     theirs = dict(loaded.named_parameters())
     untrained = "unit_decoder." if name == "stage1" else "none"
-    differ = [n for n, p in model.named_parameters() if not same(p.data, theirs[n].data)]
+    differ = [n for n, p in model.named_parameters() if not p.equal(theirs[n])]
     assert [n for n in differ if not n.startswith(untrained)] == []
     batch = encode_batch(model.prompt, conversations(), True, "right")
     before, after = model(batch, logits=True), loaded(batch, logits=True)
-    assert same(before.losses["lm"], after.losses["lm"]) and same(before.logits, after.logits)
+    assert_same([before.losses["lm"], before.logits], [after.losses["lm"], after.logits])
     question = encode_batch(model.prompt, conversations(), False, "left")
     one, other = (m.respond(question, max_new_tokens=5) for m in (model, loaded))
     assert one.text == other.text
     if name != "stage1":
-        assert same(before.losses, after.losses) and same(one.units, other.units)
+        assert_same([before.losses, one.units], [after.losses, other.units])
 
 
 def test_stage_two_starts_from_the_weights_of_stage_one(runs, tiny_llm_dir: Path) -> None:
@@ -166,6 +161,22 @@ def test_moved_folders_are_given_to_load_run(runs, tmp_path: Path) -> None:
     assert all(p.equal(q) for p, q in zip(loaded.parameters(), runs["stage2"][1].parameters(), strict=True))
     with pytest.raises(FileNotFoundError, match="last.ckpt: no such checkpoint"):
         load_run(tmp_path)
+
+
+def test_runs_that_were_moved_together_find_each_other(runs, tmp_path: Path) -> None:
+    """The stage a run started from is looked for beside it too, and has to be the very same."""
+    for name in ("stage1", "stage2"):
+        shutil.copytree(runs[name][0], tmp_path / name)
+    second = saved(tmp_path / "stage2" / "last.ckpt")
+    second["hyper_parameters"]["init_from"] = ["where/it/was/stage1"]
+    torch.save(second, tmp_path / "stage2" / "last.ckpt")
+    loaded = load_run(tmp_path / "stage2")
+    assert all(p.equal(q) for p, q in zip(loaded.parameters(), runs["stage2"][1].parameters(), strict=True))
+    first = saved(tmp_path / "stage1" / "last.ckpt")
+    first["state_dict"]["adaptor.linear.bias"] += 1
+    torch.save(first, tmp_path / "stage1" / "last.ckpt")
+    with pytest.raises(ValueError, match=r"started from, init_from\[0\], has changed"):
+        load_run(tmp_path / "stage2")
 
 
 def test_a_foreign_checkpoint_is_named(tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ def fitted(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest
     return folder / "tiny"
 
 
+def test_a_trial_run_leaves_no_checkpoint(config: Path, tmp_path: Path) -> None:
+    """The real run's `last.ckpt` would else be called `last-v1.ckpt`."""
+    assert zoo("fit", "-c", config, "--trainer.fast_dev_run=1").trainer.global_step == 1
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_references_follow_overrides_and_cross_sections(config: Path, tmp_path: Path) -> None:
     plain = printed("fit", "-c", config)
     assert plain["trainer"]["default_root_dir"] == f"{tmp_path}/tiny"
@@ -56,6 +62,21 @@ def test_the_command_line_beats_the_file_and_a_later_file_an_earlier_one(config:
     both = printed("fit", "-c", config, "-c", overlay, "--data.init_args.batch_size=7")
     assert both["data"]["init_args"]["batch_size"] == 7
     assert both["trainer"]["max_steps"] == 5
+
+
+@pytest.mark.parametrize("null", ["null", "None"])
+def test_null_reaches_the_settings_of_a_part(config: Path, tmp_path: Path, null: str) -> None:
+    """jsonargparse turns it into the text `None` on the way to a part; W&B's agent writes it so in the first place."""
+    more = tmp_path / "more.yaml"
+    more.write_text(
+        "model: {init_args: {llm: {init_args: {lora: {r: 4}}}, prompt: {init_args: {chat_template: x, system: None}}}}"
+    )
+    parts = [f"--model.init_args.{key}={null}" for key in ("prompt.init_args.chat_template", "llm.init_args.lora")]
+    settings = printed("fit", "-c", config, "-c", more, *parts, "--trainer.val_check_interval", null)
+    model = settings["model"]["init_args"]
+    assert model["prompt"]["init_args"]["chat_template"] is None and model["llm"]["init_args"]["lora"] is None
+    assert settings["trainer"]["val_check_interval"] is None
+    assert model["prompt"]["init_args"]["system"] == "None"  # a file's words are taken as YAML has them
 
 
 def test_parts_are_swapped_by_overrides_alone(config: Path, tmp_path: Path, tiny_llm_dir: Path) -> None:
@@ -137,7 +158,8 @@ def test_a_wrong_value_and_a_missing_file_are_named(config: Path, capsys) -> Non
 def test_errors_of_the_zoo_are_one_line_and_an_exit_code(config: Path, tmp_path: Path, capsys) -> None:
     assert main(["fit", "-c", str(config), f"--data.init_args.train={tmp_path}/none.jsonl"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error == f"speechzoo: data.train: no such file {tmp_path}/none.jsonl (a JSONL manifest)"
+    wanted = "no such manifest (JSONL, Parquet or tar shards, or hf:NAME:SPLIT)"
+    assert error == f"speechzoo: data.train: {tmp_path}/none.jsonl: {wanted}"
     assert main(["fit", "-c", str(config), "--model.init_args.freeze=[^encodr]"]) == 1
     assert "freeze pattern '^encodr' matches no parameter" in capsys.readouterr().err
 

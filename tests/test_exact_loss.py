@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -13,41 +11,16 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from lightning import Trainer
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from test_models import assistant, make, tone, user
+from rank_cases import STEPS, VALIDATION, be_rank, share
+from test_models import make
 from torch.utils.data import DataLoader
 
 from speechzoo.data import encode_batch, with_windows
 from speechzoo.models import SpeechLLM
 from speechzoo.types import SpeechBatch
-
-LONG = "the capital of France is Paris, and six plus nine is fifteen; a quick brown fox jumps over the lazy dog."
-
-# Three steps of four conversations. With two processes the first has the first two: few targets against many, and in
-# the second and third step a process without speech, and one without units.
-STEPS = [
-    [
-        [user(tone(0.4, 200)), assistant("no", [1])],
-        [user("or", tone(0.3, 250)), assistant("yes", [2])],
-        [user(tone(0.9, 300)), assistant(LONG, [3, 4, 5, 6, 5, 4, 3])],
-        [user(tone(1.1, 150), "again"), assistant(LONG, list(range(12)) * 2)],
-    ],
-    [
-        [user("hello"), assistant("hi")],
-        [user("What is the capital of France?"), assistant("Paris")],
-        [user(tone(0.5, 350)), assistant(LONG, [7, 8, 9])],
-        [user(tone(0.4, 450)), assistant("It rains.", [10, 11])],
-    ],
-    [
-        [user(tone(0.5, 350)), assistant("It rains.", [7, 8, 9])],
-        [user(tone(0.6, 320)), assistant(LONG, [1, 2, 9])],
-        [user(tone(0.7, 340)), assistant("six")],
-        [user("sum"), assistant("nine")],
-    ],
-]
-# Validation: the second process has neither speech nor units.
-VALIDATION = [STEPS[0][0], STEPS[0][2], STEPS[1][0], STEPS[1][1]]
 
 MODELS = ["llasm_tokens", "llama_omni", "llama_omni_label"]
 
@@ -58,14 +31,8 @@ def train(name: str, llm: Path, whisper: Path, world: int, rank: int, accumulate
     optimizer = partial(torch.optim.SGD, lr=0.005)
     model = make(name, llm, whisper, freeze=["^encoder\\."], optimizer=optimizer, loss_weights={"ctc": 0.5})
 
-    def share(conversations: list, parts: int) -> list:
-        """This process's conversations, in micro-batches."""
-        size = len(conversations) // world
-        mine = conversations[rank * size :][:size]
-        rows = len(mine) // parts
-        return [encode_batch(model.prompt, mine[i * rows :][:rows], True, "right") for i in range(parts)]
-
-    def loader(batches: list) -> DataLoader:
+    def loader(steps: list, number: int) -> DataLoader:
+        batches = [batch for step in steps for batch in share(model, step, world, rank, number)]
         return DataLoader(batches, batch_size=None)
 
     options: dict[str, Any] = {}
@@ -85,9 +52,7 @@ def train(name: str, llm: Path, whisper: Path, world: int, rank: int, accumulate
         use_distributed_sampler=False,
         **options,
     )
-    batches = [batch for step in STEPS for batch in share(step, accumulate)]
-    # Always two conversations a batch, as `val/loss` is a mean over batches.
-    trainer.fit(model, with_windows(loader(batches), accumulate), loader(share(VALIDATION, 2 // world)))
+    trainer.fit(model, with_windows(loader(STEPS, accumulate), accumulate), loader([VALIDATION], 2 // world))
     assert trainer.global_step == len(STEPS)
     return {
         "weights": weights(model),
@@ -100,8 +65,7 @@ def weights(model: SpeechLLM) -> dict[str, torch.Tensor]:
 
 
 def _process(rank: int, port: int, llm: Path, whisper: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    be_rank(rank, port)
     for name in MODELS:
         for accumulate in (1, 2):
             result = train(name, llm, whisper, 2, rank, accumulate)
@@ -114,10 +78,7 @@ def _process(rank: int, port: int, llm: Path, whisper: Path, out: Path) -> None:
 def two_processes(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path) -> Path:
     """Results of all models and accumulations in two processes over gloo; the processes start once."""
     out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, args=(port, tiny_llm_dir, tiny_whisper_pt, out), nprocs=2)
+    mp.spawn(_process, args=(find_free_network_port(), tiny_llm_dir, tiny_whisper_pt, out), nprocs=2)
     return out
 
 

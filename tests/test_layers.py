@@ -13,17 +13,21 @@ SOURCE = Path(__file__).parents[1] / "src" / "speechzoo"
 
 # Each layer may import from the ones above it; inside a layer packages do not know each other.
 LAYERS = [
-    {"types", "spec", "recipes"},
+    {"types", "spec", "recipes", "files", "kv_cache", "ranks"},
     {"audio", "text"},
     {"encoders", "adaptors", "llms", "units", "vocoders", "training"},
     {"models"},
     {"data"},
+    {"doctor"},
     {"metrics", "callbacks"},
-    {"evaluation"},
+    {"evaluation", "generation"},
     {"interop"},
     {"hub"},
-    {"quickstart"},
+    {"quickstart", "sweeps"},
+    {"talk"},
+    {"bench"},
     {"cli"},
+    {"doctor_command"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -20,24 +21,28 @@ MAX_SECONDS = 30.0  # Whisper's window
 MAX_SAMPLES = int(MAX_SECONDS * SAMPLE_RATE)
 
 
-def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
+def read_audio(path: str | Path | BinaryIO, sample_rate: int = SAMPLE_RATE, name: str | None = None) -> Tensor:
     """Mono float samples of a sound file of any rate and channel count (wav, flac, ogg, mp3).
 
     Shape: `[T]`, float32 in [-1, 1], at `sample_rate` Hz.
+
+    Args:
+        path: the file, by name or open.
+        name: what messages call it; default: its path.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is empty or cannot be decoded; the message names the file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such audio file")
+    if isinstance(path, (str, Path)) and not Path(path).is_file():
+        raise FileNotFoundError(f"{name or path}: no such audio file")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw
-        raise ValueError(f"{path}: cannot be decoded as audio ({error})") from error
+        why = getattr(error, "error_string", error)
+        raise ValueError(f"{name or path}: cannot be decoded as audio ({why})") from error
     if samples.shape[0] == 0:
-        raise ValueError(f"{path}: holds no samples")
+        raise ValueError(f"{name or path}: holds no samples")
     return torch.from_numpy(resample(samples.mean(axis=1), rate, sample_rate))
 
 

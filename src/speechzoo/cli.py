@@ -8,10 +8,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
@@ -20,28 +21,57 @@ import speechzoo
 
 # Imported so that their classes have short names on the command line.
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
-from speechzoo.models import SpeechLLM
 from speechzoo.spec import resolve
 from speechzoo.text import ChatPrompt  # noqa: F401
 
 COMMANDS = {
     "fit": "train a model: speechzoo fit --config recipes/... [--key value]",
+    "doctor": "look at model, data and settings before training: speechzoo doctor --config recipes/...",
     "validate": "losses on the validation data",
     "test": "losses on the test data",
     "predict": "answer the questions of a manifest",
     "import": "bring a released LLaSM or LLaMA-Omni checkpoint in",
     "export": "write an imported model in its released layout",
+    "checkpoint": "write a self-contained model from a run: speechzoo checkpoint expand RUN OUT",
     "verify": "compare our numbers with the official code's, held in a folder",
-    "quickstart": "train and compare both systems on real speech, about 20 minutes on two CPU cores",
+    "ask": "put a spoken or written question to a model, hear and read its answer",
+    "demo": "a page in the browser: talk to one or several models",
+    "bench": "measure streaming, latency, data loading or training on this machine",
+    "sweep": "run a W&B sweep file on this machine, offline",
+    "compare": "compare finished runs: tables, figures, a report",
+    "quickstart": "train and compare both systems on real speech, about 15 minutes on two CPU cores",
 }
 
+# Commands that are plain functions of their arguments; imported when asked for. The rest is Lightning's.
+FUNCTIONS = {
+    "doctor": "speechzoo.doctor_command:main",
+    "import": "speechzoo.interop.command:import_main",
+    "export": "speechzoo.interop.command:export_main",
+    "checkpoint": "speechzoo.hub:checkpoint_main",
+    "verify": "speechzoo.interop.command:verify_main",
+    "ask": "speechzoo.talk.ask:main",
+    "demo": "speechzoo.talk.demo:main",
+    "bench": "speechzoo.bench.command:main",
+    "sweep": "speechzoo.sweeps.command:main",
+    "compare": "speechzoo.evaluation.runs_report:main",
+    "quickstart": "speechzoo.quickstart.command:main",
+}
 
 PARTS = (adaptors, callbacks, data, encoders, llms, models, training, units)
+NONE = re.compile(r"^(--[^=]+=)?None$")
 UNKNOWN = re.compile(r"[Oo]ption '([\w.]+)'|unrecognized arguments: --([\w.]+)|import path string: (\w+)")
 
 
 class Parser(LightningArgumentParser):
     """Says what is wrong and the nearest spelling; jsonargparse says it after a page of all options."""
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
+    ) -> Namespace:
+        """As jsonargparse's, with `None` for `null`: so W&B's agent writes it, and so jsonargparse itself hands a
+        `null` on to the parser of a nested part, which would read a text."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([NONE.sub(r"\1null", word) for word in words], *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error and exit with 2."""
@@ -86,19 +116,27 @@ class ZooCLI(LightningCLI):
         parser.add_argument("--name", type=str, default="run", help="name of the run and of its folder")
         parser.add_argument("--recipe", type=str, default="", help="free text: where the settings come from")
         parser.add_argument("--vars", type=dict, default={}, help="values that a recipe refers to as ${vars.x}")
+        parser.add_lightning_class_args(callbacks.Doctor, "doctor")
+        parser.add_lightning_class_args(callbacks.Preflight, "preflight")
+
+    def before_fit(self) -> None:
+        """A trial run leaves no checkpoint; Lightning writes `last.ckpt` at the end of a `fast_dev_run` too."""
+        if self.trainer.fast_dev_run:
+            for callback in self.trainer.checkpoint_callbacks:
+                callback.save_last = False
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let a checkpoint's hyper-parameters replace YAML and command line in silence."""
 
 
-def run(args: ArgsType = None) -> ZooCLI:
+def run(args: ArgsType = None, cli: type[ZooCLI] = ZooCLI) -> ZooCLI:
     """Run fit, validate, test or predict with command-line arguments; the CLI object holds model and trainer."""
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     register_resolvers()
     # Python users and `speechzoo quickstart` give arguments while sys.argv holds something else: both are meant.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    return ZooCLI(
-        SpeechLLM,
+    return cli(
+        LightningModule,  # a SpeechLLM, or what trains a part alone, such as LatentVocoderTraining
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
@@ -108,6 +146,7 @@ def run(args: ArgsType = None) -> ZooCLI:
         save_config_callback=SaveConfig,
         save_config_kwargs={"config_filename": "config.yaml"},
         seed_everything_default=0,
+        trainer_defaults={"callbacks": [callbacks.ExactResume()]},
         args=args,
     )
 
@@ -138,14 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(speechzoo.__version__)
         return 0
-    if argv[0] in ("import", "export", "verify"):
-        from speechzoo.interop import command
-
-        return getattr(command, f"{argv[0]}_main")(argv[1:])
-    if argv[0] == "quickstart":
-        from speechzoo.quickstart.command import main as quickstart
-
-        return quickstart(argv[1:])
+    if argv[0] in FUNCTIONS:
+        module, _, function = FUNCTIONS[argv[0]].partition(":")
+        return getattr(import_module(module), function)(argv[1:])
     try:
         run(argv)
     except (ValueError, FileNotFoundError) as error:

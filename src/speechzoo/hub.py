@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from speechzoo.models.base import SpeechLLM
-from speechzoo.models.checkpoint import check_trained, find
+from speechzoo.models.checkpoint import check_identity, check_trained, find, read
 from speechzoo.spec import resolve
 
 
@@ -33,8 +34,8 @@ def load(path: str | Path, **changes: Any) -> SpeechLLM:
 def load_run(path: str | Path, **changes: Any) -> SpeechLLM:
     """The model of a run folder or checkpoint, built and in eval mode on the CPU.
 
-    Base weights come from where the run's configuration says, earlier stages from its `init_from`, the rest from the
-    checkpoint itself.
+    Base weights come from where the run's configuration says, earlier stages from its `init_from` (or, if they are not
+    there, from beside the run), the rest from the checkpoint itself.
 
     Args:
         path: a run folder (its `last.ckpt`) or a `.ckpt` file written by speechzoo.
@@ -45,15 +46,29 @@ def load_run(path: str | Path, **changes: Any) -> SpeechLLM:
         ValueError: if the checkpoint does not say which model it holds, or does not fit it.
     """
     file = find(path)
-    saved = torch.load(file, map_location="cpu", weights_only=True)
+    saved = read(file)
     class_path = saved.get("model_class")
     if class_path is None:
         raise ValueError(f"{file}: not a speechzoo checkpoint (it names no model class)")
-    model = resolve(class_path)(**{**saved["hyper_parameters"], **changes})
+    arguments = saved["hyper_parameters"]
+    if "init_from" in arguments:
+        arguments = {**arguments, "init_from": [_found(stage, file) for stage in arguments["init_from"]]}
+    model = resolve(class_path)(**{**arguments, **changes})
     model.configure_model()
     check_trained(model, saved)
+    check_identity(model, saved, replaced=changes)
     model.load_state_dict(saved["state_dict"], strict=False)
     return model.eval()
+
+
+def _found(stage: str, file: Path) -> str:
+    """Where an earlier stage is: as it was given, else beside the run of `file`, as if both were moved together.
+
+    Another stage of that name does no harm: `check_identity` refuses it.
+    """
+    given = Path(stage).expanduser()
+    beside = file.absolute().parent.parent.joinpath(*given.parts[-2 if given.suffix == ".ckpt" else -1 :])
+    return stage if given.exists() or not beside.exists() else str(beside)
 
 
 def save_pretrained(model: SpeechLLM, path: str | Path, **options: Any) -> Path:
@@ -62,3 +77,26 @@ def save_pretrained(model: SpeechLLM, path: str | Path, **options: Any) -> Path:
     from speechzoo.interop import pretrained
 
     return pretrained.save_pretrained(model, path, **options)
+
+
+def checkpoint_main(argv: Sequence[str]) -> int:
+    """`speechzoo checkpoint expand RUN_OR_CKPT OUT`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="speechzoo checkpoint", allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True)
+    text = "write a self-contained model: what was trained together with the frozen weights it stands on"
+    expand = actions.add_parser("expand", help=text, description=text, allow_abbrev=False)
+    expand.add_argument("run", help="run folder, .ckpt file or folder of shards")
+    expand.add_argument("output", type=Path, help="new folder, for speechzoo.load")
+    expand.add_argument("--merge-lora", action="store_true", help="add LoRA weights to the LLM's own")
+    args = parser.parse_args(argv)
+    try:
+        model = load_run(args.run)
+        save_pretrained(model, args.output, merge_lora=args.merge_lora)
+    except (ValueError, OSError) as error:
+        print(f"speechzoo: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.output}: {type(model).__name__} of {args.run}")
+    encoder = model.specs["encoder"]["init_args"].get("model", "")
+    if not Path(str(encoder)).expanduser().exists():
+        print(f"its frozen encoder {encoder} is named, not copied: loading fetches it where it is missing")
+    return 0

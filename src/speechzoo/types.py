@@ -52,6 +52,9 @@ class SpeechBatch:
     units: Tensor | None = None  # [Q, U] long, IGNORE padded
     unit_lens: Tensor | None = None  # [Q]
     unit_turns: Tensor | None = None  # [Q, 2] (row, turn) each unit sequence belongs to
+    answer_states: Tensor | None = None  # [Q, M, H] cached states of a frozen LLM, 0 past each length
+    answer_state_lens: Tensor | None = None  # [Q]
+    positions: Tensor | None = None  # [B] spliced length of each row; given with answer_states
     ids: list[str] = field(default_factory=list)  # B record names
     window: dict[str, int] | None = None  # targets by loss name over the accumulation window of this rank
     counts: dict[str, int] | None = None  # targets by loss name of this batch, once `num_targets` was asked
@@ -93,9 +96,9 @@ class SpeechOutput:
 
     losses: dict[str, Tensor]  # scalars: mean over the targets of this batch, by loss name
     sums: dict[str, Tensor]  # scalars: the same losses summed over their targets
-    hidden: Tensor  # [B, S, H] last LLM state, after the final norm
+    hidden: Tensor | None  # [B, S, H] last LLM state, after the final norm; None where cached states replaced the LLM
     mask: Tensor  # [B, S]
-    turns: Tensor  # [B, S]
+    turns: Tensor  # [B, S]; like the labels [B, L], not spliced, where cached states replaced the LLM
     labels: Tensor  # [B, S]
     logits: Tensor | None = None  # [B, S, V], only when asked for
     unit_logits: Tensor | None = None  # [Q, R, K + 1]
@@ -112,3 +115,50 @@ class SpeechReply:
     audio: list[Tensor] | None = None  # B times [T]
     sample_rate: int | None = None  # Hz
     heard: list[str] | None = None  # what a cascade's recogniser wrote down
+
+
+@dataclass
+class TextDelta:
+    """Text that follows what a row has said so far; never half a character, never taken back."""
+
+    row: int
+    text: str
+    ids: list[int]  # tokens since the row's last delta; a token may bring no text, or that of tokens before it
+
+
+@dataclass
+class UnitDelta:
+    """Units that follow those a row has spoken so far."""
+
+    row: int
+    units: Tensor  # [U], at least one
+
+
+@dataclass
+class AudioChunk:
+    """Sound that follows what a row has sounded so far."""
+
+    row: int
+    audio: Tensor  # [T] float in [-1, 1], at least one sample
+    sample_rate: int  # Hz
+    start_seconds: float  # of its first sample, in the row's sound
+
+
+@dataclass
+class StreamEnd:
+    """A row is finished; the totals. Times are wall seconds since the stream was asked for its first event."""
+
+    row: int
+    text: str  # all text deltas together
+    ids: list[int]  # tokens of the answer, the stop token included
+    stopped: bool  # with a stop token, not by `max_new_tokens`
+    seconds: float  # to this event
+    units: Tensor | None = None  # [U]; None where the model speaks no units
+    audio_seconds: float = 0.0  # length of the sound
+    first_text_seconds: float | None = None  # None where there was none
+    first_units_seconds: float | None = None
+    first_audio_seconds: float | None = None
+    heard: list[str] | None = None  # what a cascade's recogniser wrote down, one text per clip of the row
+
+
+StreamEvent = TextDelta | UnitDelta | AudioChunk | StreamEnd

@@ -61,6 +61,14 @@ def test_a_trained_model_comes_back(tmp_path, tiny_llm_dir, tiny_whisper_pt, lor
     assert str(tmp_path) not in (tmp_path / "saved" / "config.json").read_text()
 
 
+def test_rows_of_new_tokens_are_saved_from_a_gpu(tmp_path, tiny_llm_dir, tiny_whisper_pt, monkeypatch):
+    """There `cpu()` makes a copy, as it is made to here."""
+    model = build(tiny_llm_dir, tiny_whisper_pt)
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+    speechzoo.save_pretrained(model, tmp_path / "saved")
+    assert torch.equal(speechzoo.load(tmp_path / "saved").llm.new_embeddings, model.llm.new_embeddings)
+
+
 def test_an_encoder_that_learnt_is_saved_too(tmp_path, tiny_llm_dir, tiny_whisper_pt):
     model = build(tiny_llm_dir, tiny_whisper_pt, freeze=())
     speechzoo.save_pretrained(model, tmp_path / "saved")

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from speechzoo.cli import main
+from speechzoo.interop.checks import Checks
 
 ROOT = Path(os.environ.get("SPEECHZOO_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 
@@ -43,6 +44,23 @@ def test_a_changed_value_and_an_unknown_one_fail(tmp_path, capsys):
     assert set(wrong) == {"asr.logits", "never.heard.of"}
     assert wrong["asr.logits"]["max_abs"] == pytest.approx(1e-3, rel=0.05)
     assert wrong["never.heard.of"]["note"] == "held, but not compared"
+
+
+def test_another_precision_moves_numbers_but_breaks_no_step(tmp_path):
+    folder = need("llasm")
+    assert main(["verify", str(folder), "--dtype", "bfloat16", "--json", str(tmp_path / "table.json")]) == 1
+    rows = {row["quantity"]: row for row in json.loads((tmp_path / "table.json").read_text())["checks"]}
+    assert 1e-3 < rows["asr.logits"]["relative"] < 5e-2
+    assert not any("Error" in (row["note"] or "") or "not compared" in (row["note"] or "") for row in rows.values())
+    assert main(["verify", str(folder), "--attention", "eager"]) == 0
+
+
+def test_a_norm_that_is_no_number_fails():
+    checks = Checks(golden=None)
+    for ours in (1.0, float("nan")):
+        checks.norms("grad", {"a": ours, "b": 2.0}, {"a": 1.0, "b": 2.0})
+    assert [row.ok for row in checks.rows] == [True, False]
+    assert checks.rows[1].note == "worst: a"
 
 
 @pytest.mark.parametrize("damage", ["meta", "values", "checkpoint", "all"])

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from safetensors.numpy import load_file
 
 from speechzoo.data.instructions import ASR_INSTRUCTIONS, asr_messages
 from speechzoo.quickstart import facts
-from speechzoo.quickstart.corpus import build_corpus, write_manifests
+from speechzoo.quickstart.corpus import build_corpus, latents_of, write_manifests
 from speechzoo.quickstart.questions import KINDS, Pair, make_pairs
 
 
@@ -36,6 +37,10 @@ class ToneVoice:
         self.spoken.append(text)
         time = np.arange(int(len(self.phonemes(text)) * 441 / speed)) / self.sample_rate
         return (0.3 * np.sin(2 * np.pi * 300 * time)).astype(np.float32)
+
+    def speak_with_latents(self, *said) -> tuple[np.ndarray, np.ndarray]:
+        samples = self.speak(*said)
+        return samples, np.arange(len(samples) // 256 * 4, dtype=np.float32).reshape(-1, 4)
 
 
 PAIRS = [
@@ -140,6 +145,19 @@ def test_corpus_files_hold_what_the_records_say(tmp_path):
     assert not list((tmp_path / "audio").glob(".*"))
 
 
+def test_latents_of_answers_are_kept_beside_their_sound(tmp_path):
+    records = build_corpus(tmp_path, ToneVoice(), PAIRS, workers=1)
+    assert len(list((tmp_path / "latents").iterdir())) == 2  # different answers
+    latents = load_file(tmp_path / latents_of(records[0]["answer_audio"]))["latents"]
+    seconds = soundfile.info(tmp_path / records[0]["answer_audio"]).duration
+    assert latents.dtype == np.float16 and latents[1].tolist() == [4, 5, 6, 7]
+    assert len(latents) == pytest.approx(seconds * 22050 / 256, abs=1)
+    (tmp_path / latents_of(records[0]["answer_audio"])).unlink()
+    again = ToneVoice()
+    build_corpus(tmp_path, again, PAIRS, workers=1)
+    assert again.spoken == [PAIRS[0].answer]
+
+
 def test_a_second_run_speaks_only_what_is_missing(tmp_path):
     records = build_corpus(tmp_path, ToneVoice(), PAIRS, workers=1)
     (tmp_path / records[2]["question_audio"]).unlink()
@@ -166,7 +184,9 @@ def test_manifests(tmp_path):
     build_corpus(tmp_path, ToneVoice(), PAIRS, workers=1)
     paths = write_manifests(tmp_path)
     rows = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in paths.items()}
-    assert {name: len(of) for name, of in rows.items()} == {"asr_train": 3, "asr_test": 1, "qa_train": 2, "qa_test": 1}
+    counts = {"asr_train": 3, "asr_test": 1, "qa_train": 2, "qa_text_train": 1, "qa_test": 1}
+    assert {name: len(of) for name, of in rows.items()} == counts
+    assert rows["qa_text_train"][0]["messages"][0]["content"] == PAIRS[0].question  # in writing
     question, answer = rows["qa_test"][0]["messages"]
     assert [item["type"] for item in question["content"]] == ["audio"]
     assert answer["content"] == "Hello Peter, nice to meet you."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from rich.console import Console
 from speechzoo.data import encode_batch
 from speechzoo.evaluation import load_answers
 from speechzoo.models import SpeechLLM
+from speechzoo.quickstart import pipeline
 from speechzoo.quickstart.ask import TextReader, answer_questions, read_questions
 from speechzoo.quickstart.pipeline import TITLES, Quickstart
-from speechzoo.quickstart.scale import DEFAULT, SMOKE, STAGES
+from speechzoo.quickstart.scale import DEFAULT, LANES, SMOKE, STAGES
 from speechzoo.quickstart.stages import Stages
 from speechzoo.recipes import recipe
 from speechzoo.types import SpeechReply
@@ -88,9 +91,7 @@ def test_a_folder_belongs_to_one_seed_and_scale(tmp_path: Path, scale) -> None:
 
 def test_stages_run_in_order_up_to_the_one_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    for method in ("fetch_parts", "make_corpus", "make_units", "answer", "report"):
-        monkeypatch.setattr(Quickstart, method, lambda self, method=method: ran.append(method))
-    monkeypatch.setattr(Quickstart, "train", lambda self, name: ran.append(name))
+    monkeypatch.setattr(pipeline, "run_apart", lambda work, out, scale, seed, *call: ran.append(call[-1]))
     quickstart = Quickstart(tmp_path, SMOKE, 0, Console(file=io.StringIO()))
     with pytest.raises(ValueError, match="--only takes one of parts, corpus, units, llasm_pretrain, .*, not 'corpse'"):
         quickstart.run("corpse")
@@ -98,9 +99,39 @@ def test_stages_run_in_order_up_to_the_one_asked_for(tmp_path: Path, monkeypatch
     quickstart.run("units")
     assert ran == ["fetch_parts", "make_corpus", "make_units"]
     assert quickstart.run() == tmp_path / "report.html"
-    assert ran == ["fetch_parts", "make_corpus", "make_units", *STAGES, "answer", "report"]
-    assert set(SMOKE.overrides) == set(TITLES) == set(STAGES) and all(recipe(f"quickstart/{n}.yaml") for n in STAGES)
+    assert ran[:3] == ["fetch_parts", "make_corpus", "make_units"] and ran[-2:] == ["answer", "report"]
+    for lane in LANES:  # at the same time as the other, each in its order
+        assert [name for name in ran if name in lane] == list(lane)
+    assert (
+        len(ran) == len(TITLES)
+        and set(SMOKE.overrides) == set(STAGES) < set(TITLES)
+        and all(recipe(f"quickstart/{n}.yaml") for n in STAGES)
+    )
     assert asdict(DEFAULT)["overrides"] == {}
+
+
+def test_nothing_starts_after_a_stage_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    started, failed = threading.Event(), threading.Event()
+
+    def run_apart(work, out, scale, seed, threads, *call):
+        ran.append(call[-1])
+        if call[-1] == "llasm_pretrain":
+            started.wait(10)
+            failed.set()
+            raise ValueError("no room on the disk")
+        if call[-1] == "llama_omni_warmup":  # goes on to its end, and is finished
+            started.set()
+            failed.wait(10)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(pipeline, "run_apart", run_apart)
+    quickstart = Quickstart(tmp_path, SMOKE, 0, Console(file=io.StringIO()))
+    with pytest.raises(ValueError, match="no room on the disk"):
+        quickstart.run()
+    assert set(ran[3:]) == {"llasm_pretrain", "llama_omni_warmup"}
+    assert quickstart.stages.seconds("llama_omni_warmup") is not None
+    assert quickstart.stages.seconds("llasm_pretrain") is None
 
 
 class Parrot:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from speechzoo.types import IGNORE
 from speechzoo.units import CTCUnitDecoder, collapse
 from speechzoo.units.ctc import positions_needed
+from speechzoo.units.layers import repeat
 
 K = 6
 
@@ -145,9 +146,7 @@ def test_uneven_upsampling_reaches_every_state_in_order(states, wanted):
     up = int(bare.up_lens(torch.tensor([states]), units, torch.tensor([wanted])))
     assert up == max(states, wanted)
     captured = {}
-    bare.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: captured.update(x=kwargs["inputs_embeds"]), with_kwargs=True
-    )
+    bare.transformer.register_forward_pre_hook(lambda module, args: captured.update(x=repeat(args[0], args[1])))
     x = torch.zeros(1, states, 8)
     x[0, :, 0] = torch.arange(states)
     with torch.no_grad():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections import deque
@@ -15,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from speechzoo.files import write_json
 from speechzoo.types import SpeechBatch, SpeechOutput
 
 COUNTS = ("examples", "tokens", "supervised_tokens", "units")
@@ -93,11 +92,7 @@ class StageCost(Callback):
         self._ended = time.monotonic()
         summary = self.summary(trainer, pl_module)
         if trainer.is_global_zero and self.filename is not None:
-            path = Path(trainer.default_root_dir) / self.filename
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(path.name + ".part")
-            part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, path)
+            write_json(Path(trainer.default_root_dir) / self.filename, summary)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._hook is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from speechzoo.audio import SAMPLE_RATE
+from speechzoo.files import write_jsonl
 from speechzoo.types import AUDIO, SpeechBatch, SpeechReply
 
 COLUMNS = ["id", "prompt", "reference", "answer", "heard", "audio", "answer_audio"]
@@ -106,11 +105,7 @@ class SampleTable(Callback):
 
     def _write(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
         path = Path(trainer.default_root_dir) / "samples" / f"{trainer.global_step:06d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        texts = [{k: v for k, v in row.items() if not isinstance(v, tuple)} for row in rows]
-        part.write_text("".join(json.dumps(t, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")
-        os.replace(part, path)
+        write_jsonl(path, ({k: v for k, v in row.items() if not isinstance(v, tuple)} for row in rows))
         loggers: list[Any] = trainer.loggers
         for logger in loggers:
             if isinstance(logger, WandbLogger):

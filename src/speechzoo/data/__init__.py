@@ -4,6 +4,7 @@ from speechzoo.data.collate import Item, collate
 from speechzoo.data.dataset import ConversationDataset, encode_batch
 from speechzoo.data.features import FeatureCache
 from speechzoo.data.instructions import ASR_INSTRUCTIONS, asr_messages
+from speechzoo.data.latents import LatentDataModule
 from speechzoo.data.manifest import ManifestError, Problem, Record, read_manifest
 from speechzoo.data.module import SpeechDataModule
 from speechzoo.data.sampler import EvalSampler, TokenBudgetSampler
@@ -15,6 +16,7 @@ __all__ = [
     "EvalSampler",
     "FeatureCache",
     "Item",
+    "LatentDataModule",
     "ManifestError",
     "Problem",
     "Record",

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import soundfile
 
 from speechzoo.audio import SAMPLE_RATE, read_audio
+from speechzoo.data.sources import file_stamp
+from speechzoo.files import write_atomically
 
 SILENCE = 10 ** (-60 / 20)
 """Peak (60 dB below full scale) under which a clip counts as silent."""
@@ -37,11 +39,17 @@ class AudioInfo:
         return self.samples / SAMPLE_RATE
 
 
-def inspect_audio(path: str | Path) -> AudioInfo:
-    """Decode a file once and say how long it is and whether it is missing, empty, cut off, damaged or silent."""
+def inspect_audio(path: str | Path, sound: BinaryIO | None = None) -> AudioInfo:
+    """Decode a file once and say how long it is and whether it is missing, empty, cut off, damaged or silent.
+
+    Args:
+        sound: the file, open, where it has no path of its own; `path` then only names it.
+    """
     try:
-        audio = read_audio(path)
-        missing = _missing_share(Path(path), len(audio))
+        audio = read_audio(sound or path, name=str(path))
+        if sound is not None:
+            sound.seek(0)
+        missing = _missing_share(sound or Path(path), len(audio))
     except FileNotFoundError:
         return AudioInfo(0, f"no such audio file: {path}", "paths are relative to the folder of the manifest")
     except (ValueError, RuntimeError) as error:
@@ -56,7 +64,7 @@ def inspect_audio(path: str | Path) -> AudioInfo:
     return AudioInfo(len(audio))
 
 
-def _missing_share(path: Path, samples: int) -> float:
+def _missing_share(path: Path | BinaryIO, samples: int) -> float:
     """Share of the sound that the header promises and the file lacks.
 
     libsndfile repairs the length of a cut wav in silence and only its log tells; for compressed formats the decoded
@@ -87,16 +95,15 @@ def check_audio(paths: Iterable[str | Path], memory: str | Path | None = None) -
         found |= dict(zip(todo, pool.map(inspect_audio, todo), strict=True))
     if memory and todo:
         known |= {stamp: asdict(found[path]) for path, stamp in zip(unique, stamps, strict=True) if stamp}
-        write_atomically(memory, json.dumps(known).encode())
+        write_atomically(memory, json.dumps(known))
     return found
 
 
 def _stamp(path: Path) -> str | None:
     try:
-        stat = path.stat()
+        return f"{path}|{file_stamp(path)}"
     except OSError:
         return None
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def _load(memory: Path | None) -> dict[str | None, dict]:
@@ -104,11 +111,3 @@ def _load(memory: Path | None) -> dict[str | None, dict]:
         return json.loads(memory.read_text()) if memory else {}
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that no other process ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    half.write_bytes(content)
-    os.replace(half, path)

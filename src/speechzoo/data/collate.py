@@ -19,7 +19,8 @@ Side = Literal["left", "right"]
 class Item:
     """One conversation, ready to be batched.
 
-    A conversation holds its clips either as `audio` or as cached `features`, in the order of its placeholders.
+    A conversation holds its clips either as `audio` or as cached `features`, in the order of its placeholders; with
+    cached `states` of a frozen LLM it needs neither to train.
     """
 
     id: str
@@ -28,6 +29,8 @@ class Item:
     audio: list[Tensor] | None = None  # clips [T]
     features: list[Tensor] | None = None  # clips [F, D]
     units: dict[int, Tensor] = field(default_factory=dict)  # [U] by assistant turn (1, 2, ...)
+    states: dict[int, Tensor] | None = None  # [M, H] for each turn in `units`
+    positions: int = 0  # length once the clips are spliced in; needed with `states`
 
 
 def collate(items: Sequence[Item], pad_id: int, padding_side: Side = "right") -> SpeechBatch:
@@ -37,13 +40,18 @@ def collate(items: Sequence[Item], pad_id: int, padding_side: Side = "right") ->
         pad_id: id that fills rows; `attention_mask` and `turns` say where, never the id.
         padding_side: where rows are filled: "right" to train, "left" to generate.
 
-    A batch of text alone has neither `audio` nor `features`; one without units has no `units`.
+    A batch of text alone has neither `audio` nor `features`; one without units has no `units`, and its cached
+    `answer_states`, where items have any, are `[0, 0, 0]`.
     """
     masks = [torch.ones(len(item.input_ids), dtype=torch.bool) for item in items]
     audio, audio_lens = _pad([clip for item in items for clip in item.audio or []], 0.0)
     features, feature_lens = _pad([clip for item in items for clip in item.features or []], 0.0)
     spoken = [(row, turn, units) for row, item in enumerate(items) for turn, units in sorted(item.units.items())]
     units, unit_lens = _pad([units for _, _, units in spoken], IGNORE)
+    states, state_lens = _pad([item.states[turn] for item in items if item.states for turn in sorted(item.units)], 0.0)
+    cached = any(item.states is not None for item in items)
+    if cached and states is None:
+        states, state_lens = torch.zeros(0, 0, 0), torch.zeros(0, dtype=torch.long)
     return SpeechBatch(
         input_ids=_rows([item.input_ids for item in items], pad_id, padding_side),
         attention_mask=_rows(masks, False, padding_side),
@@ -55,6 +63,9 @@ def collate(items: Sequence[Item], pad_id: int, padding_side: Side = "right") ->
         units=units,
         unit_lens=unit_lens,
         unit_turns=torch.tensor([(row, turn) for row, turn, _ in spoken]) if spoken else None,
+        answer_states=states,
+        answer_state_lens=state_lens,
+        positions=torch.tensor([item.positions for item in items]) if cached else None,
         ids=[item.id for item in items],
     )
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import soundfile
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_info
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
-from speechzoo.audio import SAMPLE_RATE, read_audio
-from speechzoo.data.audio_check import write_atomically
+from speechzoo.audio import SAMPLE_RATE
+from speechzoo.data.sources import clip_file, clip_stamp, read_clip
+from speechzoo.data.tensor_files import TensorFiles, batches_within, share
 from speechzoo.encoders.base import Encoder
+from speechzoo.files import write_atomically
 
 
-class FeatureCache:
+class FeatureCache(TensorFiles):
     """Encoder states by sound file, as half precision on disk.
 
     A file is known by its path, size and time of change, an encoder by its fingerprint; when one of them changes the
@@ -33,8 +31,8 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, fingerprint: str) -> None:
+        super().__init__(folder, fingerprint)
         self.fingerprint = fingerprint
-        self.folder = Path(folder).expanduser().absolute() / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
 
     def file(self, path: str | Path) -> Path:
         """Where the states of a sound file are, or will be.
@@ -42,12 +40,7 @@ class FeatureCache:
         Raises:
             FileNotFoundError: if there is no such sound file.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such audio file")
-        stat = path.stat()
-        key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
-        return self.folder / key[:2] / f"{key[2:34]}.safetensors"
+        return self.place(clip_key(path))
 
     def missing(self, paths: Iterable[str | Path]) -> list[Path]:
         """Those of the sound files that have no states yet, each once, sorted."""
@@ -60,16 +53,8 @@ class FeatureCache:
             FileNotFoundError: if they are not in the cache.
             ValueError: if their file is damaged.
         """
-        file = self.file(path)
-        try:
-            return load_file(file)["states"].float()
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{path}: no cached features in {self.folder} (the sound file changed after the cache was built, "
-                "or the folder is not shared between machines)"
-            ) from error
-        except SafetensorError as error:
-            raise ValueError(f"{path}: its cached features are damaged; delete {file}") from error
+        told = f"{path}: no cached features", f"{path}: its cached features are damaged"
+        return self.read(self.file(path), *told)["states"].float()
 
     def build(
         self,
@@ -97,39 +82,31 @@ class FeatureCache:
         if not paths:
             return
         lengths = [_samples(path) for path in paths]
-        self._check_room(lengths, encoder)
-        order = sorted(range(len(paths)), key=lambda index: lengths[index])
-        batches: list[list[int]] = [[]]
-        for index in order:
-            if batches[-1] and (len(batches[-1]) + 1) * lengths[index] > batch_seconds * SAMPLE_RATE:
-                batches.append([])
-            batches[-1].append(index)
-        steps = range(0, len(batches), world_size)
-        # Not rich: it allows one live display, and Lightning's may already run when loaders are made.
-        for step in tqdm(steps, "encoding speech", disable=not progress or rank != 0):
-            # A rank without a batch repeats the last one: a sharded encoder needs all ranks in each forward pass.
-            batch = batches[min(step + rank, len(batches) - 1)]
+        frames = int(encoder.out_lens(torch.tensor(lengths)).sum())
+        self.check_room(f"feature cache: {len(lengths)} clips", frames * encoder.out_dim * 2)
+        batches = batches_within(range(len(paths)), lengths, batch_seconds * SAMPLE_RATE)
+        for batch, own in share(batches, rank, world_size, "encoding speech", progress):
             states = encode([paths[index] for index in batch], encoder)
-            for index, value in zip(batch, states if step + rank < len(batches) else [], strict=False):
+            for index, value in zip(batch, states, strict=True) if own else ():
                 half = value.half()
                 if not half.isfinite().all():
                     raise ValueError(f"{paths[index]}: encoder states do not fit half precision (65504); do not cache")
                 write_atomically(self.file(paths[index]), save({"states": half.cpu().contiguous()}))
 
-    def _check_room(self, lengths: Sequence[int], encoder: Encoder) -> None:
-        need = int(encoder.out_lens(torch.tensor(lengths)).sum()) * encoder.out_dim * 2
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        text = f"feature cache: {len(lengths)} clips need {need / 1e9:.2f} GB of {free / 1e9:.1f} GB in {self.folder}"
-        if need > free:
-            raise OSError(text)
-        rank_zero_info(text)
+
+def clip_key(path: str | Path) -> str:
+    """What a sound is known by: a hash of its path, size and time of change, or those of its shard (64 hex digits).
+
+    Raises:
+        FileNotFoundError: if there is no such sound file.
+    """
+    return hashlib.sha256(clip_stamp(path).encode()).hexdigest()
 
 
 @torch.inference_mode()
 def encode(paths: Sequence[str | Path], encoder: Encoder) -> list[Tensor]:
     """States of sound files in one forward pass, each as long as its clip. Shape: N times `[F, D]`."""
-    audio = [read_audio(path) for path in paths]
+    audio = [read_clip(path) for path in paths]
     device = next(encoder.parameters()).device
     states, lens = encoder(
         pad_sequence(audio, batch_first=True).to(device), torch.tensor([len(clip) for clip in audio], device=device)
@@ -139,5 +116,5 @@ def encode(paths: Sequence[str | Path], encoder: Encoder) -> list[Tensor]:
 
 def _samples(path: str | Path) -> int:
     """16 kHz samples by the header: good enough to plan, the clip itself is decoded later."""
-    info = soundfile.info(path)
+    info = soundfile.info(clip_file(path))
     return int(info.frames * SAMPLE_RATE / info.samplerate) + 1

@@ -12,14 +12,17 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from speechzoo.audio import MAX_SECONDS
 from speechzoo.data.collate import Side, collate
 from speechzoo.data.dataset import ConversationDataset
 from speechzoo.data.features import FeatureCache
-from speechzoo.data.manifest import ManifestError, Problem, Record, check_for_model, scan, settle
-from speechzoo.data.sampler import EvalSampler, TokenBudgetSampler
+from speechzoo.data.manifest import ManifestError, Problem, Records, check_for_model, scan, settle
+from speechzoo.data.sampler import SPREAD, EvalSampler, TokenBudgetSampler
+from speechzoo.data.sources import resolve, source_name
+from speechzoo.data.states import StateCache
 from speechzoo.data.window import SpeechLoader, WindowLoader, with_windows
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -29,7 +32,10 @@ NamedPaths = str | list[str] | dict[str, str] | None
 
 
 class SpeechDataModule(LightningDataModule):
-    """Conversations in JSONL manifests (see `speechzoo.data.manifest`), fitted to whatever model the Trainer runs.
+    """Conversations from manifests and shards, fitted to whatever model the Trainer runs.
+
+    A manifest is a JSONL file (see `speechzoo.data.manifest`), a Parquet or tar shard, a pattern of any of them
+    (`shards/*.tar`), a folder of shards, or `hf:NAME[:SPLIT]` (see `speechzoo.data.sources`); lists may mix them.
 
     Manifests are read and checked before any weight is loaded. What depends on the model (template, positions of a
     clip, number of units) is taken from it when its loaders are asked for: `model.prompt`, `model.audio_positions`,
@@ -43,11 +49,15 @@ class SpeechDataModule(LightningDataModule):
         max_tokens: most LLM positions of a batch, rows times longest; None for no limit.
         bucket_by: what is similar in a training batch: all its "positions" (least padding), or those of its "audio"
             alone.
+        bucket_spread: longest over shortest of a training batch. Narrow buckets waste little on padding; where there
+            are few records they also put records that are alike in one batch, and learning suffers.
         num_workers: processes that read sound.
         seed: of the order of the training data.
         padding_side: of training and evaluation batches; prediction pads on the left.
         on_bad: "raise" refuses manifests with bad records, "skip" leaves those out and lists them in the run folder.
         feature_cache: folder for the states of a frozen encoder, computed once; shared by all processes.
+        state_cache: folder for the LLM states that a unit decoder learns from, where all before it is frozen: computed
+            once, then encoder and LLM run no more. Validation then reports no LM loss, which cannot change.
         max_seconds: longest clip, in seconds.
         pin_memory: keep batches in page-locked memory (with GPUs).
     """
@@ -61,11 +71,13 @@ class SpeechDataModule(LightningDataModule):
         batch_size: int = 8,
         max_tokens: int | None = None,
         bucket_by: Literal["positions", "audio"] = "positions",
+        bucket_spread: float = SPREAD,
         num_workers: int = 0,
         seed: int = 0,
         padding_side: Literal["left", "right"] = "right",
         on_bad: Literal["raise", "skip"] = "raise",
         feature_cache: str | None = None,
+        state_cache: str | None = None,
         max_seconds: float = MAX_SECONDS,
         pin_memory: bool = False,
     ) -> None:
@@ -74,7 +86,9 @@ class SpeechDataModule(LightningDataModule):
             raise ValueError(f"data.batch_size={batch_size} and data.max_tokens={max_tokens} have to be positive")
         if bucket_by == "audio" and max_tokens is not None:
             raise ValueError("data.max_tokens counts all positions: it goes with data.bucket_by=positions")
-        self.bucket_by = bucket_by
+        if bucket_spread < 1:
+            raise ValueError(f"data.bucket_spread={bucket_spread} is longest over shortest, at least 1")
+        self.bucket_by, self.bucket_spread = bucket_by, bucket_spread
         self.paths = {
             "train": _together("train", train),
             "val": _named("val", val),
@@ -84,7 +98,9 @@ class SpeechDataModule(LightningDataModule):
         self.batch_size, self.max_tokens, self.num_workers, self.seed = batch_size, max_tokens, num_workers, seed
         self.padding_side, self.on_bad, self.feature_cache = padding_side, on_bad, feature_cache
         self.max_seconds, self.pin_memory = max_seconds, pin_memory
-        self.records: dict[str, dict[str, list[Record]]] = {}
+        self.state_cache = state_cache
+        self._states_of: str | None = None  # fingerprint of the frozen parts, which takes reading all their weights
+        self.records: dict[str, dict[str, Records]] = {}
         self._order: dict[str, int] = {}  # of the training data now, and of the run that is continued
         self._order_before: dict[str, int] = {}
 
@@ -114,12 +130,12 @@ class SpeechDataModule(LightningDataModule):
             FileNotFoundError: if a manifest is not there.
             ManifestError: with every bad record of all of them, unless `on_bad` is "skip".
         """
-        found: dict[tuple[str, str], tuple[list[Record], list[Problem]]] = {}
+        found: dict[tuple[str, str], tuple[Records, list[Problem]]] = {}
         for split in SPLITS[stage]:
             if split in self.records:
                 continue
             if not self.paths[split] and not (stage == "fit" and split == "val"):
-                raise ValueError(f"data.{split} is not set: give it the path of a manifest (JSONL)")
+                raise ValueError(f"data.{split} is not set: give it the path of a manifest")
             for name, files in self._files(split).items():
                 records, problems = scan(files, split != "predict", self.max_seconds, _memory())
                 num_units = getattr(self._trainer().lightning_module, "num_units", None)
@@ -135,11 +151,12 @@ class SpeechDataModule(LightningDataModule):
     def train_dataloader(self) -> WindowLoader:
         """Endless length-bucketed batches with `batch.window`, continued exactly after a resume."""
         dataset = self._dataset("train", "train")
-        if dataset.num_units is not None and not any(example.units for example in dataset.examples):
+        wanted = getattr(self._trainer().lightning_module, "loss_weights", {}).get("ctc", 1.0) != 0
+        if dataset.num_units is not None and wanted and not dataset.examples.spoken.any():
             rank_zero_warn("the model speaks units, but no answer of data.train has any: nothing is learned for them")
         lengths = dataset.lengths if self.bucket_by == "positions" else dataset.audio_lengths
         sampler = TokenBudgetSampler(
-            lengths, self.batch_size, self.max_tokens, self.seed, *self._rank(), start=self._batches_done
+            lengths, self.batch_size, self.max_tokens, self.seed, *self._rank(), self._batches_done, self.bucket_spread
         )
         self._order = sampler.order
         self._compare_orders()
@@ -201,9 +218,46 @@ class SpeechDataModule(LightningDataModule):
             on_bad=self.on_bad,
             report=self._report(split, name, "model"),
         )
-        if self.feature_cache is not None:
+        states, missing = None, []
+        if self.state_cache is not None and split != "predict":
+            states, missing = self._states(self.state_cache, model, dataset)
+        # Sound is still wanted where the model may be asked to answer: callbacks do so with validation questions.
+        dataset.speech = states is None or split != "train" or bool(missing)
+        if self.feature_cache is not None and dataset.speech:
             dataset.features = self._features(self.feature_cache, model, dataset)
+        if states is not None:
+            self._build_states(states, missing, model, dataset)
+            dataset.states, dataset.speech = states, split != "train"
         return dataset
+
+    def _states(self, folder: str, model: Any, dataset: ConversationDataset) -> tuple[StateCache, list[int]]:
+        """The cache of this model's states, and the numbers of the conversations that it lacks."""
+        if not hasattr(model, "states_fingerprint"):
+            raise ValueError(f"data.state_cache is for models with a unit decoder, not for {type(model).__name__}")
+        trainer = self._trainer()
+        if self._states_of is None:
+            source = "encoder states in half precision" if self.feature_cache is not None else "sound"
+            self._states_of = model.states_fingerprint(f"{trainer.precision} {source}")
+        cache = StateCache(folder, self._states_of)
+        missing = cache.missing(dataset.examples) if trainer.is_global_zero else []
+        return cache, trainer.strategy.broadcast(missing)
+
+    def _build_states(self, cache: StateCache, missing: list[int], model: Any, dataset: ConversationDataset) -> None:
+        """Compute what is missing as training would: same precision, same device; each process does its share."""
+        trainer = self._trainer()
+        together = partial(collate, pad_id=model.prompt.pad_id)
+
+        def states_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
+            batch = trainer.precision_plugin.convert_input(together([dataset[number] for number in numbers]))
+            with trainer.precision_plugin.forward_context():
+                return model.frozen_states(trainer.strategy.batch_to_device(batch))
+
+        training = model.training
+        model.eval()
+        rank = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        cache.build(dataset.examples, missing, states_of, **rank)
+        model.train(training)
+        trainer.strategy.barrier("state cache")
 
     def _features(self, folder: str, model: Any, dataset: ConversationDataset) -> FeatureCache:
         """The cache, holding every clip of the dataset; each process computes its share of what is missing."""
@@ -211,17 +265,18 @@ class SpeechDataModule(LightningDataModule):
             raise ValueError("data.feature_cache needs a frozen encoder: leave it out, or freeze the encoder")
         cache = FeatureCache(folder, model.encoder.fingerprint)
         trainer = self._trainer()
-        clips = {path for example in dataset.examples for path in example.clips}
-        missing = trainer.strategy.broadcast(cache.missing(clips) if trainer.is_global_zero else None)
+        missing = cache.missing(dataset.examples.clips()) if trainer.is_global_zero else None
+        missing = trainer.strategy.broadcast(missing)
         cache.build(missing, model.encoder, rank=trainer.global_rank, world_size=trainer.world_size)
         trainer.strategy.barrier("feature cache")
         return cache
 
     def _files(self, split: str) -> dict[str, list[str]]:
         for files in self.paths[split].values():
-            for file in files:
-                if not Path(file).expanduser().is_file():
-                    raise FileNotFoundError(f"data.{split}: no such file {file} (a JSONL manifest)")
+            try:
+                resolve(files)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"data.{split}: {error}") from error
         return self.paths[split]
 
     def _report(self, split: str, name: str, step: str) -> Path:
@@ -264,7 +319,7 @@ def _named(split: str, paths: NamedPaths) -> dict[str, list[str]]:
     if isinstance(paths, Mapping):
         return {str(name): [path] for name, path in paths.items()}
     files = [paths] if isinstance(paths, str) else list(paths)
-    names = {Path(file).stem: [file] for file in files}
+    names = {source_name(file): [file] for file in files}
     if len(names) < len(files):
         raise ValueError(f"data.{split} holds files of the same name: give them names, {{name: path, ...}}")
     return names

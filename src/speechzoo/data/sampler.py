@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-SPREAD = 1.25
-"""Longest over shortest record of a bucket: at most 20 % of the positions of a batch are padding."""
+SPREAD = 1.05
+"""Longest over shortest record of a bucket, so that 2 to 4 % of the positions are padding; see benchmarks/README.md."""
 
 
 class TokenBudgetSampler(Sampler[list[int]]):
@@ -31,6 +31,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         seed: of the order.
         rank, world_size: this process and how many there are.
         start: batches of this rank done so far, over all epochs; a function is asked at each new iteration.
+        spread: longest over shortest record of a bucket.
 
     Raises:
         ValueError: if there are no records.
@@ -45,13 +46,14 @@ class TokenBudgetSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         start: int | Callable[[], int] = 0,
+        spread: float = SPREAD,
     ) -> None:
         self.lengths = np.asarray(lengths)
         if not len(self.lengths):
             raise ValueError("there are no records to sample from")
         self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
         by_length = np.argsort(self.lengths, kind="stable")
-        self.buckets = _buckets(by_length, self.lengths)
+        self.buckets = _buckets(by_length, self.lengths, spread)
         self.rows = [_rows(int(self.lengths[bucket[-1]]), batch_size, max_tokens) for bucket in self.buckets]
         self._epoch, self._batches = 0, self._plan(0)
 
@@ -94,8 +96,8 @@ class TokenBudgetSampler(Sampler[list[int]]):
                 steps.append(left[:even])
                 left = left[even:]
         if len(left):
-            first = steps[0] if steps else left
-            steps.append(np.concatenate([left, np.resize(first, -len(left) % self.world_size)]))
+            alike = steps[-1] if steps else left
+            steps.append(np.concatenate([left, np.resize(alike, -len(left) % self.world_size)]))
         # Dealt out by length, so that the ranks of a step wait for one another as little as possible.
         dealt = [step[np.argsort(self.lengths[step], kind="stable")][self.rank :: self.world_size] for step in steps]
         return [dealt[index] for index in generator.permutation(len(dealt))]
@@ -150,11 +152,11 @@ def _rows(longest: int, batch_size: int, max_tokens: int | None) -> int:
     return batch_size if max_tokens is None else max(1, min(batch_size, max_tokens // max(longest, 1)))
 
 
-def _buckets(by_length: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Records sorted by length, cut wherever a record is more than `SPREAD` times as long as its bucket's first."""
+def _buckets(by_length: np.ndarray, lengths: np.ndarray, spread: float) -> list[np.ndarray]:
+    """Records sorted by length, cut wherever a record is more than `spread` times as long as its bucket's first."""
     borders, first = [0], 0
     ordered = lengths[by_length]
     while first < len(ordered):
-        first = int(np.searchsorted(ordered, ordered[first] * SPREAD, side="right"))
+        first = int(np.searchsorted(ordered, ordered[first] * spread, side="right"))
         borders.append(first)
     return [by_length[a:b] for a, b in zip(borders, borders[1:], strict=False)]

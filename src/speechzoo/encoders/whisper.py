@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from whisper.model import LayerNorm, MultiHeadAttention
+from torch.utils.checkpoint import checkpoint
+from whisper.model import LayerNorm, MultiHeadAttention, ResidualAttentionBlock
 
 from speechzoo.audio import HOP, MAX_SAMPLES, log_mel, mel_lens
 from speechzoo.encoders.base import Encoder
@@ -24,6 +25,7 @@ class WhisperEncoder(Encoder):
             checkpoints were trained with, and never for transcribing: Whisper's own decoder loops on such states.
         layer: states after this many blocks instead of after the last one and its norm.
         dtype: of the weights; the states come out in it.
+        gradient_checkpointing: where the encoder learns, recompute its blocks in the backward pass to save memory.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class WhisperEncoder(Encoder):
         window: Literal["padded", "trimmed"] = "padded",
         layer: int | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if window not in ("padded", "trimmed"):
@@ -43,8 +46,11 @@ class WhisperEncoder(Encoder):
         for module in self.net.modules():
             if isinstance(module, LayerNorm):
                 module.__class__ = AnyDtypeNorm
+        for block in self._encoder().blocks:
+            block.__class__ = MaskedBlock
         self.n_mels, self.out_dim = net.dims.n_mels, net.dims.n_audio_state
         self.window, self.layer = window, layer
+        self.gradient_checkpointing = gradient_checkpointing
         self.to(getattr(torch, dtype))
 
     def _keep(self, net: torch.nn.Module) -> torch.nn.Module:
@@ -56,7 +62,11 @@ class WhisperEncoder(Encoder):
         return self.encode_mel(mel, lens)
 
     def encode_mel(self, mel: Tensor, mel_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """States for log-mels whose rows end at `mel_lens`. Shape: `[N, n_mels, 2F], [N] -> [N, F, D], [N]`."""
+        """States for log-mels whose rows end at `mel_lens`. Shape: `[N, n_mels, 2F], [N] -> [N, F, D], [N]`.
+
+        Raises:
+            ValueError: if they are longer than the encoder's window.
+        """
         net = self._encoder()
         lens = (mel_lens + 1) // 2
         whole = bool((mel_lens == mel.shape[-1]).all())
@@ -64,11 +74,16 @@ class WhisperEncoder(Encoder):
         x = F.gelu(net.conv1(mel.to(net.conv1.weight.dtype)))
         x = F.gelu(net.conv2(x)).transpose(1, 2)  # stride 2: a row's last frame sees nothing past its end
         if x.shape[1] > net.positional_embedding.shape[0]:
-            raise ValueError(f"{x.shape[1]} frames exceed the encoder's {net.positional_embedding.shape[0]}")
+            raise ValueError(
+                f"{x.shape[1]} frames exceed the encoder's {net.positional_embedding.shape[0]}: a clip of "
+                f"{x.shape[1] / 50:.1f} s is longer than the encoder's 30 s window: split it"
+            )
         x = (x + net.positional_embedding[: x.shape[1]]).to(x.dtype)
         for block in net.blocks[: self.layer]:
-            x = x + attend(block.attn, block.attn_ln(x), inside)
-            x = x + block.mlp(block.mlp_ln(x))
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, inside, use_reentrant=False)
+            else:
+                x = block(x, inside)
         if self.layer is None:
             x = net.ln_post(x)
         return (x if inside is None else x * inside[..., None]), lens
@@ -96,6 +111,17 @@ def attend(attention: MultiHeadAttention, x: Tensor, inside: Tensor | None) -> T
     q, k, v = (layer(x).view(heads).transpose(1, 2) for layer in (attention.query, attention.key, attention.value))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if inside is None else inside[:, None, None])
     return attention.out(out.transpose(1, 2).reshape(n, frames, dim))
+
+
+class MaskedBlock(ResidualAttentionBlock):
+    """A block of Whisper's encoder that takes a padding mask; called as a module, so that FSDP can gather its weights.
+
+    Shape: `[N, F, D], [N, F] -> [N, F, D]`.
+    """
+
+    def forward(self, x: Tensor, inside: Tensor | None = None) -> Tensor:
+        x = x + attend(self.attn, self.attn_ln(x), inside)
+        return x + self.mlp(self.mlp_ln(x))
 
 
 class AnyDtypeNorm(LayerNorm):

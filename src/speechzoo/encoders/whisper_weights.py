@@ -67,7 +67,8 @@ def fingerprint(state: dict[str, torch.Tensor], settings: str) -> str:
     """Hash of weights and settings (16 hex digits): sizes, sums and a sample of every tensor, not every byte."""
     digest = hashlib.sha256(settings.encode())
     for name, tensor in sorted(state.items()):
-        flat = tensor.detach().float().flatten()
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # cut over processes
+        flat = whole.detach().float().flatten()
         sample = flat[:: max(1, flat.numel() // 64)][:64]
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(sample.cpu().numpy().tobytes())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from speechzoo.files import write_jsonl
 from speechzoo.metrics import (
     CharErrorRate,
     ExactMatch,
     Interval,
+    RatioMetric,
     RougeL,
     UnitErrorRate,
     WordErrorRate,
@@ -39,19 +40,14 @@ class Answer:
     seen: bool | None = None  # whether training contained this question's facts; None if the corpus does not say
     audio: str | None = None  # sound file of the question, relative to the report's folder or absolute
     reply_audio: str | None = None  # sound file of the spoken answer
+    streamed_audio: str | None = None  # the same, made in chunks as its units come
+    reply_seconds: float | None = None  # length of the spoken answer
+    spoken: str | None = None  # what a recogniser wrote down of the spoken answer
 
 
 def save_answers(path: str | Path, answers: Iterable[Answer]) -> None:
     """Write answers as JSONL, one record a line; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        for answer in answers:
-            file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    write_jsonl(path, map(asdict, answers), sync=True)
 
 
 def load_answers(path: str | Path) -> list[Answer]:
@@ -83,49 +79,53 @@ def load_answers(path: str | Path) -> list[Answer]:
     return list(answers.values())
 
 
-def _texts(answers: Sequence[Answer]) -> tuple[list[str], list[str]]:
-    return [a.text for a in answers], [a.reference for a in answers]
-
-
-def _heard(answers: Sequence[Answer]) -> tuple[list[str], list[str]]:
-    return [a.heard or "" for a in answers], [a.question for a in answers]
-
-
 @dataclass(frozen=True)
 class Measure:
-    """A corpus-level score of answers: how it is called, which answers it covers, what each of them counts."""
+    """A corpus-level score of answers: how it is called, and which two of their fields it compares by what metric."""
 
     key: str
     name: str
-    higher_is_better: bool
-    applies: Callable[[Answer], bool]
-    count: Callable[[Sequence[Answer]], Counts]
+    metric: type[RatioMetric]
+    prediction: str = "text"
+    reference: str = "reference"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger score is a better one."""
+        return bool(self.metric.higher_is_better)
+
+    def applies(self, answer: Answer) -> bool:
+        """Whether this measure says something about an answer: it has both fields."""
+        return getattr(answer, self.prediction) is not None and getattr(answer, self.reference) is not None
 
     def covered(self, answers: Iterable[Answer]) -> list[Answer]:
         """The answers this measure says something about."""
         return [answer for answer in answers if self.applies(answer)]
 
+    def count(self, answers: Sequence[Answer]) -> Counts:
+        """Numerator and denominator of each of the answers, which are covered ones."""
+        predictions, references = ([getattr(a, name) for a in answers] for name in (self.prediction, self.reference))
+        return self.metric().item_counts(predictions, references)
+
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("wer", "WER", False, lambda a: True, lambda a: WordErrorRate().item_counts(*_texts(a))),
-    Measure("cer", "CER", False, lambda a: True, lambda a: CharErrorRate().item_counts(*_texts(a))),
-    Measure("exact_match", "Exact match", True, lambda a: True, lambda a: ExactMatch().item_counts(*_texts(a))),
-    Measure("rouge_l", "ROUGE-L", True, lambda a: True, lambda a: RougeL().item_counts(*_texts(a))),
-    Measure(
-        "unit_error_rate",
-        "Unit error rate",
-        False,
-        lambda a: a.units is not None and a.reference_units is not None,
-        lambda a: UnitErrorRate().item_counts([x.units for x in a], [x.reference_units for x in a]),
-    ),
-    Measure(
-        "heard_wer",
-        "WER of the words heard",
-        False,
-        lambda a: a.heard is not None,
-        lambda a: WordErrorRate().item_counts(*_heard(a)),
-    ),
+    Measure("wer", "WER", WordErrorRate),
+    Measure("cer", "CER", CharErrorRate),
+    Measure("exact_match", "Exact match", ExactMatch),
+    Measure("rouge_l", "ROUGE-L", RougeL),
+    Measure("unit_error_rate", "Unit error rate", UnitErrorRate, "units", "reference_units"),
+    Measure("heard_wer", "WER of the words heard", WordErrorRate, "heard", "question"),
+    # ASR-WER and ASR-CER: how much of the answer's own text can be understood (LLaMA-Omni, section 4.3).
+    Measure("asr_wer", "ASR-WER of the speech against its text", WordErrorRate, "spoken", "text"),
+    Measure("asr_cer", "ASR-CER of the speech against its text", CharErrorRate, "spoken", "text"),
 )
+
+
+def words_per_second(answers: Iterable[Answer]) -> float | None:
+    """Words of the spoken answers by their length; None if nothing was spoken."""
+    spoken = [answer for answer in answers if answer.reply_seconds]
+    words = sum(len(normalise_english(answer.text).split()) for answer in spoken)
+    return words / sum(answer.reply_seconds for answer in spoken) if spoken else None
 
 
 def question_groups(answers: Iterable[Answer]) -> list[Hashable]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 
-from speechzoo.evaluation.answers import MEASURES, Answer, Measure, question_groups, score, score_by
+from speechzoo.evaluation.answers import MEASURES, Answer, Measure, question_groups, score, score_by, words_per_second
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, count, megabytes, number, percent, points, seconds
 from speechzoo.metrics import Difference, Interval, paired_bootstrap
 
@@ -93,10 +93,17 @@ def comparison_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
         if any(measure.key in values for values in scores):
             arrow = "↑" if measure.higher_is_better else "↓"
             table.add(f"{measure.name} {arrow}", *(_interval(v.get(measure.key), percent) for v in scores))
+    if any(answer.reply_seconds for s in systems for answer in s.answers):
+        table.add("Answers spoken", *(str(sum(a.reply_seconds is not None for a in s.answers) or "") for s in systems))
+        table.add("Words per second", *(_spoken(words_per_second(s.answers)) for s in systems))
     table.add("Cost of answering")
     table.add("Seconds per answer (median) ↓", *(_interval(v.get("seconds"), seconds) for v in scores))
     table.add("Peak memory, training included ↓", *(megabytes(s.peak_memory) for s in systems))
     return table
+
+
+def _spoken(rate: float | None) -> str:
+    return "" if rate is None else number(rate, 2)
 
 
 def stage_table(systems: Sequence[SystemResult]) -> Table:

@@ -43,6 +43,13 @@ def read_curve(files: Sequence[Path], columns: Sequence[str]) -> Curve:
     return np.array(ordered, dtype=int), np.array([points[s] for s in ordered], dtype=float)
 
 
+def metrics_files(folder: Path) -> list[Path]:
+    """Every `csv/version_N/metrics.csv` of a run folder, oldest first (a continued run writes a new one)."""
+    return sorted(
+        folder.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name.removeprefix("version_"))
+    )
+
+
 def plot_losses(stages: Sequence[tuple[str, Curve, Curve]]) -> bytes:
     """One panel per stage (name, training curve, validation curve), side by side."""
     figure, axes = _figure(width=4.4 * max(len(stages), 1), height=2.9, panels=len(stages))

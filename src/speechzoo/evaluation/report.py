@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from speechzoo.evaluation.compare import (
 )
 from speechzoo.evaluation.figures import TRAIN_COLUMNS, VAL_COLUMNS, plot_losses, plot_mel, read_curve
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, markdown, percent
+from speechzoo.files import write_atomically
 from speechzoo.metrics import ExactMatch, WordErrorRate, bootstrap_ratio
 
 FILES = "report_files"
@@ -101,22 +101,27 @@ def write_report(data: ReportData, folder: str | Path) -> tuple[Path, Path]:
     (folder / FILES).mkdir(parents=True, exist_ok=True)
     content = _content(data, folder)
     for name, picture in content["pictures"].items():
-        _write(folder / FILES / name, picture)
+        write_atomically(folder / FILES / name, picture)
     tables = [content["main"], content["pairs"], content["stages"], content["kinds"]]
-    _write(folder / FILES / "tables.tex", "\n\n".join(table.to_latex() for table in tables).encode() + b"\n")
+    write_atomically(folder / FILES / "tables.tex", "\n\n".join(table.to_latex() for table in tables).encode() + b"\n")
     paths = folder / "report.md", folder / "report.html"
     for path in paths:
         # Only HTML is escaped by the environment; Markdown goes through the filter `md`.
-        environment = Environment(
-            loader=PackageLoader("speechzoo.evaluation"),
-            autoescape=path.suffix == ".html",
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        environment = templates(autoescape=path.suffix == ".html")
         environment.filters["md"] = lambda text: markdown(str(text))
-        _write(path, (environment.get_template(path.name).render(content).rstrip() + "\n").encode())
+        write_atomically(path, (environment.get_template(path.name).render(content).rstrip() + "\n").encode())
     return paths
+
+
+def templates(autoescape: bool) -> Environment:
+    """The package's templates; a name that one of them does not get is an error."""
+    return Environment(
+        loader=PackageLoader("speechzoo.evaluation"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def choose_examples(systems: Sequence[SystemResult], number: int) -> list[str]:
@@ -139,11 +144,16 @@ def choose_examples(systems: Sequence[SystemResult], number: int) -> list[str]:
     while len(chosen) < number and any(groups.values()):
         for group in groups.values():
             if group and len(chosen) < number:
-                name = min(group, key=lambda n: (not tables[0][n].audio, shown.get(tables[0][n].kind, 0), n))
+                name = min(group, key=lambda n: (_silence(tables, n), shown.get(tables[0][n].kind, 0), n))
                 group.remove(name)
                 shown[tables[0][name].kind] = shown.get(tables[0][name].kind, 0) + 1
                 chosen.append(name)
     return chosen
+
+
+def _silence(tables: Sequence[Mapping[str, Answer]], name: str) -> tuple[bool, int]:
+    """Whether the question has no sound, and how many systems' answers have none."""
+    return not tables[0][name].audio, sum(not table[name].reply_audio for table in tables)
 
 
 def _content(data: ReportData, folder: Path) -> dict[str, Any]:
@@ -207,6 +217,8 @@ def _example(
                 "errors": f"{int(counts[0])} of {counts[1]} words wrong",
                 "sound": _sound(folder, answer.reply_audio),
                 "source": answer.reply_audio,
+                "streamed": _sound(folder, answer.streamed_audio),
+                "streamed_source": answer.streamed_audio,
             }
         )
     return {
@@ -272,10 +284,3 @@ def _sound(folder: Path, path: str | None) -> str | None:
 
 def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechzoo.audio import log_mel
 from speechzoo.interop.layout import read_json
@@ -128,6 +129,7 @@ class Checks:
         for key, value in theirs.items():
             if value is not None and key in ours:
                 difference = abs(ours[key] - value)
+                difference = math.inf if math.isnan(difference) else difference  # NaN would lose every comparison
                 relative = difference / abs(value) if value else float(difference > 0)
                 gap = max(gap, difference)
                 if relative >= worst:
@@ -182,6 +184,13 @@ class Checks:
         rows = [asdict(row) for row in self.rows]
         data = {"system": system, "folder": str(self.golden.folder), "ok": self.ok, "checks": rows}
         return json.dumps(data, indent=2) + "\n"
+
+
+def set_learning(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Gradients for the parameters whose names begin so, and none left over."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(parts))
+        parameter.grad = None
 
 
 def _max(gap: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -77,6 +77,10 @@ def verify_main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("folder", help="golden folder: meta.json, golden.safetensors and the checkpoint")
     parser.add_argument("--json", type=Path, help="also write the table here")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="to see its effect"
+    )
+    parser.add_argument("--attention", choices=("eager", "sdpa"), help="to see its effect; default: as built")
     args = parser.parse_args(argv)
 
     def work() -> int:
@@ -87,8 +91,8 @@ def verify_main(argv: Sequence[str]) -> int:
         # Loading bars and advice about tokenizers would stand above the table.
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        system, checks = verify(args.folder)
-        report(system, checks, Console(width=None if sys.stdout.isatty() else 160))
+        system, checks = verify(args.folder, args.dtype, args.attention)
+        report(system, checks, Console(width=None if sys.stdout.isatty() else 160), args.dtype)
         if args.json:
             args.json.write_text(checks.as_json(system))
         return 0 if checks.ok else 1
@@ -96,7 +100,7 @@ def verify_main(argv: Sequence[str]) -> int:
     return _said(work)
 
 
-def _said(work) -> int:
+def _said(work: Callable[[], int]) -> int:
     """Run; errors a user can mend are one line."""
     try:
         return work()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechzoo.interop.checks import EMBEDS, LOGITS, LOSS, Checks, Golden
+from speechzoo.interop.checks import EMBEDS, LOGITS, LOSS, Checks, Golden, set_learning
 from speechzoo.interop.llasm import released_name
 from speechzoo.interop.prompts import LlasmPrompt, from_item
 from speechzoo.models import LLaSM
@@ -198,15 +198,11 @@ class LlasmCase:
             if held:
                 with self.checks.step(stage):
                     self._stage(stage, held, parts)
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
+        set_learning(self.model, ())
 
     def _stage(self, stage: str, held: dict[str, Any], parts: tuple[str, ...]) -> None:
         model, checks, g = self.model, self.checks, self.golden
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(parts))
-            parameter.grad = None
+        set_learning(model, parts)
         with self.merging(len(self.samples[held["sample"]]["audios"]) > 1):
             out: SpeechOutput = model(self.sample(held["sample"]))
         checks.close(f"{stage}.loss", out.losses["lm"], torch.tensor(held["loss"]), rtol=LOSS)

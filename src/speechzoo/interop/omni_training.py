@@ -9,20 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechzoo.interop.checks import CHAIN, LOGITS, LOSS, UNIT_LOGITS
+from speechzoo.interop.checks import CHAIN, LOGITS, LOSS, UNIT_LOGITS, set_learning
 from speechzoo.interop.llama_omni import released_name
 from speechzoo.interop.omni_case import OmniCase
 from speechzoo.models.llama_omni import answer_states
 from speechzoo.types import IGNORE, SpeechBatch
 
 HELD = "from the held states"
-
-
-def set_learning(model: torch.nn.Module, parts: tuple[str, ...]) -> None:
-    """Gradients for these parts only, and none left over."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(parts))
-        parameter.grad = None
 
 
 def compare_gradients(case: OmniCase, stage: str, held: dict[str, Any]) -> None:

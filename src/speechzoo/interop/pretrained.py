@@ -31,7 +31,9 @@ def save_pretrained(
     licence: dict[str, str] | None = None,
     push_to_hub: str | None = None,
 ) -> Path:
-    """Write a model so that `speechzoo.load(path)` gives it back; the folder needs nothing outside itself.
+    """Write a model so that `speechzoo.load(path)` gives it back.
+
+    The folder needs nothing outside itself, but for a Whisper that the model names (`tiny`) instead of having its file.
 
     Args:
         path: new folder.
@@ -47,7 +49,7 @@ def save_pretrained(
         model.configure_model()
     if not isinstance(model.llm, HFCausalLM) or not isinstance(model.encoder, WhisperEncoder):
         raise ValueError("save_pretrained writes models with an HFCausalLM and a Whisper encoder")
-    origin = getattr(model, "saved", {})
+    origin, path = getattr(model, "saved", {}), Path(path).expanduser()
     with new_folder(path) as work:
         lm = model.llm.lm
         base = lm.get_base_model() if hasattr(lm, "peft_config") else lm
@@ -56,7 +58,7 @@ def save_pretrained(
         base.generation_config.save_pretrained(work / "llm")
         _write_tokenizer(model.prompt.name, work / "llm")
         source = str(model.specs["encoder"]["init_args"]["model"])
-        encoder, hashes = copy_encoder(source, work) if Path(source).exists() else (source, {})
+        encoder, hashes = copy_encoder(source, work) if Path(source).expanduser().exists() else (source, {})
         save_file(dict(_own(model, merge_lora)), work / "model.safetensors", {"format": "pt"})
         settings = {**model.hparams, **model.specs, "init_from": []}
         settings["encoder"] = _with(settings["encoder"], model=encoder)
@@ -83,7 +85,7 @@ def save_pretrained(
         api = HfApi()
         api.create_repo(push_to_hub, exist_ok=True)
         api.upload_folder(repo_id=push_to_hub, folder_path=str(path))
-    return Path(path)
+    return path
 
 
 def _with(spec: dict[str, Any], **values: Any) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def _write_llm(llm: HFCausalLM, folder: Path, merge_lora: bool) -> None:
     for name, tensor in base.state_dict().items():
         if "lora_" in name or (tied and name == "lm_head.weight"):
             continue
+        is_table = tensor.data_ptr() == table.data_ptr()
         tensor = tensor.cpu()
         if ".base_layer." in name:
             owner = name.rpartition(".base_layer.")[0]
@@ -128,7 +131,7 @@ def _write_llm(llm: HFCausalLM, folder: Path, merge_lora: bool) -> None:
                 for adapter in layers[owner].active_adapters:
                     delta = layers[owner].get_delta_weight(adapter).cpu()
                     tensor = (tensor.float() + delta.float()).to(tensor.dtype)
-        if llm.new_tokens and not tied and tensor.data_ptr() == table.data_ptr():
+        if llm.new_tokens and not tied and is_table:
             tensor = tensor.clone()
             tensor[llm.new_tokens] = llm.new_embeddings.detach().to(tensor)
         writer.add(name, tensor)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from speechzoo.interop import omni_answers, omni_training
 from speechzoo.interop.checks import Checks, Golden
@@ -19,6 +20,7 @@ from speechzoo.interop.llasm import import_llasm
 from speechzoo.interop.llasm_case import LlasmCase
 from speechzoo.interop.omni_case import OmniCase
 from speechzoo.interop.saved import load_saved
+from speechzoo.models import SpeechLLM
 from speechzoo.vocoders import UnitHiFiGAN
 
 TEMPLATES = {"Chinese_llama2": "cllama2", "baichuan": "baichuan"}
@@ -43,11 +45,15 @@ def find_checkpoint(folder: Path) -> tuple[str, Path]:
     raise FileNotFoundError(f"{folder}: holds no ckpt or checkpoint folder with a config.json")
 
 
-def verify(folder: str | Path) -> tuple[str, Checks]:
-    """Import the checkpoint of a golden folder and recompute everything that is held for it, on the CPU in float32.
+def verify(folder: str | Path, dtype: str = "float32", attention: str | None = None) -> tuple[str, Checks]:
+    """Import the checkpoint of a golden folder and recompute everything that is held for it, on the CPU.
 
     Runs on one thread, as the held values were made: the order of sums depends on the number of threads, and Adam's
     first steps, which are as long for a gradient of rounding noise as for any other, enlarge that.
+
+    Args:
+        dtype: of weights and arithmetic. The tolerances are those of float32: what another one moves is not an error.
+        attention: `eager` or `sdpa`, in LLM and unit decoder; default: as the model is built.
 
     Raises:
         FileNotFoundError, ValueError: if the folder or its checkpoint cannot be read.
@@ -61,23 +67,23 @@ def verify(folder: str | Path) -> tuple[str, Checks]:
     try:
         with tempfile.TemporaryDirectory() as work:
             if system == "llama-omni":
-                _llama_omni(golden, checks, checkpoint, Path(work) / "model")
+                _llama_omni(golden, checks, checkpoint, Path(work) / "model", dtype, attention)
             else:
-                _llasm(golden, checks, checkpoint, Path(work) / "model")
+                _llasm(golden, checks, checkpoint, Path(work) / "model", dtype, attention)
     finally:
         torch.set_num_threads(threads)
     checks.close_book()
     return system, checks
 
 
-def _llama_omni(golden: Golden, checks: Checks, checkpoint: Path, out: Path) -> None:
+def _llama_omni(golden: Golden, checks: Checks, checkpoint: Path, out: Path, dtype: str, attention: str | None) -> None:
     folder = golden.folder
     encoder = folder / str(read_json(checkpoint / "config.json").get("speech_encoder", ""))
     own = any((checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = None if own else str(folder / "tokenizer")
     vocoder = folder / "vocoder"
     import_llama_omni(checkpoint, encoder, out, tokenizer, vocoder if vocoder.is_dir() else None)
-    model = load_saved(out, dtype="float32")
+    model = _load(out, dtype, attention)
     case = OmniCase(model, golden, checks)  # type: ignore[arg-type]
     case.front_end()
     case.prompts()
@@ -93,14 +99,14 @@ def _llama_omni(golden: Golden, checks: Checks, checkpoint: Path, out: Path) -> 
             omni_answers.sound(case, UnitHiFiGAN(str(out / "vocoder")))
 
 
-def _llasm(golden: Golden, checks: Checks, checkpoint: Path, out: Path) -> None:
+def _llasm(golden: Golden, checks: Checks, checkpoint: Path, out: Path, dtype: str, attention: str | None) -> None:
     folder = golden.folder
     template = TEMPLATES.get(golden.meta.get("llm_type", ""))
     own = (checkpoint / "tokenizer.model").is_file()
     tokenizer = None if own else str(folder / "checkpoint")
     encoder = folder / "whisper"
     import_llasm(checkpoint, encoder, out, tokenizer, template)
-    model = load_saved(out, dtype="float32")
+    model = _load(out, dtype, attention)
     case = LlasmCase(model, golden, checks)  # type: ignore[arg-type]
     case.front_end()
     case.prompts()
@@ -109,7 +115,16 @@ def _llasm(golden: Golden, checks: Checks, checkpoint: Path, out: Path) -> None:
     case.gradients()
 
 
-def report(system: str, checks: Checks, console: Console) -> None:
+def _load(out: Path, dtype: str, attention: str | None) -> SpeechLLM:
+    model = load_saved(out, dtype=dtype).to(getattr(torch, dtype))
+    if attention is not None:
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.set_attn_implementation(attention)
+    return model
+
+
+def report(system: str, checks: Checks, console: Console, dtype: str = "float32") -> None:
     """Print the table and the verdict."""
     table = Table(title=f"{system}: {checks.golden.folder}", title_justify="left")
     for name, justify in (("quantity", "left"), ("shape", "left"), ("max abs", "right"), ("relative", "right")):
@@ -124,4 +139,4 @@ def report(system: str, checks: Checks, console: Console) -> None:
         table.add_row(row.quantity, shape, *numbers, row.tolerance, verdict, row.note)
     console.print(table)
     held = sum(row.ok for row in checks.rows)
-    console.print(f"{held} of {len(checks.rows)} quantities hold (torch {torch.__version__}, float32, CPU)")
+    console.print(f"{held} of {len(checks.rows)} quantities hold (torch {torch.__version__}, {dtype}, CPU)")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from speechzoo.llms.decoding import Generated, Step, collect_ids, collect_states
 
 
 @dataclass
@@ -32,6 +37,11 @@ class LLM(nn.Module, ABC):
 
     dim: int
 
+    @property
+    def settings(self) -> str:
+        """What besides the weights decides the states: together with them it says whether cached states still hold."""
+        return repr(self)
+
     @abstractmethod
     def forward(
         self,
@@ -49,7 +59,39 @@ class LLM(nn.Module, ABC):
         """
 
     @abstractmethod
+    def steps(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        speech: Tensor,
+        speech_lens: Tensor,
+        read_last: bool = False,
+        **options: Any,
+    ) -> Iterator[Step]:
+        """Answer each row, a token at a time; greedy unless `options` (see `Decoding`) say otherwise.
+
+        Args:
+            read_last: also read each row's last token, see `token_steps`.
+        """
+
+    @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor, speech: Tensor, speech_lens: Tensor, **kwargs
+        self, input_ids: Tensor, attention_mask: Tensor, speech: Tensor, speech_lens: Tensor, **options: Any
     ) -> list[Tensor]:
         """Token ids that continue each row, without the prompt, up to and including a stop token. `B times [M]`."""
+        steps = self.steps(input_ids, attention_mask, speech, speech_lens, **options)
+        return collect_ids(steps, len(input_ids), input_ids.device)
+
+    @torch.no_grad()
+    def generate_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        speech: Tensor,
+        speech_lens: Tensor,
+        read_last: bool = False,
+        **options: Any,
+    ) -> Generated:
+        """As `generate`, with the state that predicts each token, or with `read_last` the one that has read it."""
+        steps = self.steps(input_ids, attention_mask, speech, speech_lens, read_last, **options)
+        return collect_states(steps, len(input_ids), read_last)

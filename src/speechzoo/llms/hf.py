@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
+from speechzoo.kv_cache import growing_cache
 from speechzoo.llms.base import LLM, LLMOutput
+from speechzoo.llms.decoding import Step, token_steps
 from speechzoo.llms.lora import add_lora
+from speechzoo.llms.sampling import Decoding
 from speechzoo.llms.splice import Spliced, splice
+from speechzoo.ranks import any_rank, is_sharded
 from speechzoo.types import AUDIO, IGNORE
 
 
@@ -49,9 +56,21 @@ class HFCausalLM(LLM):
             # A table of their own, so that they learn also where the LLM is frozen (LLaSM stage 1).
             self.new_embeddings = nn.Parameter(rows)
             self.register_buffer("new_ids", torch.tensor(new_tokens), persistent=False)
-        if gradient_checkpointing:
-            lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.lm = add_lora(lm, lora) if lora else lm
+        if gradient_checkpointing:  # after LoRA, which would add hooks that only reentrant checkpoints need
+            lm.gradient_checkpointing_enable({"use_reentrant": False})
+        # A frozen LLM that gradients only pass through saves memory too; transformers recomputes in training mode.
+        self.recomputes = gradient_checkpointing
+
+    @property
+    def settings(self) -> str:
+        """The configuration of transformers, the attention in use and LoRA's settings, without names of folders."""
+        names = ("_name_or_path", "base_model_name_or_path", "revision", "transformers_version", "peft_version")
+        configs = [self.lm.config, *getattr(self.lm, "peft_config", {}).values()]
+        held = [{key: value for key, value in c.to_dict().items() if key not in names} for c in configs]
+        # peft keeps module names in sets, whose order differs from one process to the next.
+        plain = partial(json.dumps, sort_keys=True, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
+        return plain([held, self.lm.config._attn_implementation, self.new_tokens])
 
     @staticmethod
     @torch.no_grad()
@@ -123,30 +142,42 @@ class HFCausalLM(LLM):
         """The vocabulary head: `[..., H] -> [..., V]`."""
         return self.lm.get_output_embeddings()
 
-    @torch.no_grad()
-    def generate(
+    def steps(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         speech: Tensor,
         speech_lens: Tensor,
-        **kwargs: Any,
-    ) -> list[Tensor]:
-        """See `LLM.generate`; keywords go to `transformers` (max_new_tokens, do_sample, temperature, eos_token_id ...).
+        read_last: bool = False,
+        **options: Any,
+    ) -> Iterator[Step]:
+        """See `LLM.steps`; answers end at the checkpoint's own end-of-sequence tokens unless `eos_token_id` is given.
 
-        Greedy unless asked otherwise: sampling settings that a checkpoint's generation_config brings do not apply.
+        Sampling settings that a checkpoint's generation_config brings do not apply.
         """
-        turns = torch.zeros_like(input_ids)
-        row = self.splice(input_ids, attention_mask, turns, speech, speech_lens, padding_side="left")
-        options = {"do_sample": False, "max_new_tokens": 256, **kwargs}
-        if not options["do_sample"]:
-            options = {"temperature": None, "top_p": None, "top_k": None, **options}
-        stop = options.get("eos_token_id", self.lm.generation_config.eos_token_id)
-        stop = torch.tensor([stop] if isinstance(stop, int) else stop or [], device=input_ids.device)
-        options.setdefault("pad_token_id", 0)
-        out = self.lm.generate(inputs_embeds=row.embeds, attention_mask=row.mask.long(), **options)
-        answers = []
-        for ids in out:
-            ended = torch.isin(ids, stop).nonzero()
-            answers.append(ids[: ended[0, 0] + 1] if len(ended) else ids)
-        return answers
+        decoding = Decoding.of(**{"eos_token_id": self.lm.generation_config.eos_token_id, **options})
+        with torch.no_grad():
+            turns = torch.zeros_like(input_ids)
+            row = self.splice(input_ids, attention_mask, turns, speech, speech_lens, padding_side="left")
+        cache = growing_cache(self.lm.config)
+        steps = token_steps(self._read, self.head, self.embed, cache, row, decoding, read_last)
+        return self._in_step(steps, input_ids.device) if is_sharded(self) else steps
+
+    def _in_step(self, steps: Iterator[Step], device: torch.device) -> Iterator[Step]:
+        """The same steps; a process that is done goes on calling the LLM while others are not, as they need it."""
+        yield from steps
+        embeds = torch.zeros(1, 1, self.dim, device=device, dtype=self.lm.get_input_embeddings().weight.dtype)
+        while any_rank(False, device):
+            self.backbone(inputs_embeds=embeds, use_cache=False)
+
+    def _read(self, embeds: Tensor, mask: Tensor | None, position_ids: Tensor, cache: Cache) -> Tensor:
+        """States `[b, n, H]` of new positions; see `token_steps`."""
+        if is_sharded(self):
+            any_rank(True, embeds.device)
+        return self.backbone(
+            inputs_embeds=embeds,
+            attention_mask=None if mask is None else mask.long(),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state

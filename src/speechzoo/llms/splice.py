@@ -69,6 +69,9 @@ def splice(
         frame_positions = (starts[is_clip][:, None] + steps)[inside]
         embeds = embeds.index_put((frame_rows, frame_positions), speech[inside].to(embeds.dtype))
         ids[frame_rows, frame_positions] = AUDIO
+    elif speech.requires_grad:
+        # Nothing to add, but all processes have to go back through the LLM where it is cut over them.
+        embeds = embeds + speech.sum().to(embeds.dtype)
     positions = torch.arange(size, device=text.device)
     first = (size - lens)[:, None] if padding_side == "left" else torch.zeros_like(lens)[:, None]
     mask = (positions >= first) & (positions < first + lens[:, None])

@@ -2,7 +2,8 @@
 
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.cascade import Cascade
+from speechzoo.models.latent_training import LatentBatch, LatentVocoderTraining
 from speechzoo.models.llama_omni import LLaMAOmni
 from speechzoo.models.llasm import LLaSM
 
-__all__ = ["Cascade", "LLaMAOmni", "LLaSM", "SpeechLLM"]
+__all__ = ["Cascade", "LLaMAOmni", "LLaSM", "LatentBatch", "LatentVocoderTraining", "SpeechLLM"]

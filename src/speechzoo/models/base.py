@@ -13,20 +13,25 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics.aggregation import MeanMetric
 
 from speechzoo.adaptors import Adaptor
+from speechzoo.audio import SAMPLE_RATE
 from speechzoo.encoders import Encoder
 from speechzoo.llms import LLM
 from speechzoo.models import checkpoint
+from speechzoo.models.answering import Answering
+from speechzoo.ranks import any_rank, is_sharded
 from speechzoo.spec import to_factory, to_spec
 from speechzoo.text import ChatPrompt
 from speechzoo.training.exact_loss import global_counts, step_loss
 from speechzoo.training.freeze import freeze, is_frozen, parameter_groups
+from speechzoo.training.fsdp2 import FSDP2Strategy
+from speechzoo.training.hollow import build_once
+from speechzoo.training.loss_metric import LossMean
 from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
 
 
-class SpeechLLM(LightningModule, ABC):
+class SpeechLLM(Answering, LightningModule, ABC):
     """Base of all architectures.
 
     ```
@@ -85,6 +90,8 @@ class SpeechLLM(LightningModule, ABC):
         self.prompt: ChatPrompt = to_factory(self.specs["prompt"])()
         self.strict_loading = False  # checkpoints hold what was trained; `checkpoint.check_trained` is the strict part
         self.val_losses = nn.ModuleDict()
+        self._stages: list[dict[str, Any]] = []
+        self._identity: dict[str, Any] | None = None
 
     # -- building ---------------------------------------------------------------------------------------------------
 
@@ -92,13 +99,34 @@ class SpeechLLM(LightningModule, ABC):
         """Build, load earlier stages, freeze. Called by Lightning once the strategy exists; again it does nothing."""
         if hasattr(self, "llm"):
             return
-        self.build()
-        checkpoint.load_stages(self, self.init_from)
-        freeze(self, self.freeze_patterns)
+        strategy = getattr(self._trainer, "strategy", None)
+        if isinstance(strategy, FSDP2Strategy):
+            self._identity = build_once(self, lambda: self._prepare() or self.identity)
+            strategy.shard(self)
+        else:
+            self._prepare()
+            if self._trainer is not None and (self._trainer.training or self._trainer.ckpt_path):
+                # Now, as a callback may let go of the frozen weights later; one process reads them all, not each.
+                self._identity = strategy.broadcast(self.identity if self._trainer.is_global_zero else None)
         self.train(self.training)
 
+    def _prepare(self) -> None:
+        self.build()
+        self._stages = checkpoint.load_stages(self, self.init_from)
+        freeze(self, self.freeze_patterns)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Hashes of the frozen weights by part, and of the earlier stages' trained weights (see `checkpoint`)."""
+        if self._identity is None:
+            self._identity = checkpoint.identity(self, self._stages)
+        return self._identity
+
     def build(self) -> None:
-        """Make the parts. A model with more parts extends it."""
+        """Make the parts, as modules of this one. A model with more parts extends it.
+
+        Under `fsdp2` rank 0 alone builds; the other processes are sent the modules it made.
+        """
         self.encoder: Encoder = to_factory(self.specs["encoder"])()
         self.llm: LLM = to_factory(self.specs["llm"])(self.prompt.new_tokens)
         self.adaptor: Adaptor = to_factory(self.specs["adaptor"])(self.encoder.out_dim, self.llm.dim)
@@ -127,16 +155,26 @@ class SpeechLLM(LightningModule, ABC):
     # -- the way of the data ----------------------------------------------------------------------------------------
 
     def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
-        """LLM positions of all clips, `[N, A, H]`, `[N]`; cached encoder states are used where the batch has them."""
-        if batch.features is not None:
-            states, lens = batch.features, batch.feature_lens
-        elif batch.audio is not None and len(batch.audio):
+        """LLM positions of all clips, `[N, A, H]`, `[N]`; cached encoder states are used where the batch has them.
+
+        A batch without a clip sends silence through all that learns, and gives none of it back: `[0, A, H]`, whose sum
+        still ties the adaptor to the loss. All processes so run the same parts.
+        """
+        device = batch.input_ids.device
+        heard = batch.features is None and batch.audio is not None and len(batch.audio) > 0
+        runs = heard or (batch.features is None and not self.encoder_is_frozen)
+        if is_sharded(self.encoder):
+            runs = any_rank(heard, device)
+        if runs:
+            silence = torch.zeros(1, SAMPLE_RATE, device=device), torch.tensor([SAMPLE_RATE], device=device)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
-                states, lens = self.encoder(batch.audio, batch.audio_lens)
+                states, lens = self.encoder(*((batch.audio, batch.audio_lens) if heard else silence))
+        elif batch.features is not None:
+            states, lens = batch.features, batch.feature_lens
         else:
-            states = torch.zeros(0, 64, self.encoder.out_dim, device=batch.input_ids.device)
-            lens = batch.input_ids.new_zeros(0)
-        return self.adaptor(states.to(next(self.adaptor.parameters()).dtype), lens)
+            states, lens = torch.zeros(1, 64, self.encoder.out_dim, device=device), torch.tensor([64], device=device)
+        speech, lens = self.adaptor(states.to(next(self.adaptor.parameters()).dtype), lens)
+        return (speech, lens) if heard or batch.features is not None else (speech[:0], lens[:0])
 
     def forward(self, batch: SpeechBatch, logits: bool = False) -> SpeechOutput:
         """Losses over the supervised tokens, and the states.
@@ -152,7 +190,10 @@ class SpeechLLM(LightningModule, ABC):
         result = SpeechOutput({}, {}, out.hidden, out.mask, out.turns, out.labels, out.logits)
         if out.loss_sum is not None:
             # Without a clip in the batch the adaptor would miss from the graph, which DDP takes for an error.
-            result.sums["lm"] = out.loss_sum if len(speech) else out.loss_sum + 0.0 * self._untouched()
+            result.sums["lm"] = out.loss_sum if len(speech) else out.loss_sum + speech.sum()
+        return self._with_losses(batch, result)
+
+    def _with_losses(self, batch: SpeechBatch, result: SpeechOutput) -> SpeechOutput:
         self.add_losses(batch, result)
         counts = batch.num_targets()
         result.losses = {name: total / max(1, counts[name]) for name, total in result.sums.items()}
@@ -164,15 +205,6 @@ class SpeechLLM(LightningModule, ABC):
     def _wants(self, loss: str) -> bool:
         """A loss with weight 0 costs nothing in training; validation reports all."""
         return not self.training or self.loss_weights[loss] != 0
-
-    def _untouched(self) -> Tensor:
-        """A scalar that runs through encoder (if it learns) and adaptor on one second of silence."""
-        device = next(self.adaptor.parameters()).device
-        if self.encoder_is_frozen:
-            states = torch.zeros(1, 64, self.encoder.out_dim, device=device)
-            return self.adaptor(states, torch.tensor([64], device=device))[0].sum()
-        states, lens = self.encoder(torch.zeros(1, 16_000, device=device), torch.tensor([16_000], device=device))
-        return self.adaptor(states, lens)[0].sum()
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -212,14 +244,13 @@ class SpeechLLM(LightningModule, ABC):
         prefix = f"{stage}/{names[loader]}" if len(names) > 1 else stage
         counts = batch.num_targets()
         out = self(batch)
-        values = {f"{prefix}/{name}_loss": (value, counts[name]) for name, value in out.losses.items()}
-        total = sum(self.loss_weights[name] * value for name, value in out.losses.items())
-        values[f"{prefix}/loss"] = total, sum(counts[name] for name in out.losses)
-        for name, (value, count) in values.items():
+        values = {f"{prefix}/{name}_loss": {name: 1.0} for name in out.sums}
+        values[f"{prefix}/loss"] = {name: self.loss_weights[name] for name in out.sums}
+        for name, weights in values.items():
             key = name.replace("/", "_").replace(".", "_")
             if key not in self.val_losses:
-                self.val_losses[key] = MeanMetric(nan_strategy="disable").to(self.device)
-            self.val_losses[key].update(value.detach(), count)
+                self.val_losses[key] = LossMean(weights, self.device)
+            self.val_losses[key].update(out.sums, counts)
             self.log(
                 name,
                 self.val_losses[key],
@@ -261,20 +292,9 @@ class SpeechLLM(LightningModule, ABC):
 
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
         saved["trained"] = checkpoint.trained_names(self)
+        saved["identity"] = self.identity
         saved["model_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_load_checkpoint(self, saved: dict[str, Any]) -> None:
         checkpoint.check_trained(self, saved)
-
-    # -- answering --------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
-        """Answer each row, greedy unless told otherwise (keywords as for transformers' `generate`)."""
-        ids = self.answer_ids(batch, *self.encode(batch), **generate)
-        return SpeechReply([self.prompt.decode(row) for row in ids])
-
-    def answer_ids(self, batch: SpeechBatch, speech: Tensor, speech_lens: Tensor, **generate: Any) -> list[Tensor]:
-        """Generated ids of each row, without the prompt, for clips that are encoded already. `B times [M]`."""
-        options = {"eos_token_id": self.prompt.stop_ids, "pad_token_id": self.prompt.pad_id, **generate}
-        return self.llm.generate(batch.input_ids, batch.attention_mask, speech, speech_lens, **options)
+        checkpoint.check_identity(self, saved)

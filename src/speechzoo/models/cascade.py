@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,11 @@ from whisper.decoding import DecodingOptions, decode
 from speechzoo.audio import log_mel
 from speechzoo.encoders.whisper_weights import load_whisper
 from speechzoo.llms import LLM
+from speechzoo.llms.sampling import Decoding
+from speechzoo.models.events import Speaker, Voice, answer_events, check_question
 from speechzoo.spec import to_factory, to_spec
 from speechzoo.text import ChatPrompt
-from speechzoo.types import AUDIO, SpeechBatch, SpeechReply
+from speechzoo.types import AUDIO, SpeechBatch, SpeechReply, StreamEvent
 
 
 class Cascade(nn.Module):
@@ -57,17 +60,51 @@ class Cascade(nn.Module):
         """Answer each row; `heard` holds the transcriptions of all clips, row by row.
 
         Raises:
-            ValueError: if the batch holds cached features instead of sound.
+            ValueError: if the batch holds cached features instead of sound, or an empty clip.
         """
+        text, heard = self.read(batch)
+        ids = self.llm.generate(*self._prompt(text), **{"eos_token_id": self.prompt.stop_ids, **generate})
+        return SpeechReply([self.prompt.decode(row) for row in ids], heard=heard)
+
+    def stream(self, batch: SpeechBatch, voice: Voice | None = None, **generate: Any) -> Iterator[StreamEvent]:
+        """Answer each row in events, as `SpeechLLM.stream`: text while it is written and, with a voice, each sentence's
+        sound as soon as the sentence is complete.
+
+        Raises:
+            ValueError: if a clip is empty, or a setting is unknown or out of range; the rest as `respond`, with the
+                first event.
+        """
+        check_question(batch)
+        speaker = Speaker(voice=voice)
+        options = {"eos_token_id": self.prompt.stop_ids, **generate}
+        return self._stream(batch, speaker, options, Decoding.of(**options).stop_ids)
+
+    def _stream(
+        self, batch: SpeechBatch, speaker: Speaker, options: dict[str, Any], stop_ids: set[int]
+    ) -> Iterator[StreamEvent]:
+        start = time.perf_counter()
+        text, heard = self.read(batch)
+        clips = ((batch.input_ids == AUDIO) & batch.attention_mask).sum(dim=1).tolist()
+        each = [[heard.pop(0) for _ in range(number)] for number in clips]
+        steps = self.llm.steps(*self._prompt(text), **options)
+        yield from answer_events(self.prompt, steps, len(batch), speaker, stop_ids, start, heard=each)
+
+    def read(self, batch: SpeechBatch) -> tuple[SpeechBatch, list[str]]:
+        """The batch as text, and the transcriptions of all clips, row by row.
+
+        Raises:
+            ValueError: if the batch holds cached features instead of sound, or an empty clip.
+        """
+        check_question(batch)
         if batch.features is not None and batch.audio is None:
             raise ValueError("a cascade needs the sound itself: make the batch without a feature cache")
         heard = [] if batch.audio is None or not len(batch.audio) else self.transcribe(batch.audio, batch.audio_lens)
-        text = self.with_text(batch, heard)
-        speech = torch.zeros(0, 1, self.llm.dim, device=text.input_ids.device)
-        lens = text.input_ids.new_zeros(0)
-        options = {"eos_token_id": self.prompt.stop_ids, "pad_token_id": self.prompt.pad_id, **generate}
-        ids = self.llm.generate(text.input_ids, text.attention_mask, speech, lens, **options)
-        return SpeechReply([self.prompt.decode(row) for row in ids], heard=heard)
+        return self.with_text(batch, heard), heard
+
+    def _prompt(self, text: SpeechBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Arguments of the LLM for rows without clips."""
+        ids = text.input_ids
+        return ids, text.attention_mask, torch.zeros(0, 1, self.llm.dim, device=ids.device), ids.new_zeros(0)
 
     def with_text(self, batch: SpeechBatch, heard: list[str]) -> SpeechBatch:
         """The batch with each clip (and the tokens that frame it) replaced by a text, left-padded. For generation."""

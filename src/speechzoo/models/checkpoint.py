@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from speechzoo.training.checkpoint_io import recover
+from speechzoo.training.identity import differences, digest, frozen_parts
+from speechzoo.training.sharded_folder import is_sharded_folder, read_whole
 
 if TYPE_CHECKING:
     from lightning import LightningModule
@@ -37,28 +42,78 @@ def check_trained(model: LightningModule, saved: dict[str, Any]) -> None:
         )
 
 
+def identity(model: LightningModule, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint stands on: hashes of each part's frozen weights, and of the earlier stages (`load_stages`).
+
+    A part that is frozen as it was born (LLaMA-Omni's unit decoder in stage 1) is no base: nothing stands on it.
+    """
+    given = {"encoder", "llm"}.union(*(stage["parts"] for stage in stages))
+    sources = {}
+    for part, spec in model.specs.items():
+        settings = spec.get("init_args", {}) if isinstance(spec, dict) else {}
+        sources[part] = Path(str(settings.get("model", ""))).name
+    return {"bases": frozen_parts(model, given, sources), "stages": stages}
+
+
+def check_identity(model: LightningModule, saved: dict[str, Any], replaced: Iterable[str] = ()) -> None:
+    """Refuse a checkpoint that was trained on other frozen weights, or from another result of an earlier stage.
+
+    Checkpoints of versions that did not record it pass.
+
+    Args:
+        replaced: parts that are meant to be others than in training.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if "identity" not in saved:
+        return
+    theirs, ours = saved["identity"], model.identity
+    kept = [{name: base for name, base in one["bases"].items() if name not in set(replaced)} for one in (theirs, ours)]
+    found = differences({**theirs, "bases": kept[0]}, {**ours, "bases": kept[1]})
+    if found:
+        raise ValueError(f"{type(model).__name__}: this checkpoint stands on other weights: {'; '.join(found)}")
+
+
 def find(path: str | Path) -> Path:
-    """The checkpoint file a path means: itself, or `last.ckpt` of a run folder.
+    """The checkpoint a path means: itself (a file, or a folder of shards), or `last.ckpt` of a run folder.
 
     Raises:
         FileNotFoundError: naming the path and what was expected there.
     """
     path = Path(path).expanduser()
-    file = path / "last.ckpt" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such checkpoint (init_from takes a .ckpt file or a run folder)")
-    return file
+    inside = path.is_dir() and not is_sharded_folder(path)
+    found = path / "last.ckpt" if inside else path
+    recover(found)
+    if not (found.is_file() or is_sharded_folder(found)):
+        raise FileNotFoundError(f"{found}: no such checkpoint (init_from takes a .ckpt file or a run folder)")
+    return found
 
 
-def load_stages(model: LightningModule, paths: list[str]) -> None:
-    """Load the trained weights of earlier stages, in order.
+def read(path: str | Path) -> dict[str, Any]:
+    """A whole checkpoint on the CPU: plain data and tensors, which stay in the file until they are used.
+
+    Raises:
+        FileNotFoundError: see `find`.
+    """
+    found = find(path)
+    if found.is_dir():
+        return read_whole(found)
+    return torch.load(found, map_location="cpu", weights_only=True, mmap=True)
+
+
+def load_stages(model: LightningModule, paths: list[str]) -> list[dict[str, Any]]:
+    """Load the trained weights of earlier stages, in order; `{"path", "sha256", "parts"}` of each.
+
+    The hash is of the weights alone, so a stage may be moved, but not trained on.
 
     Raises:
         ValueError: if a checkpoint holds a weight that the model does not have, or has in another shape.
     """
     own = dict(model.named_parameters())
+    loaded = []
     for path in paths:
-        state = torch.load(find(path), map_location="cpu", weights_only=True)["state_dict"]
+        state = read(path)["state_dict"]
         for name, value in state.items():
             if name not in own:
                 raise ValueError(f"{path}: holds {name}, which this {type(model).__name__} does not have")
@@ -66,3 +121,6 @@ def load_stages(model: LightningModule, paths: list[str]) -> None:
                 raise ValueError(f"{path}: {name} is {tuple(value.shape)}, the model's is {tuple(own[name].shape)}")
             with torch.no_grad():
                 own[name].copy_(value)
+        parts = sorted({name.split(".")[0] for name in state})
+        loaded.append({"path": str(path), "sha256": digest(state.items()), "parts": parts})
+    return loaded

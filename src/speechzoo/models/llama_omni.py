@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from speechzoo.models.base import SpeechLLM
+from speechzoo.models.events import check_question
 from speechzoo.spec import resolve, to_factory
 from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
 from speechzoo.units import UnitDecoder
@@ -35,6 +36,7 @@ class LLaMAOmni(SpeechLLM):
 
     def __init__(self, *args: Any, unit_decoder: Callable[[int], UnitDecoder], **kwargs: Any) -> None:
         super().__init__(*args, unit_decoder=unit_decoder, **kwargs)
+        self.freed = False
 
     def build(self) -> None:
         super().build()
@@ -48,47 +50,124 @@ class LLaMAOmni(SpeechLLM):
         default = signature(resolve(spec["class_path"])).parameters["num_units"].default
         return spec["init_args"].get("num_units", default)
 
+    def forward(self, batch: SpeechBatch, logits: bool = False) -> SpeechOutput:
+        """As `SpeechLLM.forward`. With `batch.answer_states` the encoder, adaptor and LLM do not run: there is the CTC
+        loss alone, and no hidden states and logits.
+
+        Raises:
+            ValueError: if `logits` are asked of such a batch.
+        """
+        if batch.answer_states is None:
+            return super().forward(batch, logits)
+        if logits:
+            raise ValueError("logits need the LLM, which a batch with answer_states leaves out")
+        mask = torch.arange(int(batch.positions.max()), device=self.device) < batch.positions[:, None]
+        result = SpeechOutput({}, {}, None, mask, batch.turns, batch.labels)
+        return self._with_losses(batch, result)
+
     def add_losses(self, batch: SpeechBatch, result: SpeechOutput) -> None:
         """CTC over the target units of each assistant turn that has them."""
         if not self._wants("ctc"):
             return
         if batch.units is None or not len(batch.units):
             # Every process reports the same losses, or their sums over processes wait for each other for ever.
-            result.sums["ctc"] = result.hidden.new_zeros(())
-            if self.training:
-                states = result.hidden.new_zeros(1, 1, result.hidden.shape[-1])
-                result.sums["ctc"] = 0.0 * self.unit_decoder(states, batch.input_ids.new_ones(1)).logits.sum()
+            # One state stands in: a part cut over processes has to be run by all, and its gradients go the same way.
+            states = torch.zeros(1, 1, self.llm.dim, device=batch.input_ids.device)
+            if result.hidden is not None:
+                states = result.hidden[:1, :1]
+            out = self.unit_decoder(states, batch.input_ids.new_ones(1))
+            result.sums["ctc"] = 0.0 * out.logits.sum()
             return
-        states, lens = answer_states(result.hidden, result.turns, batch.unit_turns, self.unit_decoder.align)
+        states, lens = batch.answer_states, batch.answer_state_lens
+        if states is None:
+            states, lens = answer_states(result.hidden, result.turns, batch.unit_turns, self.unit_decoder.align)
         out = self.unit_decoder(states, lens, batch.units, batch.unit_lens)
         result.sums["ctc"] = out.loss_sum
         result.unit_logits, result.unit_logit_lens = out.logits, out.lens
         result.counters["infeasible_units"] = int(out.infeasible.sum())
 
+    def states_fingerprint(self, settings: str) -> str:
+        """A hash (64 hex digits) of all that decides the states the unit decoder learns from, conversations aside.
+
+        Every byte of encoder, adaptor and LLM counts, so a stage 1 trained one step further gives another one.
+
+        Args:
+            settings: how they are computed: precision, where the encoder's states come from.
+
+        Raises:
+            ValueError: if one of these parts learns, or the LLM's loss is wanted, which cached states cannot give.
+        """
+        for part in ("encoder", "adaptor", "llm"):
+            learns = [name for name, weight in getattr(self, part).named_parameters() if weight.requires_grad]
+            if learns:
+                raise ValueError(
+                    f"data.state_cache needs a frozen {part}, but {part}.{learns[0]} learns: add it to model.freeze, "
+                    "or leave data.state_cache out"
+                )
+        if self.loss_weights["lm"]:
+            raise ValueError("data.state_cache holds no LM loss: set model.loss_weights.lm to 0, or leave it out")
+        adaptor = self.specs["adaptor"]
+        digest = hashlib.sha256(repr((settings, self.encoder.fingerprint, adaptor, self.unit_decoder.align)).encode())
+        digest.update(self.llm.settings.encode())
+        for part in (self.encoder, self.adaptor, self.llm):
+            for name, tensor in sorted(part.state_dict().items()):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(_bytes(tensor))
+        return digest.hexdigest()
+
+    def free_frozen(self) -> int:
+        """Give the memory of encoder, adaptor and LLM back; batches then have to bring `answer_states`.
+
+        Names and shapes stay, each weight being one number seen many times, so optimizer and checkpoints are as ever.
+        Returns the bytes freed.
+        """
+        freed = 0
+        for part in (self.encoder, self.adaptor, self.llm):
+            for weight in part.parameters():
+                freed += weight.numel() * weight.element_size()
+                weight.data = weight.data.new_full((1,), float("nan")).expand(weight.shape)
+        self.freed = True
+        return freed
+
+    def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """See `SpeechLLM.encode`.
+
+        Raises:
+            RuntimeError: after `free_frozen`.
+        """
+        if self.freed:
+            raise RuntimeError(
+                "encoder and LLM were freed (FreeFrozen): this model only learns from cached states. To answer, leave "
+                "that callback out (and SampleTable out where it stays), or load the finished run"
+            )
+        return super().encode(batch)
+
+    @torch.no_grad()
+    def frozen_states(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """The LLM states of `batch.unit_turns`, to be cached and given as `batch.answer_states`. `[Q, M, H], [Q]`."""
+        speech, lens = self.encode(batch)
+        out = self.llm(batch.input_ids, batch.attention_mask, batch.turns, speech, lens, loss=False)
+        return answer_states(out.hidden, out.turns, batch.unit_turns, self.unit_decoder.align)
+
+    @property
+    def answer_decoder(self) -> UnitDecoder:
+        """See `SpeechLLM.answer_decoder`."""
+        return self.unit_decoder
+
     @torch.no_grad()
     def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
-        """Text and units of each answer. The states are those of one pass over question and answer together."""
-        speech, speech_lens = self.encode(batch)
-        answers = self.answer_ids(batch, speech, speech_lens, **generate)
-        lens = torch.tensor([len(ids) for ids in answers], device=batch.input_ids.device)
-        width = int(lens.max())
-        ids = torch.stack([torch.nn.functional.pad(a, (0, width - len(a)), value=self.prompt.pad_id) for a in answers])
-        inside = torch.arange(width, device=ids.device) < lens[:, None]
-        new = int(batch.turns.max()) + 1
-        whole = replace(
-            batch,
-            input_ids=torch.cat([batch.input_ids, ids], dim=1),
-            attention_mask=torch.cat([batch.attention_mask, inside], dim=1),
-            turns=torch.cat([batch.turns, inside * new], dim=1),
-            counts=None,
+        """Text and units of each answer, from the states the LLM wrote it with."""
+        check_question(batch)
+        options = {"eos_token_id": self.prompt.stop_ids, **generate}
+        answer = self.llm.generate_states(
+            batch.input_ids,
+            batch.attention_mask,
+            *self.encode(batch),
+            read_last=self.unit_decoder.reads_last,
+            **options,
         )
-        out = self.llm(whole.input_ids, whole.attention_mask, whole.turns, speech, speech_lens, loss=False)
-        rows = torch.arange(len(ids), device=ids.device)
-        where = torch.stack([rows, torch.full_like(rows, new)], dim=1)
-        align = getattr(self.unit_decoder, "answer_align", self.unit_decoder.align)
-        states, lens = answer_states(out.hidden, out.turns, where, align)
-        units = self.unit_decoder.decode(states, lens)
-        return SpeechReply([self.prompt.decode(a) for a in answers], units=units)
+        units = self.unit_decoder.decode(answer.states, answer.lens)
+        return SpeechReply([self.prompt.decode(ids) for ids in answer.ids], units=units)
 
 
 def answer_states(hidden: Tensor, turns: Tensor, where: Tensor, align: str) -> tuple[Tensor, Tensor]:
@@ -108,3 +187,9 @@ def answer_states(hidden: Tensor, turns: Tensor, where: Tensor, align: str) -> t
     inside = steps < lens[:, None]
     positions = torch.where(inside, first[:, None] + steps, 0)
     return hidden[where[:, :1], positions] * inside[..., None], lens
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The raw bytes of a tensor, gathered first where it is sharded."""
+    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return memoryview(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -35,10 +35,10 @@ class LLaSM(SpeechLLM):
         """See `SpeechLLM.encode`."""
         speech, lens = super().encode(batch)
         patch = self.specs["last_clip_only"]
-        if patch is None or not len(speech):
+        if patch is None:
             return speech, lens
         rows = torch.where((batch.input_ids == AUDIO) & batch.attention_mask)[0]
         lost = rows[:-1] == rows[1:]  # clips come row by row: one that another of its row follows
-        lost = torch.cat([lost, lost.new_zeros(1)])
+        lost = torch.cat([lost, lost.new_zeros(1)])[: len(speech)]
         patches = self.llm.embed(torch.full((1,), patch, device=rows.device)).to(speech.dtype)
         return torch.where(lost[:, None, None], patches, speech), lens

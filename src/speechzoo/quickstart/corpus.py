@@ -2,6 +2,8 @@
 
 ``pairs.jsonl`` is the corpus itself, one record a line: ``{"id", "split", "kind", "unseen", "question", "answer",
 "question_audio", "answer_audio", "rate"}``, audio paths relative to the file. Audio is 16 kHz, mono, 16-bit FLAC.
+The voice's latents of each answer (``[frames, 192]``) are kept too, at `latents_of` its audio: the targets of the
+quickstart's vocoder.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ import os
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from speechzoo.data.instructions import asr_messages
+from speechzoo.files import write_jsonl
 from speechzoo.quickstart.questions import Pair
 from speechzoo.quickstart.speaking import Utterance, speak_all
 from speechzoo.quickstart.voice import PiperVoice
 
 QUESTION_RATES = (0.9, 1.0, 1.15)  # 1.0 is the voice's own
+TEXT_EVERY = 3
+LATENTS = "latents"  # folder beside "audio"
 QUESTION_NOISE = 0.5  # answers have none, so that equal words give equal sound and unit targets
 
 
@@ -53,8 +58,9 @@ def build_corpus(
         raise ValueError(f"{out_dir}: there are no pairs to speak")
     planned = [_plan(pair, voice) for pair in pairs]
     utterances = {utterance.file: utterance for both in planned for utterance in both}
-    (out_dir / "audio").mkdir(parents=True, exist_ok=True)
-    missing = [utterance for file, utterance in utterances.items() if not (out_dir / file).is_file()]
+    for folder in ("audio", LATENTS):
+        (out_dir / folder).mkdir(parents=True, exist_ok=True)
+    missing = [u for u in utterances.values() if not all((out_dir / file).is_file() for file in u.files)]
     kept = len(utterances) - len(missing)
     finished = speak_all(out_dir, voice, missing, workers or os.cpu_count() or 1)
     if progress is not None:
@@ -71,7 +77,7 @@ def build_corpus(
             | {"question_audio": question.file, "answer_audio": answer.file, "rate": question.speed}
         )
         numbers[pair.split] += 1
-    _write_jsonl(out_dir / "pairs.jsonl", records)
+    write_jsonl(out_dir / "pairs.jsonl", records)
     return records
 
 
@@ -80,7 +86,8 @@ def write_manifests(out_dir: str | Path, seed: int = 0) -> dict[str, Path]:
 
     ``asr_train`` holds every training question and every different training answer under a recognition instruction,
     ``asr_test`` the test questions; ``qa_train`` and ``qa_test`` hold spoken questions (audio alone) with text and
-    spoken answers.
+    spoken answers, ``qa_text_train`` every third training question as text, so that the LLM goes on reading and the
+    cascade has a fair one.
 
     Args:
         out_dir: a folder that `build_corpus` filled.
@@ -106,10 +113,19 @@ def write_manifests(out_dir: str | Path, seed: int = 0) -> dict[str, Path]:
             {"id": name, "messages": asr_messages(audio, text, "en", rng)} for name, audio, text in clips
         ]
         manifests[f"qa_{split}"] = [{"id": row["id"], "messages": _conversation(row)} for row in rows]
+        if split == "train":
+            manifests["qa_text_train"] = [
+                {"id": f"{row['id']}-text", "messages": _written(row)} for row in rows[::TEXT_EVERY]
+            ]
     paths = {name: out_dir / f"{name}.jsonl" for name in manifests}
     for name, records in manifests.items():
-        _write_jsonl(paths[name], records)
+        write_jsonl(paths[name], records)
     return paths
+
+
+def latents_of(audio: str) -> str:
+    """Where the corpus keeps the latents of an answer's audio file; both paths are relative to the corpus."""
+    return f"{LATENTS}/{Path(audio).stem}.safetensors"
 
 
 def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -119,12 +135,17 @@ def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _written(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+
+
 def _plan(pair: Pair, voice: PiperVoice) -> tuple[Utterance, Utterance]:
     seed = zlib.crc32(pair.question.encode())
     rate = random.Random(seed).choice(QUESTION_RATES)
+    answer = _utterance(pair.answer, 1.0, 0.0, 0, voice)
     return (
         _utterance(pair.question, rate, QUESTION_NOISE, seed, voice),
-        _utterance(pair.answer, 1.0, 0.0, 0, voice),
+        replace(answer, latents=latents_of(answer.file)),
     )
 
 
@@ -133,10 +154,3 @@ def _utterance(text: str, speed: float, noise: float, seed: int, voice: PiperVoi
     key = hashlib.sha256(f"{voice.fingerprint} {said} {speed} {noise} {seed}".encode()).hexdigest()
     name = re.sub(r"[^a-z]+", "-", text.lower()).strip("-")[:60]
     return Utterance(text, speed, noise, seed, f"audio/{name}-{key[:10]}.flac")
-
-
-def _write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -13,15 +13,17 @@ import torch
 from rich.progress import Progress
 
 from speechzoo.data import encode_batch
+from speechzoo.files import write_json
 from speechzoo.hub import load_run
-from speechzoo.llms import HFCausalLM
 from speechzoo.metrics import UnitErrorRate
 from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
 from speechzoo.models.llama_omni import answer_states
 from speechzoo.quickstart.ask import TextReader, answer_questions, read_questions
 from speechzoo.quickstart.parts import fetch, human_speech
 from speechzoo.quickstart.scale import Scale
-from speechzoo.quickstart.stages import write_json
+from speechzoo.quickstart.speech import make_audible
+from speechzoo.quickstart.voice import PiperVoice
+from speechzoo.vocoders import LatentVocoder
 
 ASR_INSTRUCTION = "Transcribe the following speech into text."
 
@@ -42,14 +44,16 @@ OMNI = ("llama_omni_warmup", "llama_omni_stage1", "llama_omni_stage2")
 SYSTEMS = (
     System("llasm", "LLaSM", "adaptor pretraining, then adaptor and LLM", ("llasm_pretrain", "llasm_finetune")),
     System("llama_omni", "LLaMA-Omni", "adaptor, then adaptor and LLM, then unit decoder", OMNI),
-    System("cascade", "Cascade", "Whisper's transcription, read by LLaSM's LLM, which was tuned on speech alone"),
-    System("cascade_base", "Cascade, LLM as released", "Whisper's transcription, read by the LLM nobody fine-tuned"),
-    System("text", "Text", "the true text, read by LLaSM's LLM, which was tuned on speech alone", as_text=True),
+    System(
+        "cascade", "Cascade", "Whisper's transcription, read by LLaSM's LLM, which is tuned on written questions too"
+    ),
+    System("text", "Text (upper bound)", "the true text, read by LLaSM's LLM: perfect hearing", as_text=True),
 )
 
 
-def examine(out: Path, scale: Scale, bar: Progress) -> None:
-    """Write `answers/*.jsonl` of each system, `answers/asr.jsonl`, `human.json`. What is there stays."""
+def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
+    """Write `answers/*.jsonl` of each system, `answers/asr.jsonl`, `answers/speech.json`, `human.json`. What is there
+    stays."""
     corpus, folder = out / "corpus", out / "answers"
     questions = read_questions(corpus / "qa_units_test.jsonl", corpus / "pairs.jsonl")
     folder.mkdir(exist_ok=True)
@@ -74,6 +78,11 @@ def examine(out: Path, scale: Scale, bar: Progress) -> None:
         step = partial(_advance, bar, task)
         pretrained = run("llasm_pretrain")
         answer_questions(pretrained, rows, corpus, target, scale.batch, instruction=ASR_INSTRUCTION, progress=step)
+    if not (folder / "speech.json").is_file():
+        task = bar.add_task("Spoken answers, transcribed", total=None)
+        vocoder = LatentVocoder.from_folder(out / "vocoder")
+        make_audible(out, scale.spoken, vocoder, voice, _build("cascade", run))
+        bar.update(task, total=scale.spoken, completed=scale.spoken)
     if not (target := out / "human.json").is_file():
         write_json(target, _human(run("llasm_pretrain"), out))
 
@@ -88,12 +97,9 @@ def _build(key: str, run: Callable[[str], SpeechLLM]) -> Any:
     tuned = run("llasm_finetune")
     if key == "llasm":
         return tuned
-    whisper, llm = str(fetch("whisper-tiny.en")), str(fetch("smollm2-135m-instruct"))
     if key == "text":
         return TextReader(tuned)
-    if key == "cascade":
-        return Cascade(whisper, tuned.llm, tuned.prompt)
-    return Cascade(whisper, partial(HFCausalLM, model=llm), tuned.prompt)
+    return Cascade(str(fetch("whisper-tiny.en")), tuned.llm, tuned.prompt)
 
 
 def _size(model: Any) -> int:

@@ -1,8 +1,9 @@
-"""How much the quickstart does: the default twenty minutes, or the one-minute smoke run of CI."""
+"""How much the quickstart does: the default quarter of an hour, or the one-minute smoke run of CI."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,23 @@ class Scale:
     test_pairs: int = 100
     num_units: int = 200
     batch: int = 25  # questions answered together
+    spoken: int = 30  # answers of each speaking system that are made audible and transcribed
     overrides: dict[str, list[str]] = field(default_factory=dict)
 
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What decides the results of a run, as plain data."""
+        return {"seed": seed, **asdict(self)}
 
-STAGES = ("llasm_pretrain", "llasm_finetune", "llama_omni_warmup", "llama_omni_stage1", "llama_omni_stage2")
+
+LANES = (
+    ("llasm_pretrain", "llasm_finetune"),
+    ("llama_omni_warmup", "llama_omni_stage1", "llama_omni_stage2", "vocoder"),
+)
+"""Training stages that need nothing of each other: the two systems are trained at the same time."""
+
+STAGES = tuple(stage for lane in LANES for stage in lane)
+
+UNITS = {"llama_omni": "unit_decoder.init_args.num_units", "vocoder": "net.num_units"}
 
 DEFAULT = Scale()
 
@@ -27,6 +41,7 @@ SMOKE = Scale(
     train_pairs=24,
     test_pairs=19,  # one of each kind of question
     num_units=20,
+    spoken=4,
     overrides={
         name: [
             "--trainer.max_steps=3",
@@ -34,7 +49,7 @@ SMOKE = Scale(
             "--data.init_args.batch_size=4",
             "--trainer.limit_val_batches=2",
         ]
-        + (["--model.init_args.unit_decoder.init_args.num_units=20"] if name.startswith("llama_omni") else [])
+        + [f"--model.init_args.{option}=20" for prefix, option in UNITS.items() if name.startswith(prefix)]
         for name in STAGES
     },
 )

@@ -12,7 +12,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from speechzoo.audio import SAMPLE_RATE, resample, write_audio
+from speechzoo.quickstart.apart import follow_parent
 from speechzoo.quickstart.voice import PiperVoice
 
 
@@ -25,6 +29,12 @@ class Utterance:
     noise: float
     seed: int
     file: str  # relative to the folder that `speak_all` is given
+    latents: str = ""  # likewise: where the voice's latents go, as half precision safetensors; empty: nowhere
+
+    @property
+    def files(self) -> list[str]:
+        """All it is kept in."""
+        return [self.file, self.latents] if self.latents else [self.file]
 
 
 def speak_all(folder: Path, voice: PiperVoice, utterances: Sequence[Utterance], workers: int) -> Iterator[None]:
@@ -53,6 +63,7 @@ _worker: tuple[Path, PiperVoice]  # what a spawned process keeps between utteran
 
 def _start_worker(folder: Path, voice_paths: tuple[Path, Path, Path]) -> None:
     global _worker
+    follow_parent()  # else workers of a killed run wait for work for ever
     _worker = (folder, PiperVoice(*voice_paths))
 
 
@@ -61,7 +72,15 @@ def _speak_in_worker(utterance: Utterance) -> None:
 
 
 def _speak(folder: Path, voice: PiperVoice, utterance: Utterance) -> None:
-    samples = voice.speak(utterance.text, utterance.speed, utterance.noise, utterance.seed)
+    said = (utterance.text, utterance.speed, utterance.noise, utterance.seed)
+    if utterance.latents:
+        samples, latents = voice.speak_with_latents(*said)
+        place = folder / utterance.latents
+        unfinished = place.with_name(f".{os.getpid()}-{place.name}")
+        save_file({"latents": np.ascontiguousarray(latents, dtype=np.float16)}, unfinished)
+        unfinished.replace(place)
+    else:
+        samples = voice.speak(*said)
     target = folder / utterance.file
     unfinished = target.with_name(f".{os.getpid()}-{target.name}")
     write_audio(unfinished, resample(samples, voice.sample_rate, SAMPLE_RATE))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+from speechzoo.files import write_json
 
 
 class Stages:
@@ -67,10 +68,3 @@ class Stages:
         spent = before + time.monotonic() - start
         write_json(self.state / f"{name}.done", {"seconds": spent})
         self.console.print(f"[green]✓[/] {title} [dim]({spent:.0f} s)[/]")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(part, path)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from speechzoo.data import FeatureCache
 from speechzoo.encoders import WhisperEncoder
+from speechzoo.files import write_jsonl
 from speechzoo.units import KMeansUnits
 
 LAYER = 3
@@ -29,10 +29,7 @@ def make_units(corpus: Path, features: Path, whisper: str, num_units: int, seed:
     for name, rows in splits.items():
         for record in rows:
             record["messages"][-1]["units"] = kmeans(cache.get(_answer(corpus, record)))
-        target = corpus / f"qa_units_{name}.jsonl"
-        part = target.with_suffix(".part")
-        part.write_text("".join(json.dumps(record) + "\n" for record in rows))
-        os.replace(part, target)
+        write_jsonl(corpus / f"qa_units_{name}.jsonl", rows)
 
 
 def _read(path: Path) -> list[dict]:

@@ -11,6 +11,7 @@ import json
 import re
 import sqlite3
 import unicodedata
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -115,21 +116,27 @@ class PiperVoice:
         Raises:
             ValueError: the text is empty or holds something the lexicon lacks.
         """
-        waves = [wave.reshape(-1) for wave in self._run("output", text, speed, noise, seed)]
-        return np.concatenate(waves).clip(-1.0, 1.0)
+        return self.speak_with_latents(text, speed, noise, seed)[0]
 
     def latents(self, text: str, speed: float = 1.0, noise: float = 0.0, seed: int = 0) -> np.ndarray:
         """Return what the voice's waveform generator is given for the same call of `speak`.
 
-        Shape ``[frames, 192]`` float32, one frame per 256 samples; the generator itself is not run.
+        Shape ``[frames, 192]`` float32, one frame per 256 samples.
         """
-        return np.concatenate([latent[0].T for latent in self._run(_LATENTS, text, speed, noise, seed)])
+        return self.speak_with_latents(text, speed, noise, seed)[1]
 
-    def _run(self, output: str, text: str, speed: float, noise: float, seed: int) -> list[np.ndarray]:
+    def speak_with_latents(
+        self, text: str, speed: float = 1.0, noise: float = 0.0, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return `speak` and `latents` of one run, no dearer than either: onnxruntime runs the whole graph."""
+        runs = list(self._run(text, speed, noise, seed))
+        samples = np.concatenate([wave.reshape(-1) for wave, _ in runs]).clip(-1.0, 1.0)
+        return samples, np.concatenate([latent[0].T for _, latent in runs])
+
+    def _run(self, text: str, speed: float, noise: float, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         sentences = [sentence for sentence in _SENTENCE.split(text.strip()) if sentence]
         if not sentences:
             raise ValueError("there is no text to speak")
-        results = []
         for index, sentence in enumerate(sentences):
             ids = self._phoneme_ids(sentence)
             rng = np.random.default_rng(seed + _SEED_SPACING * index)
@@ -144,8 +151,8 @@ class PiperVoice:
             for name, shape in shapes.items():
                 drawn = rng.standard_normal(shape, dtype=np.float32) if noise else np.zeros(shape, dtype=np.float32)
                 inputs[name] = drawn
-            results.append(self._session.run([output], inputs)[0])
-        return results
+            wave, latents = self._session.run(["output", _LATENTS], inputs)
+            yield wave, latents
 
     def _phoneme_ids(self, sentence: str) -> list[int]:
         # ^ _ p _ p _ ... $: the pad between any two phonemes is what the voice was trained with.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -16,6 +17,29 @@ class UnitOutput:
     lens: Tensor  # [Q] positions of each row
     loss_sum: Tensor | None = None  # scalar, summed over target units
     infeasible: Tensor | None = None  # [Q] bool: targets that no alignment can produce; they are not in the sum
+
+
+class UnitStream(ABC):
+    """Decodes a batch of answers while their states arrive; all rows advance together until they end."""
+
+    @abstractmethod
+    def push(self, states: Tensor, lens: Tensor | None = None) -> list[Tensor]:
+        """The units that these states add to each row.
+
+        What has been returned is never taken back: all pushes together give what `UnitDecoder.decode` gives.
+
+        Args:
+            lens: real states of each row, padded on the right; a row with fewer than M ends here.
+
+        Shape: `[Q, M, H], [Q] -> Q times [U]`.
+
+        Raises:
+            ValueError: if the number of rows is not the stream's, or a row goes on after its end.
+        """
+
+    @abstractmethod
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these (indices into the current rows) and the memory they take."""
 
 
 class UnitDecoder(nn.Module, ABC):
@@ -33,6 +57,11 @@ class UnitDecoder(nn.Module, ABC):
     num_units: int
     align: str
 
+    @property
+    def reads_last(self) -> bool:
+        """Whether answers are spoken from the states that have read a token, not from those that predict it."""
+        return getattr(self, "answer_align", self.align) == "label"
+
     @abstractmethod
     def forward(
         self, states: Tensor, lens: Tensor, units: Tensor | None = None, unit_lens: Tensor | None = None
@@ -42,3 +71,7 @@ class UnitDecoder(nn.Module, ABC):
     @abstractmethod
     def decode(self, states: Tensor, lens: Tensor) -> list[Tensor]:
         """Units of each row, greedy. Shape: `[Q, M, H], [Q] -> Q times [U]`."""
+
+    @abstractmethod
+    def stream(self, rows: int) -> UnitStream:
+        """A stream for so many answers, from their beginning."""

@@ -7,10 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaConfig
 
+from speechzoo.kv_cache import GrowingLayer
 from speechzoo.types import IGNORE
 from speechzoo.units.base import UnitDecoder, UnitOutput
+from speechzoo.units.layers import RepeatingLlama
+from speechzoo.units.streaming import CTCUnitStream
 
 
 class CTCUnitDecoder(UnitDecoder):
@@ -19,9 +22,9 @@ class CTCUnitDecoder(UnitDecoder):
     ```
     states [Q, M, H] -> input_proj -> each repeated `upsample` times -> causal Llama layers -> K + 1 logits (blank = K)
     ```
-    The blank is the last index, there is no norm after the last layer, and the mask is causal plus padding (the
-    official code gets causality only from flash attention's kernel). Projecting before repeating gives the same values
-    as the official order for 1/upsample of the work.
+    The blank is the last index, there is no norm after the last layer, and the mask is causal (the official code gets
+    causality only from flash attention's kernel). The input projection and the first layer's norm, queries, keys and
+    values are computed before repeating, which gives the values of the official order for 1/upsample of the work.
 
     Args:
         num_units: K; 1000 in the paper.
@@ -67,13 +70,10 @@ class CTCUnitDecoder(UnitDecoder):
             rms_norm_eps=rms_norm_eps,
             rope_parameters=rope,
             max_position_embeddings=131_072,
-            attn_implementation="sdpa",
             bos_token_id=None,
             eos_token_id=None,
         )
-        self.transformer = LlamaModel(config)
-        self.transformer.embed_tokens = None  # the input is always states; unused weights would never get a gradient
-        self.transformer.norm = nn.Identity()
+        self.transformer = RepeatingLlama(config)
         self.output_proj = nn.Linear(dim, num_units + 1)
 
     @property
@@ -93,13 +93,16 @@ class CTCUnitDecoder(UnitDecoder):
         return torch.maximum(positions, torch.where(lens > 0, positions_needed(units, unit_lens), 0))
 
     def logits(self, states: Tensor, lens: Tensor, up_lens: Tensor) -> Tensor:
-        """Shape: `[Q, M, H], [Q], [Q] -> [Q, R, K + 1]`, R the longest of `up_lens`."""
-        mask = torch.arange(int(up_lens.max()), device=states.device) < up_lens[:, None]
+        """Logits; what stands past a row's `up_lens` means nothing.
+
+        Shape: `[Q, M, H], [Q], [Q] -> [Q, R, K + 1]`, R the longest of `up_lens`.
+        """
+        x = self.input_proj(states.to(self.input_proj.weight.dtype))
+        if bool((up_lens == lens * self.upsample).all()):
+            size = int(up_lens.max())
+            return self.output_proj(self.transformer(x[:, : size // self.upsample], self.upsample))
         source = self.assignment(lens, up_lens).clamp(max=states.shape[1] - 1)
-        x = self.input_proj(states)
-        x = x.gather(1, source[..., None].expand(-1, -1, x.shape[-1])) * mask[..., None]
-        x = self.transformer(inputs_embeds=x, attention_mask=mask.long(), use_cache=False).last_hidden_state
-        return self.output_proj(x)
+        return self.output_proj(self.transformer(x, source))
 
     @staticmethod
     def assignment(lens: Tensor, up_lens: Tensor) -> Tensor:
@@ -134,14 +137,18 @@ class CTCUnitDecoder(UnitDecoder):
         )
         return UnitOutput(logits, up_lens, torch.where(infeasible, 0.0, losses).sum(), infeasible)
 
-    @torch.no_grad()
     def decode(self, states: Tensor, lens: Tensor) -> list[Tensor]:
         """Best path, repeats merged, blanks dropped. Shape: `[Q, M, H], [Q] -> Q times [U]`."""
-        if not len(lens) or not int(lens.max()):
-            return [lens.new_empty(0) for _ in lens]
-        up_lens = self.up_lens(lens)
-        best = self.logits(states, lens, up_lens).argmax(dim=-1)
-        return [collapse(row[:length], self.blank) for row, length in zip(best, up_lens.tolist(), strict=True)]
+        longest = int(lens.max()) if len(lens) else 0
+        return self.stream(len(lens)).push(states[:, :longest], lens)
+
+    def stream(self, rows: int) -> CTCUnitStream:
+        """See `UnitDecoder.stream`."""
+        return CTCUnitStream(self._best, len(self.transformer.layers), self.upsample, self.blank, rows)
+
+    def _best(self, states: Tensor, past: list[GrowingLayer]) -> Tensor:
+        x = self.transformer(self.input_proj(states.to(self.input_proj.weight.dtype)), self.upsample, past)
+        return self.output_proj(x).argmax(dim=-1)
 
 
 def positions_needed(units: Tensor, unit_lens: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from speechzoo.vocoders.base import Vocoder
+from speechzoo.vocoders.reach import Branch, reach
 
 
 class DurationPredictor(nn.Module):
@@ -74,6 +76,9 @@ class UnitHiFiGAN(Vocoder):
                 normalize_before=False,
             )
         )
+        # The second kernel is 3 with padding 1 whatever the config says: fairseq wrote it so.
+        self.unit_reach = reach([self.durations.conv1[0], self.durations.conv2[0]])
+        self.frame_reach = reach(_layers(self.generator))
         self._load(files[-1])
         self.eval()
 
@@ -93,7 +98,11 @@ class UnitHiFiGAN(Vocoder):
                 renamed["durations." + name[14:]] = tensor
             else:
                 renamed["generator." + name.replace("ups.", "upsampler.", 1)] = tensor
-        missing, unexpected = self.load_state_dict(renamed, strict=False)
+        try:
+            missing, unexpected = self.load_state_dict(renamed, strict=False)
+        except RuntimeError as error:  # other shapes
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"{file}: does not fit config.json beside it ({why})") from error
         missing = [name for name in missing if name not in ("generator.mean", "generator.scale")]
         if missing or unexpected:
             raise ValueError(f"{file}: missing {missing[:3]}, left over {list(unexpected)[:3]}")
@@ -104,24 +113,30 @@ class UnitHiFiGAN(Vocoder):
         logs = self.durations(self.embedding(units[None]))[0]
         return (logs.exp() - 1).round().long().clamp(min=1)
 
-    @torch.no_grad()
-    def forward(self, units: list[Tensor], durations: bool = True) -> list[Tensor]:
-        """Sound of each unit sequence; `durations=False` gives each unit one frame (units with their repeats kept).
+    def encode(self, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedding of each unit, and its frames. Shape: `[U] -> [U, C], [U]`."""
+        return self.embedding(units), self.predict_durations(units)
 
-        Raises:
-            ValueError: if a unit is not in 0 ... K - 1.
-        """
-        waves = []
-        for row in units:
-            if not len(row):
-                waves.append(torch.zeros(0, device=row.device))
-                continue
-            if int(row.min()) < 0 or int(row.max()) >= self.num_units:
-                raise ValueError(
-                    f"units {int(row.min())} ... {int(row.max())}: this vocoder knows 0 ... {self.num_units - 1}"
-                )
-            frames = self.embedding(row)
-            if durations:
-                frames = frames.repeat_interleave(self.predict_durations(row), dim=0)
-            waves.append(self.generator(frames))
-        return waves
+    def render(self, states: Tensor, durations: Tensor, start: int, stop: int) -> Tensor:
+        """Samples of frames. Shape: `[U, C], [U] -> [(stop - start) * hop]`."""
+        return self.generator(states.repeat_interleave(durations, dim=0)[start:stop])
+
+    @torch.no_grad()
+    def forward(self, units: Any, durations: bool = True) -> Any:
+        """As for `Vocoder`; `durations=False` gives each unit one frame (units with their repeats kept)."""
+        if durations or not isinstance(units, Tensor):
+            return super().forward(units) if durations else [self(row, durations=False) for row in units]
+        units = self.check(units)
+        states, one = self.embedding(units), torch.ones_like(units)
+        return self.render(states, one, 0, len(units)) if len(units) else states.new_zeros(0)
+
+
+def _layers(generator: SpeechT5HifiGan) -> Branch:
+    """The generator's convolutions in the order of the data, for `reach`."""
+    layers: list[Any] = [generator.conv_pre]
+    per_stage = len(generator.resblocks) // len(generator.upsampler)
+    for stage, upsample in enumerate(generator.upsampler):
+        blocks: Any = generator.resblocks[stage * per_stage : (stage + 1) * per_stage]
+        pairs = [[conv for pair in zip(block.convs1, block.convs2, strict=True) for conv in pair] for block in blocks]
+        layers += [upsample, pairs]
+    return [*layers, generator.conv_post]

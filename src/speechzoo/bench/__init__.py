@@ -1,0 +1,1 @@
+"""Measurements of cost: ratios and tables, never a verdict on time."""

@@ -1,0 +1,85 @@
+"""What a continued run needs besides Lightning's own state to end with the bits of the unbroken one."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import distributed as dist
+
+from speechzoo.ranks import world_size
+
+
+class ExactResume(Callback):
+    """Keeps random states in checkpoints, and checkpoints out of the middle of an accumulation.
+
+    Part of every `speechzoo fit`. The states of Python's, NumPy's and torch's generators, of every process, are set
+    again right before the first batch of a continued run, so that nothing that is drawn while it starts counts; with
+    another number of processes only those that there were go on.
+
+    A checkpoint between two micro-batches of a step lacks the gradients so far. Lightning's `ModelCheckpoint` would
+    write one after a resume, as it forgets that it has saved this step: it is told. Others are warned of.
+    """
+
+    def __init__(self) -> None:
+        self._saved: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collective: checkpoints are made by all processes, and written by one."""
+        states: list[Any] = [states_now()]
+        if world_size() > 1:
+            states = [None] * world_size()
+            dist.all_gather_object(states, states_now())
+        return {"ranks": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict["ranks"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and trainer.global_step:
+                callback._last_global_step_saved = trainer.global_step
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and trainer.fit_loop.epoch_loop._should_accumulate():
+            rank_zero_warn(
+                f"a checkpoint in the middle of step {trainer.global_step + 1}: the gradients of its first "
+                "micro-batches are lost on a resume. Let trainer.val_check_interval be a multiple of "
+                "accumulate_grad_batches"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        saved, self._saved = self._saved, None
+        if saved is not None and trainer.global_rank < len(saved):
+            set_states(saved[trainer.global_rank])
+
+
+def states_now() -> dict[str, Any]:
+    """The states of all generators, as plain data and tensors."""
+    version, numbers, rest = random.getstate()
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    states = {
+        "python": [version, list(numbers), rest],
+        "numpy": [kind, [int(key) for key in keys], int(position), int(has_gauss), float(gauss)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_states(states: dict[str, Any]) -> None:
+    """Set what `states_now` gave."""
+    version, numbers, rest = states["python"]
+    random.setstate((version, tuple(numbers), rest))
+    kind, keys, *others = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *others))
+    torch.set_rng_state(states["torch"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())

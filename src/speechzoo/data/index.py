@@ -1,0 +1,246 @@
+"""What is known of the records of a source without reading it again: places, lengths of clips, problems.
+
+An index is made in one pass that checks every record and decodes every sound once, and is kept on disk. It is made
+anew when the source changes, or one of the sound files outside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from speechzoo.data.audio_check import AudioInfo, check_audio, inspect_audio
+from speechzoo.data.record import all_audio, clip_paths
+from speechzoo.data.schema import check_messages
+from speechzoo.data.sources import Row, Source, clip_file, file_stamp, open_source
+from speechzoo.data.sources.access import in_shard
+from speechzoo.files import write_atomically
+
+FORMAT = 1
+BLOCK = 256  # records and sounds of a shard looked at together
+PATHS = 50_000  # sound files outside looked at together
+
+Fault = tuple[str, str]
+"""What is wrong, and what to do about it."""
+
+
+@dataclass
+class Index:
+    """Records of one source, as arrays.
+
+    Attributes:
+        where: places, `[N, 2]` int64.
+        number: their lines or numbers, `[N]` int64.
+        name: hashes of their ids, `[N]` uint64.
+        top_unit: their largest units, `[N]` int32; -1 where there are none.
+        clips: their numbers of clips, `[N]` int32.
+        samples: 16 kHz samples of all clips of the users, in order, int32; 0 for those that cannot be used.
+        problems: `{number, id, message, hint, answer}`; `answer` marks those that matter only where an answer is due.
+        outside: sound files outside the source that its records name, each once.
+        stamps: hashes of their sizes and times of change, uint64; 0 for missing ones.
+    """
+
+    where: np.ndarray
+    number: np.ndarray
+    name: np.ndarray
+    top_unit: np.ndarray
+    clips: np.ndarray
+    samples: np.ndarray
+    problems: list[dict[str, Any]]
+    outside: list[str]
+    stamps: np.ndarray
+
+
+def index_of(name: str, memory: Path | None = None) -> Index:
+    """The index of a resolved source: from disk where that still holds, else made and kept there.
+
+    Args:
+        memory: JSON file that remembers checked sound files; indexes lie in `indexes` beside it. None keeps nothing.
+
+    Raises:
+        OSError, ValueError: if the source cannot be opened.
+    """
+    source = open_source(name)
+    stamp = f"{FORMAT}|{source.stamp()}"
+    if memory is None:
+        return _make(source, None)
+    file = memory.parent / "indexes" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
+    found = _load(file, stamp)
+    if found is None:
+        found = _make(source, memory)
+        _save(file, stamp, found)
+    return found
+
+
+def name_hash(name: str) -> int:
+    """64 bits of an id."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _make(source: Source, memory: Path | None) -> Index:
+    where, number, names = array("q"), array("q"), array("Q")
+    top_unit, clips = array("i"), array("i")
+    sounds = array("q")  # of each sound of each good record: its place in `inside`, or ~place in `outside`
+    kept = array("i")  # sounds of each record: clips of the user, then spoken answers
+    problems: list[dict[str, Any]] = []
+    outside: dict[str, int] = {}
+    inside, faults = array("i"), {}
+
+    def complain(row: Row, name: str, message: str, hint: str, answer: bool = False) -> None:
+        problems.append({"number": row.number, "id": name, "message": message, "hint": hint, "answer": answer})
+
+    for row, found, due, infos in _inspected(source.rows()):
+        name = row.name
+        if row.error is not None:
+            complain(row, name, *row.error)
+            continue
+        if isinstance(row.value.get("id"), (str, int)):
+            name = str(row.value["id"])
+        for fault in found:
+            complain(row, name, *fault, answer=fault not in due)
+        messages = row.value["messages"] if not due else []
+        paths = all_audio(messages)
+        for path in paths:
+            if path in infos:
+                if infos[path].error:
+                    faults[len(inside)] = infos[path]
+                sounds.append(len(inside))
+                inside.append(infos[path].samples)
+            else:
+                sounds.append(~outside.setdefault(path, len(outside)))
+        where.extend(row.where)
+        number.append(row.number)
+        names.append(name_hash(name))
+        top_unit.append(max((max(m["units"]) for m in messages if m.get("units")), default=-1))
+        clips.append(len(clip_paths(messages)))
+        kept.append(len(paths))
+    files = list(outside)
+    stamps = np.fromiter(_stamps(files), np.uint64, len(files))  # before the look at them, so that no change is missed
+    far, far_faults = _outside(files, memory)
+    samples = array("i")
+    at = 0
+    for index in range(len(number)):
+        for position in range(kept[index]):
+            sound = sounds[at + position]
+            bad = faults.get(sound) if sound >= 0 else far_faults.get(~sound)
+            if bad is not None:
+                row = source.read(number[index], (where[2 * index], where[2 * index + 1]))
+                complain(row, str(row.value.get("id", row.name)), bad.error or "", bad.hint or "")
+            if position < clips[index]:
+                samples.append(inside[sound] if sound >= 0 else far[~sound])
+        at += kept[index]
+    return Index(
+        np.array(where, np.int64).reshape(-1, 2),
+        np.array(number, np.int64),
+        np.array(names, np.uint64),
+        np.array(top_unit, np.int32),
+        np.array(clips, np.int32),
+        np.array(samples, np.int32),
+        sorted(problems, key=lambda problem: problem["number"]),
+        files,
+        stamps,
+    )
+
+
+def _inspected(rows: Iterable[Row]) -> Iterator[tuple[Row, list[Fault], list[Fault], dict[str, AudioInfo]]]:
+    """Rows with all that is wrong with their form, what is wrong even without an answer, and looks at their sounds.
+
+    Sounds outside the source are not looked at here.
+    """
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        block: list[tuple[Row, list[Fault], list[Fault], list[tuple[str, Any]]]] = []
+        waiting = 0
+        for row in chain(rows, [None]):
+            if row is not None:
+                found = [] if row.error else list(check_messages(row.value, answer=True))
+                due = list(check_messages(row.value, answer=False)) if found else []
+                good = not row.error and not due
+                clips = dict.fromkeys(all_audio(row.value["messages"])) if good else {}
+                # Fetched here and not in the pool: the sounds of a record lie in what was just read.
+                sounds = [(clip, _fetch(clip)) for clip in clips if in_shard(clip)]
+                block.append((row, found, due, sounds))
+                waiting += 1 + len(sounds)
+            if row is None or waiting >= BLOCK:
+                infos = iter(list(pool.map(_look, [sound for *_, sounds in block for sound in sounds])))
+                for one, found, due, sounds in block:
+                    yield one, found, due, {clip: next(infos) for clip, _ in sounds}
+                block, waiting = [], 0
+
+
+def _fetch(clip: str) -> Any:
+    try:
+        return clip_file(clip)
+    except (OSError, ValueError) as error:
+        return AudioInfo(0, str(error), "write the sound into the shard, or remove the record")
+
+
+def _look(sound: tuple[str, Any]) -> AudioInfo:
+    clip, found = sound
+    if isinstance(found, AudioInfo):
+        return found
+    return inspect_audio(clip, found) if isinstance(found, BytesIO) else inspect_audio(found)
+
+
+def _outside(files: list[str], memory: Path | None) -> tuple[array, dict[int, AudioInfo]]:
+    """Samples of sound files, and what is wrong with some of them, by place in the list."""
+    samples, faults = array("i"), {}
+    for start in range(0, len(files), PATHS):
+        some = files[start : start + PATHS]
+        infos = check_audio(some, memory)
+        for path in some:
+            info = infos[Path(path)]
+            if info.error:
+                faults[len(samples)] = info
+            samples.append(info.samples)
+    return samples, faults
+
+
+def _stamps(files: Iterable[str]) -> Iterator[int]:
+    for file in files:
+        try:
+            yield name_hash(file_stamp(file))
+        except OSError:
+            yield 0
+
+
+def _save(file: Path, stamp: str, index: Index) -> None:
+    stored = BytesIO()
+    arrays = {key: value for key, value in vars(index).items() if isinstance(value, np.ndarray)}
+    texts = {"stamp": stamp, "problems": json.dumps(index.problems), "outside": "\0".join(index.outside)}
+    packed = {key: np.frombuffer(value.encode("utf-8", "surrogatepass"), np.uint8) for key, value in texts.items()}
+    np.savez(stored, **arrays, **packed)  # type: ignore[arg-type]
+    write_atomically(file, stored.getvalue())
+
+
+def _load(file: Path, stamp: str) -> Index | None:
+    """The index of a file, None where there is none that holds."""
+    try:
+        with np.load(file) as stored:
+            if _decode(stored["stamp"].tobytes()) != stamp:
+                return None
+            before = stored["stamps"]
+            outside = (_decode(path[0]) for path in re.finditer(rb"[^\0]+", stored["outside"].tobytes()))
+            if not np.array_equal(np.fromiter(_stamps(outside), np.uint64), before):
+                return None
+            arrays = {key: stored[key] for key in ("where", "number", "name", "top_unit", "clips", "samples", "stamps")}
+            # The list of files has done its work; records name their sound themselves.
+            return Index(problems=json.loads(_decode(stored["problems"].tobytes())), outside=[], **arrays)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def _decode(text: bytes) -> str:
+    return text.decode("utf-8", "surrogatepass")

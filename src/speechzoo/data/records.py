@@ -1,0 +1,97 @@
+"""Checked records of all sources together: some 50 bytes each in memory, read from their sources when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from speechzoo.data.index import Index, name_hash
+from speechzoo.data.record import Record
+from speechzoo.data.sources import open_source
+
+PER_RECORD = ("source", "where", "number", "name", "top_unit", "clips", "first")
+
+
+class Records(Sequence[Record]):
+    """A sequence of records over the indexes of their sources.
+
+    Attributes:
+        sources: resolved names.
+        folder: where what is found out about them may be kept, if anywhere.
+        samples: 16 kHz samples of the clips of all users, int32; those of record i are the `clips[i]` from `first[i]`.
+        top_unit: the largest unit of each record, -1 where there are none.
+    """
+
+    def __init__(self, sources: Sequence[str], indexes: Sequence[Index], folder: Path | None = None) -> None:
+        self.sources, self.folder = list(sources), folder
+        sizes = [len(index.number) for index in indexes]
+        self.source = np.repeat(np.arange(len(indexes), dtype=np.int32), sizes)
+        self.where = _joined([index.where for index in indexes], np.zeros((0, 2), np.int64))
+        self.number = _joined([index.number for index in indexes], np.zeros(0, np.int64))
+        self.name = _joined([index.name for index in indexes], np.zeros(0, np.uint64))
+        self.top_unit = _joined([index.top_unit for index in indexes], np.zeros(0, np.int32))
+        self.clips = _joined([index.clips for index in indexes], np.zeros(0, np.int32))
+        self.samples = _joined([index.samples for index in indexes], np.zeros(0, np.int32))
+        self.first = np.cumsum(self.clips, dtype=np.int64) - self.clips
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Records: ...
+
+    def __getitem__(self, index: int | slice) -> Record | Records:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        number, where = int(self.number[index]), self.where[index]
+        name = self.sources[self.source[index]]
+        row = open_source(name).read(number, (int(where[0]), int(where[1])))
+        given = row.value.get("id") if row.error is None else None
+        identity = str(given) if isinstance(given, (str, int)) else row.name
+        if row.error is not None or name_hash(identity) != int(self.name[index]):
+            raise ValueError(f"{name}:{number}: is not the record that was checked: the file changed; start again")
+        return Record(identity, row.value.get("messages") or [], Path(name), number, self.clip_samples(index))
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    def clip_samples(self, index: int) -> list[int]:
+        """16 kHz samples of each clip of the user, in order."""
+        first = self.first[index]
+        return self.samples[first : first + self.clips[index]].tolist()
+
+    def take(self, indices: Any) -> Records:
+        """Those of some numbers, or of a mask."""
+        some = object.__new__(Records)
+        some.sources, some.samples, some.folder = self.sources, self.samples, self.folder
+        for key in PER_RECORD:
+            setattr(some, key, getattr(self, key)[indices])
+        return some
+
+    def owners(self, clips: np.ndarray) -> np.ndarray:
+        """Numbers of the records that a mask over all their clips, one record after the other, touches."""
+        return np.unique(np.repeat(np.arange(len(self)), self.clips)[clips])
+
+    def all_samples(self) -> np.ndarray:
+        """Samples of all their clips, one record after the other, `[M]`."""
+        ends = np.cumsum(self.clips, dtype=np.int64)
+        offsets = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - self.clips, self.clips)
+        return self.samples[np.repeat(self.first, self.clips) + offsets]
+
+    def fingerprint(self) -> str:
+        """A hash of which records these are and how long their clips: changes when their sources do."""
+        digest = hashlib.sha256(repr([(name, open_source(name).stamp()) for name in self.sources]).encode())
+        for array in (self.source, self.number, self.clips, self.all_samples()):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def _joined(arrays: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else empty

@@ -1,0 +1,130 @@
+"""What a source of records is: a pass over all of them once, then any of them by its place."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from weakref import finalize
+
+Where = tuple[int, int]
+"""Place of a record: two numbers that its source understands."""
+
+
+@dataclass
+class Row:
+    """One record as its source holds it, not checked yet.
+
+    Attributes:
+        number: its line in a JSONL file, else its place in the source, from 1.
+        name: its id where it brings none.
+        value: the record in the form of a manifest, sound as absolute paths or references; None with `error`.
+        error: why it cannot be read, and what to do about it.
+    """
+
+    number: int
+    where: Where
+    name: str
+    value: Any = None
+    error: tuple[str, str] | None = None
+
+
+class Source(ABC):
+    """Records of one file, shard or data set.
+
+    Args:
+        name: what `open_source` was asked for: an absolute path, or `hf:NAME:split`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.path = name, Path(name)
+        self.folder, self.stem = str(self.path.parent), self.path.stem  # once: pathlib is slow a million times
+
+    def stamp(self) -> str:
+        """What changes when the content does.
+
+        Raises:
+            OSError: if it is not there any more.
+        """
+        return file_stamp(self.path)
+
+    @abstractmethod
+    def rows(self) -> Iterator[Row]:
+        """All records in their order, the unreadable ones too."""
+
+    @abstractmethod
+    def read(self, number: int, where: Where) -> Row:
+        """One record, without the bytes of its sound."""
+
+    def sound(self, place: str) -> bytes | Path:
+        """The sound that the reference `NAME::place` names: the bytes of a sound file, or where that is."""
+        raise ValueError(f"{self.name} holds no sound")
+
+
+def opened(owner: Any, path: Path) -> int:
+    """Descriptor of a file, to read from at any place, closed when its owner goes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    finalize(owner, os.close, descriptor)
+    return descriptor
+
+
+def file_stamp(path: str | Path) -> str:
+    """Size and time of change of a file.
+
+    Raises:
+        OSError: if it is not there.
+    """
+    stat = os.stat(path)
+    return f"{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def put_sound(value: Any, sound: Callable[[Any, int], Any]) -> Any:
+    """A record with each `path` of an audio part and each `audio` of an answer replaced.
+
+    Args:
+        sound: of what stands there (None where nothing does) and its number in the record, from 0. What is not of the
+            right form is left for `check_messages` to find.
+    """
+    messages = value.get("messages") if isinstance(value, dict) else None
+    if not isinstance(messages, list):
+        return value
+    number, placed = 0, []
+    for message in messages:
+        if isinstance(message, dict):
+            message = dict(message)
+            if isinstance(message.get("content"), list):
+                parts = []
+                for part in message["content"]:
+                    if isinstance(part, dict) and part.get("type") == "audio":
+                        found = sound(part.get("path"), number)
+                        part = part if found is None else {**part, "path": found}
+                        number += 1
+                    parts.append(part)
+                message["content"] = parts
+            if "audio" in message:
+                message["audio"] = sound(message["audio"], number)
+                number += 1
+        placed.append(message)
+    return {**value, "messages": placed}
+
+
+def beside(folder: str, path: Any) -> Any:
+    """A path relative to a folder made absolute; anything but a text that is not empty as it is."""
+    return os.path.join(folder, path) if isinstance(path, str) and path else path
+
+
+def needs(module: str) -> Any:
+    """An optional module.
+
+    Raises:
+        ImportError: if it is not installed; says what to install.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(f"these data need {package}: pip install 'speechzoo[data]'") from error

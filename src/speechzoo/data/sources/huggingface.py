@@ -1,0 +1,82 @@
+"""Data sets of Hugging Face `datasets`: Arrow files mapped into memory, so that any row is read at once.
+
+`hf:NAME[:SPLIT]`: a folder written by `save_to_disk`, a folder of files that `load_dataset` reads, or a name on the
+Hub; the split is `train` where none is given. Streaming data sets cannot be continued exactly and are not taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from speechzoo.data.sources.base import Row, Source, Where, file_stamp, needs
+from speechzoo.data.sources.table import COLUMNS, number_of, sound_of, table_row
+
+PREFIX = "hf:"
+
+
+class HuggingFace(Source):
+    """Rows of a data set; where = (row, 0)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        datasets = needs("datasets")
+        self.where_from, split = parts(name)
+        folder = Path(self.where_from)
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            data = datasets.load_from_disk(str(folder))
+            if isinstance(data, datasets.DatasetDict):
+                if split not in data:
+                    raise ValueError(f"{name}: has no split {split} (its splits: {', '.join(data)})")
+                data = data[split]
+        else:
+            try:
+                data = datasets.load_dataset(self.where_from, split=split)
+            except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+                raise ValueError(f"{name}: cannot be loaded ({error})") from error
+        if "messages" not in data.column_names:
+            raise ValueError(f"{name}: has no column messages (its columns: {', '.join(data.column_names)})")
+        kept = [column for column in COLUMNS if column in data.column_names]
+        self.data = data.select_columns(kept).with_format("arrow")
+        self.beside = folder if folder.is_dir() else Path.cwd()
+
+    def stamp(self) -> str:
+        files = sorted(entry["filename"] for entry in self.data.cache_files)
+        stamps = [f"{file}|{file_stamp(file)}" for file in files]
+        return hashlib.sha256(repr((self.data.num_rows, stamps)).encode()).hexdigest()
+
+    def rows(self) -> Iterator[Row]:
+        for number in range(1, self.data.num_rows + 1):
+            yield self.read(number, (number - 1, 0))
+
+    def read(self, number: int, where: Where) -> Row:
+        return table_row(number, where, self.name, self.beside, self._values(where[0], False), None)
+
+    def sound(self, place: str) -> Any:
+        number, index = number_of(place)
+        sounds: list = []
+        table_row(number, (number - 1, 0), self.name, self.beside, self._values(number - 1, True), sounds)
+        return sound_of(sounds[index], self.beside, self.name, place)
+
+    def _values(self, row: int, sound: bool) -> dict[str, Any]:
+        table = self.data[row : row + 1]
+        if not sound and "audio" in table.column_names:
+            column = table["audio"]
+            if str(column.type).startswith("struct"):
+                # The rows' paths alone: the bytes stay on disk.
+                path = column.combine_chunks().field("path").to_pylist()
+                null = column.is_null().to_pylist()[0]
+                table = table.drop_columns(["audio"])
+                return {**table.to_pylist()[0], "audio": None if null else {"path": path[0]}}
+        return table.to_pylist()[0]
+
+
+def parts(name: str) -> tuple[str, str]:
+    """What to load and which split, of `hf:NAME[:SPLIT]`."""
+    rest = name.removeprefix(PREFIX)
+    if ":" in rest and not Path(rest).expanduser().exists():
+        rest, _, split = rest.rpartition(":")
+        return rest, split
+    return rest, "train"

@@ -1,0 +1,141 @@
+"""`speechzoo compare RUNS…`: finished runs side by side, as Markdown, LaTeX, HTML and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from speechzoo.evaluation.report import templates
+from speechzoo.evaluation.runs import Run, find_runs
+from speechzoo.evaluation.runs_figures import plot_bars, plot_curves
+from speechzoo.evaluation.runs_tables import (
+    cost_table,
+    difference_table,
+    interval,
+    measures_of,
+    result_table,
+    run_table,
+    scores,
+    settings_table,
+)
+from speechzoo.evaluation.settings import Group, group_runs, unfair
+from speechzoo.evaluation.tables import Table, markdown
+from speechzoo.files import write_atomically
+
+FAIR = "Data, seeds, base models and budgets of the groups are the same as far as their files tell."
+
+
+def compare_runs(runs: Sequence[Run], folder: Path, seed: int = 0) -> list[Path]:
+    """Write `comparison.md`, `.html`, `.tex`, `.json` and the figures into `folder`.
+
+    Args:
+        runs: from `find_runs`; those that did not finish are listed and not averaged.
+        folder: made if it is not there.
+        seed: of the bootstrap.
+
+    Returns:
+        The paths of Markdown, HTML, LaTeX and JSON.
+
+    Raises:
+        ValueError: if no run finished.
+    """
+    done = [run for run in runs if run.state == "finished"]
+    if not done:
+        raise ValueError("none of the runs finished: " + "; ".join(f"{run.name}: {run.why}" for run in runs))
+    groups = group_runs(done)
+    warnings = unfair(groups)
+    if len(done) < len(runs):
+        warnings.append(f"{len(runs) - len(done)} of {len(runs)} runs did not finish and are not in the averages")
+    tables = {
+        "Results": result_table(groups, seed),
+        "Differences on the same questions": difference_table(groups, seed),
+        "Cost": cost_table(groups),
+        "What differs between the architectures": settings_table(groups),
+        "All runs": run_table(runs),
+    }
+    shown = {title: table for title, table in tables.items() if table is not None}
+    pictures = {"loss.png": plot_curves(groups), "scores.png": plot_bars(groups, measures_of(groups), seed)}
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: picture for name, picture in pictures.items() if picture is not None}
+    for name, picture in kept.items():
+        write_atomically(folder / name, picture)
+    facts = {
+        "tables": shown,
+        "warnings": warnings,
+        "fair": FAIR,
+        "pictures": {name: base64.b64encode(picture).decode() for name, picture in kept.items()},
+        "runs": len(runs),
+        "groups": len(groups),
+    }
+    html = templates(autoescape=True).get_template("runs.html").render(facts)
+    paths = [folder / f"comparison.{kind}" for kind in ("md", "html", "tex", "json")]
+    texts = [_markdown(shown, warnings, list(kept)), html, _latex(shown), _json(runs, groups, warnings, seed)]
+    for path, text in zip(paths, texts, strict=True):
+        write_atomically(path, (text.rstrip() + "\n").encode())
+    return paths
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point of `speechzoo compare`."""
+    parser = argparse.ArgumentParser(
+        prog="speechzoo compare",
+        description="Compare runs of fit, of a sweep or of the quickstart: mean ± sd over seeds, bootstrap intervals, "
+        "cost, and whether the comparison is fair.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, sweep folder, or folder of runs")
+    parser.add_argument("--out", type=Path, help="where the report goes (comparison/ in the first folder)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    args = parser.parse_args(argv)
+    try:
+        paths = compare_runs(find_runs(args.runs), args.out or args.runs[0] / "comparison", args.seed)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"speechzoo compare: {error}", file=sys.stderr)
+        return 1
+    print(paths[0].read_text(encoding="utf-8"))
+    print("Written: " + ", ".join(str(path) for path in paths))
+    return 0
+
+
+def _markdown(tables: dict[str, Table], warnings: Sequence[str], pictures: Sequence[str]) -> str:
+    lines = ["# Comparison of runs", ""]
+    lines += [f"* **Not a fair comparison:** {markdown(warning)}" for warning in warnings] or [FAIR]
+    for title, table in tables.items():
+        lines += ["", f"## {title}", "", table.to_markdown(), "", markdown(table.caption)]
+        if title == "Results":
+            for name in pictures:
+                lines += ["", f"![{Path(name).stem}]({name})"]
+    return "\n".join(lines)
+
+
+def _latex(tables: dict[str, Table]) -> str:
+    return "\n\n".join(table.to_latex().replace("±", r"$\pm$") for table in tables.values())
+
+
+def _json(runs: Sequence[Run], groups: Sequence[Group], warnings: Sequence[str], seed: int) -> str:
+    content: dict[str, Any] = {"warnings": list(warnings), "groups": [], "runs": []}
+    for group in groups:
+        measured = {}
+        for measure in measures_of([group]):
+            found = interval(group, measure, seed)
+            measured[measure.key] = {"runs": scores(group, measure), **({} if found is None else found._asdict())}
+        content["groups"].append(
+            {
+                "label": group.label,
+                "settings": group.settings,
+                "runs": [str(run.folder) for run in group.runs],
+                "seeds": [run.seed for run in group.runs],
+                "val_loss": group.values("val_loss"),
+                "scores": measured,
+            }
+        )
+    for run in runs:
+        stages = [asdict(stage) for stage in run.stages]
+        content["runs"].append({"name": run.name, "state": run.state, "why": run.why, "stages": stages})
+    return json.dumps(content, indent=1, ensure_ascii=False)

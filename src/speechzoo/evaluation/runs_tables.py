@@ -1,0 +1,167 @@
+"""Tables of a comparison of runs: outcome and cost of each group, differences on the same questions, all runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from speechzoo.evaluation.answers import MEASURES, Answer, Measure, question_groups
+from speechzoo.evaluation.runs import Run
+from speechzoo.evaluation.settings import MISSING, Group, between, short_names, varying
+from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, count, megabytes, number, percent, points, seconds
+from speechzoo.metrics import Difference, Interval, bootstrap_ratio, paired_bootstrap
+
+Pooled = dict[str, tuple[Answer, float, float]]
+
+
+def mean_sd(values: Sequence[float], show: Callable[[float], str]) -> Cell:
+    """Mean and sample standard deviation (n - 1); one value has none."""
+    if not values:
+        return Cell(NOT_MEASURED)
+    detail = f"± {show(statistics.stdev(values)).removesuffix(' %')}" if len(values) > 1 else ""
+    return Cell(show(statistics.fmean(values)), detail)
+
+
+def measures_of(groups: Sequence[Group]) -> list[Measure]:
+    """The scores that at least one group's answers have."""
+    answers = [answer for group in groups for run in group.runs for answer in run.answers]
+    return [measure for measure in MEASURES if any(measure.applies(answer) for answer in answers)]
+
+
+def scores(group: Group, measure: Measure) -> list[float]:
+    """The score of each run that answered."""
+    found = []
+    for run in group.runs:
+        if covered := measure.covered(run.answers):
+            counts = measure.count(covered)
+            if total := sum(denominator for _, denominator in counts):
+                found.append(sum(numerator for numerator, _ in counts) / total)
+    return found
+
+
+def pooled(group: Group, measure: Measure) -> Pooled:
+    """Question id -> one answer to it, and the sums of numerators and denominators over the runs."""
+    table: Pooled = {}
+    for run in group.runs:
+        covered = measure.covered(run.answers)
+        for answer, (numerator, denominator) in zip(covered, measure.count(covered) if covered else [], strict=True):
+            _, above, below = table.get(answer.id, (answer, 0.0, 0.0))
+            table[answer.id] = answer, above + numerator, below + denominator
+    return table
+
+
+def interval(group: Group, measure: Measure, seed: int = 0) -> Interval | None:
+    """Bootstrap over questions, the answers of all runs to a question drawn together; None without answers."""
+    table = list(pooled(group, measure).values())
+    if not table:
+        return None
+    return bootstrap_ratio([(a, b) for _, a, b in table], question_groups([x for x, _, _ in table]), seed=seed)
+
+
+def difference(a: Group, b: Group, measure: Measure, seed: int = 0) -> tuple[Difference, int] | None:
+    """Paired bootstrap on the questions both groups answered, and how many these are; None if there is none."""
+    ours, theirs = pooled(a, measure), pooled(b, measure)
+    # The same id in another corpus is another question.
+    common = [k for k in ours if k in theirs and ours[k][0].reference == theirs[k][0].reference]
+    if not common:
+        return None
+    left, right = [ours[k] for k in common], [theirs[k] for k in common]
+    groups = question_groups([answer for answer, _, _ in left])
+    first, second = ([(x, y) for _, x, y in side] for side in (left, right))
+    return paired_bootstrap(first, second, groups, seed=seed), len(common)
+
+
+def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
+    """Outcome: losses and scores as mean ± sd over seeds, with 95 % bootstrap intervals of the scores."""
+    shown, measures = varying(groups), measures_of(groups)
+    short = short_names(shown)
+    header = ["Model", *(short[key] for key in shown), "Seeds", "Train loss", "Validation loss"]
+    for measure in measures:
+        header.append(f"{measure.name} {'↑' if measure.higher_is_better else '↓'}")
+    table = Table(header, caption="Mean ± standard deviation over seeds; in brackets 95 % bootstrap over questions.")
+    for group in groups:
+        cells = [group.architecture, *(group.settings.get(key, MISSING) for key in shown)]
+        cells.append(", ".join(run.seed for run in group.runs))
+        row = [Cell(cell) for cell in cells]
+        row += [mean_sd(group.values("train_loss"), four), mean_sd(group.values("val_loss"), four)]
+        for measure in measures:
+            cell = mean_sd(scores(group, measure), percent)
+            if (found := interval(group, measure, seed)) is not None:
+                low, high = (percent(value).removesuffix(" %") for value in (found.low, found.high))
+                cell = cell._replace(detail=f"{cell.detail} [{low}, {high}]".strip())
+            row.append(cell)
+        table.add(*row)
+    return table
+
+
+def cost_table(groups: Sequence[Group]) -> Table:
+    """Size and cost, all stages together: parameters, seconds, tokens, memory."""
+    header = ["Runs", "Trainable", "Total", "Time", "Steps", "Tokens", "Supervised", "Conversations", "Peak memory"]
+    table = Table(["Model", *header], caption="Cost of a run, all its stages together; mean ± sd over seeds.")
+    for group in groups:
+        table.add(
+            group.label,
+            str(len(group.runs)),
+            # Of the largest stage: stages train overlapping sets of parameters.
+            mean_sd(group.values("trainable_parameters", "peak"), count),
+            mean_sd(group.values("total_parameters", "peak"), count),
+            mean_sd(group.values("seconds", "total"), seconds),
+            mean_sd(group.values("steps", "total"), count),
+            mean_sd(group.values("tokens", "total"), count),
+            mean_sd(group.values("supervised_tokens", "total"), count),
+            mean_sd(group.values("examples", "total"), count),
+            mean_sd(group.values("peak_memory_mb", "peak"), megabytes),
+        )
+    return table
+
+
+def difference_table(groups: Sequence[Group], seed: int = 0) -> Table | None:
+    """Each pair of groups on the questions both answered; None if no two did."""
+    measures = [measure for measure in measures_of(groups) if measure.key != "heard_wer"]
+    table = Table(
+        ["First minus second", "n", *(measure.name for measure in measures)],
+        caption="Percentage points on the n questions both answered; paired bootstrap, 95 % interval, two-sided p "
+        "(not corrected for many comparisons). Bold: the interval leaves out 0.",
+    )
+    for a, b in combinations(groups, 2):
+        found = [difference(a, b, measure, seed) for measure in measures]
+        if any(found):
+            n = max(entry[1] for entry in found if entry is not None)
+            table.add(f"{a.label} − {b.label}", str(n), *(_difference(entry) for entry in found))
+    return table if table.rows else None
+
+
+def settings_table(groups: Sequence[Group]) -> Table | None:
+    """What differs between the architectures and is the same within each; None if nothing does."""
+    first = {group.architecture: group for group in reversed(groups) if group.settings}
+    keys = between(groups)
+    if len(first) < 2 or not keys:
+        return None
+    names = [group.architecture for group in groups if first.get(group.architecture) is group]
+    table = Table(["Setting", *names], caption="Settings that differ between the architectures.")
+    for key in keys:
+        table.add(key.replace("init_args.", ""), *(first[name].settings.get(key, MISSING) for name in names))
+    return table
+
+
+def run_table(runs: Sequence[Run]) -> Table:
+    """Every run, those that did not finish included."""
+    table = Table(["Run", "State", "Seed", "Train loss", "Validation loss", "Remark"], caption="All runs.")
+    for run in runs:
+        losses = [four(run.last(name)) for name in ("train_loss", "val_loss")]
+        table.add(run.name, Cell(run.state, strong=run.state != "finished"), run.seed, *losses, run.why)
+    return table
+
+
+def four(value: float | None) -> str:
+    """A loss with four decimals."""
+    return number(value, 4)
+
+
+def _difference(entry: tuple[Difference, int] | None) -> Cell:
+    if entry is None:
+        return Cell(MISSING)
+    d = entry[0]
+    p = "p < 0.001" if d.p < 0.001 else f"p = {d.p:.3f}"
+    return Cell(points(d.value), f"[{points(d.low)}, {points(d.high)}], {p}", strong=d.low > 0 or d.high < 0)

@@ -1,0 +1,5 @@
+"""Answers as streams of events, from conversations."""
+
+from speechzoo.generation.stream import answer, collect, stream, text_deltas
+
+__all__ = ["answer", "collect", "stream", "text_deltas"]

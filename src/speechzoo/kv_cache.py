@@ -1,0 +1,70 @@
+"""Keys and values of one attention layer, in a buffer that doubles instead of being copied for every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+
+class GrowingLayer(DynamicLayer):
+    """transformers' dynamic cache layer with amortised growth: appending n positions costs n, not all that is held.
+
+    Shape: keys and values `[B, heads, positions, head width]`, views of the buffers' filled part.
+    """
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Empty buffers of the right dtype and device."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._buffers = tuple(states[..., :0, :] for states in (key_states, value_states))
+        self.keys, self.values = self._buffers
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append positions; returns all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held = self.get_seq_length()
+        if not held:  # a prompt is kept as it is; nothing may ever follow it
+            self._buffers = self.keys, self.values = key_states, value_states
+            return self.keys, self.values
+        size = held + key_states.shape[-2]
+        if size > self._buffers[0].shape[-2]:
+            self._buffers = tuple(_grown(x, 2 * size) for x in (self.keys, self.values))
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., held:size, :] = new
+        self.keys, self.values = (buffer[..., :size, :] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Positions held."""
+        return self.keys.shape[-2] if self.is_initialized else 0
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        if self.is_initialized:
+            size = self.get_seq_length()
+            self._buffers = tuple(buffer[indices] for buffer in self._buffers)
+            self.keys, self.values = (buffer[..., :size, :] for buffer in self._buffers)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._buffers = ()
+        super().reset()
+
+
+def growing_cache(config: PreTrainedConfig) -> DynamicCache:
+    """The cache of a whole model; layers of another kind (sliding windows, state spaces) stay what they are."""
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _grown(x: Tensor, capacity: int) -> Tensor:
+    """A buffer of `capacity` positions that begins with x."""
+    buffer = torch.empty(*x.shape[:-2], capacity, x.shape[-1], dtype=x.dtype, device=x.device)
+    buffer[..., : x.shape[-2], :] = x
+    return buffer

@@ -1,0 +1,116 @@
+"""The token loop every answer comes from: prompt read once, then a token at a time, with the state that predicts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache
+
+from speechzoo.llms.sampling import Chooser, Decoding
+from speechzoo.llms.splice import Spliced
+from speechzoo.types import IGNORE
+
+
+@dataclass
+class Step:
+    """One token of each row that is still being answered."""
+
+    rows: list[int]  # which rows of the batch
+    ids: list[int]  # the token of each; IGNORE where the row only reads its last token
+    states: Tensor  # [b, H] last LLM state, the one that predicts the token
+    ended: list[bool]  # nothing follows in this row
+
+
+@dataclass
+class Generated:
+    """Whole answers and their states."""
+
+    ids: list[Tensor]  # B times [M], up to and including a stop token
+    states: Tensor  # [B, M, H], 0 past each length
+    lens: Tensor  # [B]
+
+
+@torch.no_grad()
+def token_steps(
+    read: Callable[[Tensor, Tensor | None, Tensor, Cache], Tensor],
+    head: Callable[[Tensor], Tensor],
+    embed: Callable[[Tensor], Tensor],
+    cache: Cache,
+    prompt: Spliced,
+    decoding: Decoding,
+    read_last: bool = False,
+) -> Iterator[Step]:
+    """Answer left-padded prompts together.
+
+    Logits are computed for the newest position only and no state but the newest is kept. Rows that end leave batch and
+    cache. Closing the iterator frees the cache.
+
+    Args:
+        read: `(embeds [b, n, H], mask [b, held + n] or None, position_ids [b, n], cache) -> states [b, n, H]`.
+        head: `[b, H] -> [b, V]`.
+        embed: `[b, 1] -> [b, 1, H]`.
+        read_last: also read each row's last token; its state comes in one more step, without a token.
+    """
+    size, stop = len(prompt.embeds), decoding.stop_ids
+    choose, rows = Chooser(decoding, size), list(range(size))
+    closing = [False] * size  # the row has its last token
+    mask = None if bool(prompt.mask.all()) else prompt.mask
+    position = prompt.position_ids[:, -1:]
+    states = read(prompt.embeds, mask, prompt.position_ids, cache)[:, -1].clone()  # a view would keep all of them
+    del prompt
+    for count in range(1, decoding.max_new_tokens + 2):
+        if all(closing):
+            ids = torch.full_like(position[:, 0], IGNORE)
+        else:
+            ids = choose(head(states), rows)
+        tokens = [IGNORE if closed else token for token, closed in zip(ids.tolist(), closing, strict=True)]
+        last = [
+            closed or token in stop or count >= decoding.max_new_tokens
+            for token, closed in zip(tokens, closing, strict=True)
+        ]
+        ended = closing if read_last else last
+        yield Step(rows, tokens, states, ended)
+        going = [index for index, end in enumerate(ended) if not end]
+        if not going:
+            return
+        if len(going) < len(rows):
+            index = torch.tensor(going, device=ids.device)
+            cache.batch_select_indices(index)
+            ids, position = ids[index], position[index]
+            mask = None if mask is None else mask[index]
+        rows, closing = [rows[i] for i in going], [last[i] for i in going]
+        position = position + 1
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        states = read(embed(ids[:, None]), mask, position, cache)[:, -1]
+
+
+def collect_ids(steps: Iterator[Step], rows: int, device: torch.device) -> list[Tensor]:
+    """Token ids of each row. `B times [M]`."""
+    ids: list[list[int]] = [[] for _ in range(rows)]
+    for step in steps:
+        for row, token in zip(step.rows, step.ids, strict=True):
+            ids[row].append(token)
+    return [torch.tensor(row, device=device) for row in ids]
+
+
+def collect_states(steps: Iterator[Step], rows: int, read_last: bool) -> Generated:
+    """Token ids and states; with `read_last` the states that have read each token instead of predicted it."""
+    ids: list[list[int]] = [[] for _ in range(rows)]
+    states: list[list[Tensor]] = [[] for _ in range(rows)]
+    first = True
+    for step in steps:
+        for row, token, state in zip(step.rows, step.ids, step.states, strict=True):
+            if token != IGNORE:
+                ids[row].append(token)
+            if not (read_last and first):
+                states[row].append(state)
+        first = False
+    device = states[0][0].device
+    tensors = [torch.tensor(row, device=device) for row in ids]
+    lens = torch.tensor([len(row) for row in ids], device=device)
+    return Generated(tensors, pad_sequence([torch.stack(row) for row in states], batch_first=True), lens)

@@ -1,0 +1,111 @@
+"""Which token comes next: the settings of an answer, and the choice from logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+
+@dataclass
+class Decoding:
+    """How answers are generated; names as in transformers' `generate`, with which the settings agree.
+
+    Args:
+        max_new_tokens: longest answer, the stop token included.
+        do_sample: draw tokens instead of taking the likeliest; default: if `temperature`, `top_k` or `top_p` is given.
+        temperature: logits are divided by it; 0 means greedy.
+        top_k, top_p: draw from the k likeliest tokens, from the smallest set of so much probability.
+        seed: of the draws: one number for all rows, or one for each; default: drawn from torch's global generator.
+            A row's answer depends on its question and seed alone, never on the other rows.
+        eos_token_id: tokens that end an answer; [] lets every answer run to `max_new_tokens`.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    max_new_tokens: int = 256
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | Sequence[int] | None = None
+    eos_token_id: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is at least 1, not {self.max_new_tokens}")
+        if self.temperature is not None and self.temperature < 0:
+            raise ValueError(f"temperature is at least 0, not {self.temperature}")
+        if self.do_sample is None:
+            self.do_sample = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
+        if self.temperature == 0:
+            self.do_sample, self.temperature = False, None
+
+    @classmethod
+    def of(cls, **options: Any) -> Decoding:
+        """From the keywords of `generate`; transformers' `pad_token_id` is taken and not needed.
+
+        Raises:
+            ValueError: on an unknown keyword, or a value out of range.
+        """
+        options.pop("pad_token_id", None)
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(options) - set(known)):
+            raise ValueError(f"generation has no setting {unknown[0]!r}; there are {', '.join(known)}")
+        return cls(**options)
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """`eos_token_id` as a set."""
+        if self.eos_token_id is None:
+            return set()
+        return {self.eos_token_id} if isinstance(self.eos_token_id, int) else set(self.eos_token_id)
+
+
+class Chooser:
+    """Picks the next token of each row.
+
+    Args:
+        decoding: the settings.
+        rows: of the batch; each gets its own source of random numbers.
+
+    Raises:
+        ValueError: if there are not as many seeds as rows, or `top_k` or `top_p` is out of range.
+    """
+
+    def __init__(self, decoding: Decoding, rows: int) -> None:
+        self.sample = bool(decoding.do_sample)
+        if not self.sample:
+            return
+        seeds = decoding.seed
+        if seeds is None:
+            seeds = torch.randint(2**62, (rows,)).tolist()
+        elif isinstance(seeds, int):
+            seeds = [seeds] * rows
+        if len(seeds) != rows:
+            raise ValueError(f"{len(seeds)} seeds for {rows} rows")
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.warpers = LogitsProcessorList()
+        if decoding.temperature is not None:
+            self.warpers.append(TemperatureLogitsWarper(decoding.temperature))
+        if decoding.top_k is not None:
+            self.warpers.append(TopKLogitsWarper(decoding.top_k))
+        if decoding.top_p is not None:
+            self.warpers.append(TopPLogitsWarper(decoding.top_p))
+
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """Token of each of some rows. Shape: `[b, V] -> [b]`."""
+        if not self.sample:
+            return logits.argmax(dim=-1)
+        scores = self.warpers(None, logits.float())
+        # One uniform number a row, through the inverse of the distribution function: a row needs the same numbers in
+        # any company and on any device.
+        shares = scores.softmax(dim=-1).double().cumsum(dim=-1)
+        draws = [torch.rand((), generator=self.generators[row], dtype=torch.float64) for row in rows]
+        target = torch.stack(draws).to(shares.device)[:, None] * shares[:, -1:]
+        return torch.searchsorted(shares, target, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]

@@ -1,0 +1,86 @@
+"""Asking a speech LLM: the whole reply, or events while it is being written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechzoo.llms import LLM
+from speechzoo.llms.sampling import Decoding
+from speechzoo.models.events import Speaker, answer_events, check_question
+from speechzoo.text import ChatPrompt
+from speechzoo.types import SpeechBatch, SpeechReply, StreamEvent
+from speechzoo.units import UnitDecoder
+from speechzoo.vocoders import Vocoder
+
+
+class Answering:
+    """The part of `SpeechLLM` that answers."""
+
+    prompt: ChatPrompt
+    llm: LLM
+
+    def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """LLM positions of all clips, `[N, A, H]`, `[N]`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
+        """Answer each row: what `stream` gives, collected; greedy unless told otherwise (see `Decoding`)."""
+        check_question(batch)
+        ids = self.answer_ids(batch, *self.encode(batch), **generate)
+        return SpeechReply([self.prompt.decode(row) for row in ids])
+
+    def answer_ids(self, batch: SpeechBatch, speech: Tensor, speech_lens: Tensor, **generate: Any) -> list[Tensor]:
+        """Generated ids of each row, without the prompt, for clips that are encoded already. `B times [M]`."""
+        options = {"eos_token_id": self.prompt.stop_ids, **generate}
+        return self.llm.generate(batch.input_ids, batch.attention_mask, speech, speech_lens, **options)
+
+    def stream(
+        self,
+        batch: SpeechBatch,
+        vocoder: Vocoder | None = None,
+        chunk_units: int = 40,
+        context_units: int | None = None,
+        unit_tokens: int = 4,
+        **generate: Any,
+    ) -> Iterator[StreamEvent]:
+        """Answer each row, in events while it is being written; closing the iterator frees all it holds.
+
+        Rows are answered together, each as if it were alone, and each ends with its `StreamEnd`.
+
+        Args:
+            vocoder: makes sound of units; without one there are no `AudioChunk`s.
+            chunk_units: units the vocoder waits for, the paper's Omega.
+            context_units: see `Vocoder.stream`.
+            unit_tokens: tokens whose units are made together once the first `chunk_units` units are out, see `Speaker`.
+            generate: see `Decoding`.
+
+        Raises:
+            ValueError: if a clip is empty, a setting is unknown or out of range, or the vocoder is not for this
+                model's units. What only shows on the way (a clip that is too long, a prompt without its clips) comes
+                with the first event.
+        """
+        check_question(batch)
+        speaker = Speaker(self.answer_decoder, vocoder, chunk_units, context_units, unit_tokens)
+        options = {"eos_token_id": self.prompt.stop_ids, **generate}
+        return self._stream(batch, speaker, options, Decoding.of(**options).stop_ids)
+
+    @property
+    def answer_decoder(self) -> UnitDecoder | None:
+        """What makes units of answers; None for models that speak none."""
+        return None
+
+    def _stream(
+        self, batch: SpeechBatch, speaker: Speaker, options: dict[str, Any], stop_ids: set[int]
+    ) -> Iterator[StreamEvent]:
+        start = time.perf_counter()
+        with torch.no_grad():
+            speech, lens = self.encode(batch)
+        ids, mask = batch.input_ids, batch.attention_mask
+        steps = self.llm.steps(ids, mask, speech, lens, read_last=speaker.reads_last, **options)
+        yield from answer_events(self.prompt, steps, len(batch), speaker, stop_ids, start)

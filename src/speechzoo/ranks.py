@@ -1,0 +1,30 @@
+"""What parts have to know of other processes: whether they are cut over them, and what all agree on."""
+
+from __future__ import annotations
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+
+def is_sharded(part: nn.Module) -> bool:
+    """Whether a part's weights are cut over processes, so that all of them have to call it together."""
+    if not dist.is_available() or not dist.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(part, FSDPModule)
+
+
+def world_size() -> int:
+    """Processes that run together; 1 where nothing is distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether a flag is set in any process; a collective call."""
+    if world_size() == 1:
+        return flag
+    told = torch.tensor(int(flag), device=device)
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return bool(told)

@@ -1,0 +1,144 @@
+"""A sweep file in W&B's format: reading it, and the command lines it stands for."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from speechzoo.sweeps.space import Group, Parameter, leaves, nest, read_parameters
+
+COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]  # W&B's default
+METHODS = ("grid", "random", "bayes")
+KNOWN = {"name", "description", "project", "entity", "program", "command", "method", "metric", "parameters", "run_cap"}
+ENVIRONMENT = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """What a sweep file says.
+
+    `metric` and `goal` are None and "minimize" where the file has no metric, which only `bayes` needs.
+    """
+
+    path: Path
+    name: str
+    method: str
+    command: list[str]
+    parameters: list[Parameter | Group]
+    metric: str | None = None
+    goal: Literal["minimize", "maximize"] = "minimize"
+    run_cap: int | None = None
+    content: dict[str, Any] = field(default_factory=dict)  # the file as it was read
+
+    def grid(self) -> list[Values]:
+        """Every combination, the last name changing fastest (W&B's order).
+
+        Raises:
+            ValueError: if a parameter has no list of values.
+        """
+        found = leaves(self.parameters)
+        combinations = product(*(parameter.values() for _, parameter in found))
+        return [nest([(path, v) for (path, _), v in zip(found, row, strict=True)]) for row in combinations]
+
+    def command_line(self, values: Values) -> list[str]:
+        """The command of one trial: `${args}` and W&B's other macros filled in as `wandb agent` fills them in.
+
+        Only `${interpreter}` is the Python that runs the sweep, instead of whichever `python` is found.
+        """
+        flags = [f"{name}={value}" for name, value in values.items()]
+        macros: dict[str, list[str]] = {
+            "args": [f"--{flag}" for flag in flags],
+            "args_no_hyphens": flags,
+            "args_no_equals": [word for name, value in values.items() for word in (f"--{name}", str(value))],
+            "args_no_boolean_flags": [
+                f"--{name}" if value is True else f"--{name}={value}"
+                for name, value in values.items()
+                if value is not False
+            ],
+            "interpreter": [sys.executable],
+            "program": [str(self.content["program"])] if "program" in self.content else [],
+            "env": [] if platform.system() == "Windows" else ["/usr/bin/env"],
+        }
+        words: list[str] = []
+        for chunk in self.command:
+            chunk = ENVIRONMENT.sub(lambda found: os.environ.get(found[1], found[1]), chunk)
+            if chunk.startswith("${") and chunk.endswith("}"):
+                if chunk[2:-1] not in macros:
+                    raise ValueError(f"{self.path}: the macro {chunk} of the command is not offered here")
+                words += macros[chunk[2:-1]]
+            else:
+                words.append(chunk)
+        return words
+
+
+def load_sweep(path: str | Path) -> SweepFile:
+    """Read a sweep file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is no sweep, or asks for something that only W&B's server does; the message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such sweep file")
+    try:
+        return _read(path, yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({error})") from error
+
+
+def _read(path: Path, content: Any) -> SweepFile:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: not a sweep file, which has method, metric, parameters and command")
+    if "early_terminate" in content:
+        raise ValueError(
+            f"{path}: early_terminate needs W&B's server; take it out to sweep offline "
+            "(every trial then runs to its end), or use wandb sweep and wandb agent"
+        )
+    if unknown := sorted(set(content) - KNOWN):
+        raise ValueError(f"{path}: unknown keys {unknown}; speechzoo sweep knows {sorted(KNOWN)}")
+    method = content.get("method")
+    if method not in METHODS:
+        raise ValueError(f"{path}: method has to be one of {', '.join(METHODS)}, not {method!r}")
+    metric = content.get("metric") or {}
+    if not isinstance(metric, Mapping) or set(metric) - {"name", "goal", "target"}:
+        raise ValueError(f"{path}: metric has a name and a goal, not {metric!r}")
+    goal = metric.get("goal", "minimize")
+    if goal not in ("minimize", "maximize"):
+        raise ValueError(f"{path}: metric.goal is minimize or maximize, not {goal!r}")
+    if method == "bayes" and "name" not in metric:
+        raise ValueError(f"{path}: method bayes needs metric.name, e.g. val/loss")
+    command = [str(chunk) for chunk in content.get("command") or COMMAND]
+    if "fit" not in command:
+        raise ValueError(f"{path}: the command has to run `speechzoo fit`, this one is {' '.join(command)}")
+    try:
+        parameters = read_parameters(content.get("parameters"))
+        if method == "bayes":
+            for _, parameter in leaves(parameters):
+                parameter.optuna()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except ImportError as error:
+        raise ValueError(f"{path}: method bayes needs Optuna: pip install 'speechzoo[sweep]'") from error
+    return SweepFile(
+        path=path,
+        name=str(content.get("name") or path.stem),
+        method=method,
+        command=command,
+        parameters=parameters,
+        metric=metric.get("name"),
+        goal=goal,
+        run_cap=content.get("run_cap"),
+        content=dict(content),
+    )

@@ -1,0 +1,173 @@
+"""`speechzoo ask`: put spoken or written questions to a model; hear and read the answers, while they are being made."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import soundfile
+
+from speechzoo.talk.questions import question, read_history, write_history
+from speechzoo.talk.session import MAX_NEW_TOKENS, Session
+from speechzoo.talk.sources import open_talker
+from speechzoo.text import Message
+from speechzoo.types import AudioChunk, StreamEnd, TextDelta
+
+MODEL = (
+    "run folder, .ckpt, folder of the saved form or its hub name; cascade:RUN; or a YAML file that describes a cascade "
+    "(recognizer, llm, prompt, voice)"
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that asks a model has in common."""
+    parser.add_argument("--vocoder", metavar="DIR", help="vocoder for the model's units; default: that of a saved form")
+    parser.add_argument("--chunk-units", type=int, metavar="N", help="units the vocoder waits for (default 40)")
+    parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, metavar="N", help="longest answer")
+    parser.add_argument("--temperature", type=float, help="draw tokens at this temperature (default: the likeliest)")
+    parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens of so much probability")
+    parser.add_argument("--seed", type=int, help="of the draws")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+
+
+def generation(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `Session.ask` that were given."""
+    names = ("chunk_units", "max_new_tokens", "temperature", "top_p", "seed")
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def quiet() -> None:
+    """No progress bars of libraries between the answers."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def main(argv: Sequence[str]) -> int:
+    """`speechzoo ask`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="speechzoo ask", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("questions", nargs="*", metavar="QUESTION.wav", help="sound files; - reads a question a line")
+    parser.add_argument("--text", help="a written question, or what to say with each sound")
+    parser.add_argument("--out", type=Path, metavar="FILE.wav", help="the spoken answer; for several: a folder")
+    parser.add_argument("--stream", action="store_true", help="print the text while it is generated")
+    parser.add_argument("--history", metavar="FILE.json", help="the conversation so far: a list of messages")
+    parser.add_argument("--save-history", metavar="FILE.json", help="write the conversation, this answer included")
+    parser.add_argument("--chat", action="store_true", help="each question goes on from the answer before it")
+    parser.add_argument("--verbose", action="store_true", help="times, on standard error")
+    add_model_options(parser)
+    args = parser.parse_args(argv)
+    if not args.questions and args.text is None:
+        parser.error("there is no question: give a sound file, --text, or - for standard input")
+    if "-" in args.questions and (len(args.questions) > 1 or args.text is not None):
+        parser.error("- stands alone: it reads all questions from standard input")
+    single = len(args.questions) <= 1 and args.questions != ["-"]
+    if args.save_history and not (single or args.chat):
+        parser.error("--save-history keeps one conversation: ask one question, or give --chat")
+    if args.out is not None and single == args.out.is_dir():
+        wanted = "a file such as answer.wav" if single else "an existing folder, as there are several answers"
+        parser.error(f"--out {args.out}: name {wanted}")
+    names = [Path(name).stem for name in args.questions]
+    if args.out is not None and (twice := sorted({name for name in names if names.count(name) > 1})):
+        parser.error(f"--out: several questions would write {args.out / twice[0]}.wav: rename them, or ask one by one")
+    try:
+        return _ask(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"speechzoo ask: {(str(error).splitlines() or [repr(error)])[0]}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _ask(args: argparse.Namespace) -> int:
+    # Questions first: a wrong name should not cost the loading of a model.
+    history = read_history(args.history) if args.history else []
+    spoken = [] if args.questions == ["-"] else [(name, question(name, args.text)) for name in args.questions]
+    if not args.questions:
+        spoken = [("text", question(text=args.text))]
+    quiet()
+    talker = open_talker(args.model, args.vocoder, args.device)
+    if args.out is not None and not talker.sounds:
+        raise ValueError(f"--out: {talker.missing_sound()}")
+    session = Session(talker, history, **generation(args))
+    mute = 0
+    for name, message in spoken or _lines(sys.stdin):
+        if not args.chat:
+            session = Session(talker, history, **generation(args))
+        target = args.out
+        if target is not None and target.is_dir():
+            target = target / f"{Path(name).stem}.wav"
+        end = tell(session, message, sys.stdout, args.stream, target)
+        if args.verbose:
+            print(f"{name}: {times(end)}", file=sys.stderr)
+        if target is not None and not end.audio_seconds:
+            print(f"speechzoo ask: {name}: the answer has no units, so {target} was not written", file=sys.stderr)
+            mute += 1
+    if args.save_history:
+        write_history(args.save_history, session.history)
+    return int(mute > 0)
+
+
+def _lines(source: TextIO) -> Iterator[tuple[str, Message]]:
+    """Questions of a text, one a line."""
+    for number, line in enumerate(source, start=1):
+        if line.strip():
+            yield f"line-{number}", question(text=line)
+
+
+def times(end: StreamEnd) -> str:
+    """How long an answer took, in one line."""
+    firsts = {"text": end.first_text_seconds, "unit": end.first_units_seconds, "audio": end.first_audio_seconds}
+    parts = [f"first {name} {seconds:.3f} s" for name, seconds in firsts.items() if seconds is not None]
+    parts += [f"total {end.seconds:.3f} s", f"{len(end.ids)} tokens"]
+    if end.audio_seconds:
+        parts.append(f"{end.audio_seconds:.2f} s of sound, {end.seconds / end.audio_seconds:.2f} x its length")
+    if end.heard:
+        parts.append(f"heard {' / '.join(end.heard)!r}")
+    if not end.stopped:
+        parts.append("cut off by --max-new-tokens")
+    return ", ".join(parts)
+
+
+def tell(session: Session, message: Message, out: TextIO, live: bool, target: Path | None) -> StreamEnd:
+    """Ask, print the text, write the sound; returns the answer's last event.
+
+    Args:
+        live: print text as it comes, not at the end.
+        target: sound file; it grows while the answer is being made.
+
+    Raises:
+        ValueError, FileNotFoundError: see `Session.ask`; also if the file cannot be written.
+    """
+    sound = None
+    try:
+        for event in session.ask(message):
+            if isinstance(event, TextDelta) and live:
+                print(event.text, end="", file=out, flush=True)
+            elif isinstance(event, AudioChunk) and target is not None:
+                sound = sound or _open_sound(target, event.sample_rate)
+                sound.write(event.audio.detach().float().cpu().clamp(-1.0, 1.0).numpy())
+                sound.flush()
+            elif isinstance(event, StreamEnd):
+                end = event
+    finally:
+        if sound is not None:
+            sound.close()
+    print("" if live else end.text, file=out, flush=True)
+    return end
+
+
+def _open_sound(target: Path, sample_rate: int) -> soundfile.SoundFile:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return soundfile.SoundFile(target, "w", sample_rate, 1, subtype="PCM_16" if _pcm(target) else None)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{target}: cannot be written ({error})") from error
+
+
+def _pcm(target: Path) -> bool:
+    return target.suffix.lower() in (".wav", ".flac", ".aiff")

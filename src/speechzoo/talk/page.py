@@ -1,0 +1,177 @@
+"""The page: microphone, file and text in; answers of one or several models side by side, as they are being made."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import Response, StreamingResponse
+
+from speechzoo.audio import SAMPLE_RATE
+from speechzoo.talk.desk import ANSWERING, DONE, FAILED, STOPPED, WAITING, Answer, Lobby, User
+from speechzoo.talk.live import Sounds, growing_wav, wav_bytes
+from speechzoo.talk.questions import question
+from speechzoo.talk.session import MAX_NEW_TOKENS
+
+TITLE = "speechzoo"
+CSS = ".sound audio {width: 100%} .latency {font-size: 0.9em; min-height: 2.4em}"
+
+
+def web_app(lobby: Lobby) -> FastAPI:
+    """The page and the sounds it plays, as a web application (see `build` for what it shows)."""
+    sounds, app = Sounds(), FastAPI(title=TITLE)
+
+    @app.get("/sound/{name}.wav")
+    def sound(name: str) -> Response:
+        answer = sounds.get(name)
+        if answer is None:
+            raise HTTPException(404, "no such sound; it may have been forgotten: ask again")
+        if answer.over:
+            return Response(wav_bytes(answer), media_type="audio/wav")
+        headers = {"Cache-Control": "no-store"}
+        return StreamingResponse(growing_wav(answer), media_type="audio/wav", headers=headers)
+
+    return gr.mount_gradio_app(app, build(lobby, sounds), path="/", css=CSS, ssr_mode=False)
+
+
+def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
+    """The page's components and what they do. Conversations are kept by browser tab, and forgotten when it closes."""
+    names, given = list(lobby.desks), lobby.generate.get
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown("## Talk to the models\nSpeak or write; answers come while they are being made.")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                models = gr.CheckboxGroup(names, value=names[:1], label="Models", visible=len(names) > 1)
+                asked_clip = gr.Audio(sources=["microphone", "upload"], type="filepath", label="Spoken question")
+                asked_text = gr.Textbox(label="Written question, or words with the sound", lines=2, elem_id="text")
+                with gr.Row():
+                    ask = gr.Button("Ask", variant="primary", elem_id="ask")
+                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
+                    clear = gr.Button("New conversation", elem_id="clear")
+                with gr.Accordion("Settings", open=False):
+                    tokens = gr.Slider(8, 512, given("max_new_tokens", MAX_NEW_TOKENS), step=8, label="Longest answer")
+                    heat = gr.Slider(0, 1.5, given("temperature", 0.0), step=0.1, label="Temperature")
+                    omega = gr.Slider(10, 100, given("chunk_units", 40), step=10, label="Units a chunk (Ω)")
+            columns, chats, players, figures = {}, {}, {}, {}
+            with gr.Column(scale=4), gr.Row():
+                for number, name in enumerate(names):
+                    with gr.Column(min_width=240, visible=number == 0) as columns[name]:
+                        chats[name] = gr.Chatbot(
+                            label=name, height=420, elem_id=f"chat-{number}", render_markdown=False, buttons=[]
+                        )
+                        players[name] = gr.HTML(elem_classes="sound", elem_id=f"sound-{number}")
+                        figures[name] = gr.Markdown(elem_classes="latency", elem_id=f"latency-{number}")
+        shown = [*chats.values(), *players.values(), *figures.values()]
+
+        def answer(
+            chosen: list[str], clip: str | None, text: str, tokens: int, heat: float, omega: int, request: gr.Request
+        ) -> Iterator[dict[Any, Any]]:
+            user = lobby.user(request.session_hash)
+            try:
+                message = question(clip, text)
+                options = {"max_new_tokens": int(tokens), "temperature": float(heat), "chunk_units": int(omega)}
+                answers = user.ask([name for name in names if name in chosen], message, **options)
+            except (ValueError, FileNotFoundError) as error:
+                raise gr.Error(_named(str(error), clip), print_exception=False) from error
+            yield {asked_clip: None, asked_text: ""}
+            playing: set[str] = set()
+            for _ in changes(user, answers):
+                update: dict[Any, Any] = {}
+                for name, one in answers.items():
+                    update[chats[name]] = conversation(one)
+                    update[figures[name]] = latency(one)
+                    if name not in playing:
+                        update[players[name]] = player(sounds.add(one), not playing) if one.chunks else ""
+                        playing |= {name} if one.chunks else set()
+                yield update
+
+        def stop_answers(request: gr.Request) -> None:
+            lobby.user(request.session_hash).stop()
+
+        def forget(request: gr.Request) -> dict[Any, Any]:
+            lobby.user(request.session_hash).clear()
+            return {part: [] if part in chats.values() else "" for part in shown}
+
+        def leave(request: gr.Request) -> None:
+            lobby.leave(request.session_hash)
+
+        inputs = [models, asked_clip, asked_text, tokens, heat, omega]
+        outputs = [asked_clip, asked_text, *shown]
+        started = [ask.click, asked_text.submit]
+        # The desks put questions in line themselves; gradio's queue would hold all users to one at a time.
+        gr.on(started, answer, inputs, outputs, concurrency_limit=None, show_progress="hidden")
+        stop.click(stop_answers, queue=False)
+        clear.click(forget, None, shown, queue=False)
+        models.change(
+            lambda chosen: [gr.update(visible=name in chosen) for name in names],
+            models,
+            list(columns.values()),
+            queue=False,
+        )
+        page.unload(leave)
+    return page
+
+
+def changes(user: User, answers: dict[str, Answer]) -> Iterator[None]:
+    """Yields whenever one of the answers changed, until all are over; stops them if nobody listens any more."""
+    try:
+        while True:
+            over = all(answer.over for answer in answers.values())
+            yield
+            if over:
+                return
+            user.news.wait(0.5)
+            user.news.clear()
+    finally:
+        for answer in answers.values():
+            answer.stop()
+
+
+def conversation(answer: Answer) -> list[dict[str, str]]:
+    """What the model remembers, the question and its answer so far, as a chatbot shows them."""
+    messages = list(answer.session.history)
+    if not (len(messages) > 1 and messages[-2] is answer.message):
+        said = answer.text or {WAITING: "…", ANSWERING: "…", FAILED: f"⚠ {answer.error}"}.get(answer.state, "—")
+        messages += [answer.message, {"role": "assistant", "content": said}]
+    return [{"role": message["role"], "content": _readable(message["content"])} for message in messages]
+
+
+def latency(answer: Answer) -> str:
+    """How far an answer is and how long its firsts took, for a line below it."""
+    if answer.state == WAITING:
+        return f"waiting for {answer.ahead} earlier question(s)" if answer.ahead else "waiting"
+    seconds = answer.seconds
+    names = {"first_text": "first text", "first_audio": "first audio", "total": "total"}
+    parts = [f"{label} {seconds[key]:.2f} s" for key, label in names.items() if key in seconds]
+    if seconds.get("waited", 0.0) > 0.1:
+        parts.append(f"of it waiting {seconds['waited']:.2f} s")
+    if answer.chunks:
+        parts.append(f"{sum(map(len, answer.chunks)) / answer.sample_rate:.1f} s of sound")
+    if answer.state in (DONE, STOPPED):
+        parts.append(f"{answer.tokens} tokens" + (", stopped" if answer.state == STOPPED else ""))
+    heard = f"heard: {html.escape(' / '.join(answer.heard))}" if answer.heard else ""
+    return "  \n".join(filter(None, [" · ".join(parts), heard]))
+
+
+def player(name: str, autoplay: bool) -> str:
+    """A player that starts with the first chunk; of several answers one is played at once."""
+    return f'<audio controls {"autoplay" if autoplay else ""} src="sound/{name}.wav"></audio>'
+
+
+def _readable(content: str | list[dict[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    said = [
+        part["text"] if part["type"] == "text" else f"(spoken, {len(part['array']) / SAMPLE_RATE:.1f} s)"
+        for part in content
+    ]
+    return " ".join(said)
+
+
+def _named(error: str, clip: str | None) -> str:
+    """The message without the folder that the upload happens to lie in."""
+    return error.replace(clip, Path(clip).name) if clip else error

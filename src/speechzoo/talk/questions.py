@@ -1,0 +1,165 @@
+"""Questions and conversations: sounds that are fit to be asked, and message lists as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechzoo.audio import MAX_SECONDS, SAMPLE_RATE, read_audio
+from speechzoo.data.audio_check import SILENCE
+from speechzoo.data.schema import check_messages
+from speechzoo.files import write_json
+from speechzoo.text import Message
+
+
+def read_question(path: str | Path) -> Tensor:
+    """Samples of a spoken question. Shape: `[T]` at 16 kHz.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no sound, empty, silent or longer than Whisper's 30 s; one line that names the file.
+    """
+    samples = read_audio(Path(path).expanduser())
+    seconds = len(samples) / SAMPLE_RATE
+    if seconds > MAX_SECONDS:
+        raise ValueError(f"{path}: {seconds:.1f} s long; a question takes at most {MAX_SECONDS:.0f} s: cut it")
+    peak = float(samples.abs().max())
+    if not peak < float("inf"):
+        raise ValueError(f"{path}: holds values that are not finite")
+    if peak < SILENCE:
+        raise ValueError(f"{path}: only silence (peak {peak:.1e} of full scale): is the microphone on?")
+    return samples
+
+
+def question(sound: str | Path | None = None, text: str | None = None) -> Message:
+    """A user's message: a sound, a text, or a text and then a sound. The sound is read here and now.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_question`; also if there is neither.
+    """
+    text = (text or "").strip()
+    if sound is None:
+        if not text:
+            raise ValueError("the question is empty: speak or write something")
+        return {"role": "user", "content": text}
+    before = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": [*before, {"type": "audio", "path": str(sound), "array": read_question(sound)}]}
+
+
+def read_history(path: str | Path) -> list[Message]:
+    """A conversation so far: a JSON list of `{"role", "content"}` messages, as in manifests and in Hugging Face's chat
+    templates; the sounds of its questions are read.
+
+    Paths of sounds (`path`, `audio` or `url` of an audio part) are relative to the file.
+
+    Raises:
+        FileNotFoundError: if the file or one of its sounds is not there.
+        ValueError: if it is no such list, or does not end with an answer; one line that names the file.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        messages = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if isinstance(messages, dict):
+        messages = messages.get("messages")
+    if not isinstance(messages, list):
+        raise ValueError(f"{path}: holds no list of messages")
+    if not messages:
+        return []
+    messages = [_plain(message) for message in messages]
+    only_system = len(messages) == 1 and isinstance(messages[0], dict) and messages[0].get("role") == "system"
+    # A system message alone is a fine beginning, which the schema of records does not know.
+    rest = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}] if only_system else []
+    found = list(check_messages({"messages": [*messages, *rest]}))
+    if found:
+        problem, hint = found[0]
+        raise ValueError(f"{path}: {problem}; {hint}")
+    for message in messages:
+        for part in message["content"] if isinstance(message["content"], list) else []:
+            if part["type"] == "audio":
+                part["path"] = str(file.parent / part["path"])
+                part["array"] = read_question(part["path"])
+    return messages
+
+
+def write_history(path: str | Path, messages: Sequence[Message]) -> None:
+    """Write a conversation as `read_history` reads it; sounds are named, not copied."""
+    file = Path(path).expanduser()
+    kept = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [_named(part, file.parent) for part in content]
+        kept.append({**message, "content": content})
+    write_json(file, kept)
+
+
+def fitting(model: Any, messages: Sequence[Message], room: int) -> list[Message]:
+    """The conversation without its oldest exchanges, as many as do not fit; as in training.
+
+    Args:
+        model: says how long a prompt may be (`prompt.max_length`), and how many positions clips take; a cascade's clips
+            become text of about as many.
+        room: positions that the answer may take.
+
+    Raises:
+        ValueError: if the question alone does not fit.
+    """
+    messages = list(messages)
+    first = int(messages[0]["role"] == "system")
+    while True:
+        length = prompt_length(model, messages)
+        if length + room <= model.prompt.max_length:
+            return messages
+        if len(messages) - first <= 2:
+            raise ValueError(
+                f"the question takes {length} positions and the answer up to {room}, but the model has "
+                f"{model.prompt.max_length}: shorten the question, or allow fewer new tokens"
+            )
+        del messages[first : first + 2]
+
+
+def prompt_length(model: Any, messages: Sequence[Message]) -> int:
+    """Positions of a prompt in the LLM, clips included."""
+    encoded = model.prompt.encode(messages, answer=False)
+    lens = [len(part["array"]) for m in messages if not isinstance(m["content"], str) for part in m["content"]
+            if part["type"] == "audio"]  # fmt: skip
+    if not lens:
+        return len(encoded.ids)
+    if hasattr(model, "audio_positions"):
+        heard = int(model.audio_positions(torch.tensor(lens)).sum())
+    else:
+        heard = sum(lens) * WORDS // SAMPLE_RATE
+    return len(encoded.ids) - encoded.num_audio + heard
+
+
+WORDS = 6
+"""Tokens a second of fast speech becomes when it is written down."""
+
+
+def _plain(message: Any) -> Any:
+    """A message with audio parts in the form of manifests."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        return message
+    parts = []
+    for part in message["content"]:
+        if isinstance(part, dict) and part.get("type") == "audio":
+            part = {"type": "audio", "path": next((part[key] for key in ("path", "audio", "url") if key in part), "")}
+        parts.append(part)
+    return {**message, "content": parts}
+
+
+def _named(part: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if part["type"] != "audio":
+        return part
+    where = Path(part["path"]).expanduser().resolve()
+    return {"type": "audio", "path": os.path.relpath(where, folder.resolve())}

@@ -1,0 +1,67 @@
+"""Units while the answer is being written: the CTC decoder with a key-value cache, and its collapse step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from speechzoo.kv_cache import GrowingLayer
+from speechzoo.units.base import UnitStream
+
+
+class CTCUnitStream(UnitStream):
+    """Decodes a batch of answers state by state; see `UnitStream`.
+
+    Only new positions are computed, against cached keys and values. `CTCUnitDecoder.decode` is this stream given
+    everything at once, so the two differ in nothing but the shapes of their matrix products.
+
+    Args:
+        best: the most likely symbol at each position that new states stand for, given the caches it extends:
+            `[Q, M, H] -> [Q, upsample * M]`.
+        num_layers: caches, one a layer.
+        upsample: positions per state.
+        blank: the symbol that is no unit.
+        rows: Q.
+    """
+
+    def __init__(
+        self,
+        best: Callable[[Tensor, list[GrowingLayer]], Tensor],
+        num_layers: int,
+        upsample: int,
+        blank: int,
+        rows: int,
+    ) -> None:
+        self.best, self.upsample, self.blank = best, upsample, blank
+        self.cache = [GrowingLayer() for _ in range(num_layers)]
+        self.last = torch.full((rows, 1), blank)  # the path's last symbol, which a repeat continues
+        self.ended = torch.zeros(rows, dtype=torch.bool)
+
+    @torch.no_grad()
+    def push(self, states: Tensor, lens: Tensor | None = None) -> list[Tensor]:
+        """See `UnitStream.push`."""
+        rows, width = states.shape[:2]
+        if rows != len(self.ended):
+            raise ValueError(f"states of {rows} rows, but this stream holds {len(self.ended)}")
+        given = torch.full((rows,), width) if lens is None else lens.cpu()
+        if bool((self.ended & (given > 0)).any()):
+            raise ValueError("a row that ended got more states: `lens` below the width of a push ends a row")
+        self.ended |= given < width
+        if not width:
+            return [torch.empty(0, dtype=torch.long, device=states.device) for _ in range(rows)]
+        best = self.best(states, self.cache)
+        path = torch.cat([self.last.to(best.device), best], dim=1)
+        self.last = best[:, -1:]
+        fresh = (path[:, 1:] != path[:, :-1]) & (best != self.blank)
+        ends = (given * self.upsample).tolist()
+        return [row[:end][new[:end]] for row, new, end in zip(best, fresh, ends, strict=True)]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See `UnitStream.keep`."""
+        index = torch.tensor(list(rows), dtype=torch.long)
+        self.ended, self.last = self.ended[index], self.last[index.to(self.last.device)]
+        for layer in self.cache:
+            if layer.is_initialized:
+                layer.batch_select_indices(index.to(layer.device))

@@ -1,0 +1,65 @@
+"""A run that is told to stop saves after its step, asks for another turn and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback
+from tiny_runs import saved, write_config, zoo
+
+from speechzoo.cli import ZooCLI
+
+STEADY = ["--model.init_args.lr_scheduler=null", "--trainer.accumulate_grad_batches=2"]
+STEADY += ["--trainer.callbacks+=speechzoo.callbacks.Preemption"]
+
+
+class Tell(Callback):
+    """Sends the signal to its own process in the first micro-batch of the third step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == 2 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 5:
+            os.kill(os.getpid(), SIGNAL)
+
+
+SIGNAL = signal.SIGUSR1
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest: Path) -> Path:
+    return write_config(tmp_path_factory.mktemp("told") / "tiny.yaml", tiny_llm_dir, tiny_whisper_pt, manifest)
+
+
+def fit(config: Path, name: str, *more: object) -> ZooCLI:
+    return zoo("fit", "-c", config, f"--name={name}", "--trainer.max_steps=4", *STEADY, *more)
+
+
+def test_told_in_the_middle_of_a_step(config: Path, tmp_path: Path, monkeypatch) -> None:
+    scontrol, asked = tmp_path / "scontrol", tmp_path / "asked"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")  # Lightning then does not take this process for srun's
+    before = signal.getsignal(signal.SIGUSR1)
+
+    fit(config, "told", f"--trainer.callbacks+={__name__}.Tell")
+    last = config.parent / "told" / "last.ckpt"
+    assert saved(last)["global_step"] == 3 and asked.read_text() == "requeue 4711\n"
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+    fit(config, "told", "--ckpt_path", last)
+    fit(config, "unbroken")
+    one, other = (saved(config.parent / name / "last.ckpt") for name in ("told", "unbroken"))
+    assert one["global_step"] == other["global_step"] == 4
+    assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+
+
+def test_sigterm_saves_too(config: Path, monkeypatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr(f"{__name__}.SIGNAL", signal.SIGTERM)
+    fit(config, "terminated", f"--trainer.callbacks+={__name__}.Tell")
+    assert saved(config.parent / "terminated" / "last.ckpt")["global_step"] == 3

@@ -1,0 +1,326 @@
+"""Every kind of source gives the very batches that JSONL gives, finds the same mistakes, and continues in order."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import shards
+import torch
+from standin import Listener, trainer, write_manifest
+from torch.utils.data import DataLoader
+
+from speechzoo.data import (
+    ConversationDataset,
+    FeatureCache,
+    ManifestError,
+    SpeechDataModule,
+    TokenBudgetSampler,
+    collate,
+    examples,
+    read_manifest,
+)
+from speechzoo.data.sources import read_clip, resolve, source_name
+from speechzoo.text import ChatPrompt
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("datasets")
+
+KINDS: dict[str, Callable] = {
+    "tar": partial(shards.write_tars, shards=3),
+    "parquet": partial(shards.write_parquet, shards=2),
+    "parquet-text": partial(shards.write_parquet, shards=1, text=True),
+    "arrow": shards.write_arrow,
+}
+kinds = pytest.mark.parametrize("kind", sorted(KINDS))
+
+
+def positions(samples: torch.Tensor) -> torch.Tensor:
+    return samples // 1600  # ten a second
+
+
+@pytest.fixture(scope="module")
+def prompt(tiny_tokenizer_dir: Path) -> ChatPrompt:
+    return ChatPrompt(str(tiny_tokenizer_dir))
+
+
+@pytest.fixture(scope="module")
+def stored(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The records of the manifest in each kind of source."""
+    folder = tmp_path_factory.mktemp("shards")
+    rows = shards.rows_of(manifest)
+    return {kind: write(folder / kind, rows, manifest.parent) for kind, write in KINDS.items()}
+
+
+def batches(paths, prompt: ChatPrompt, workers: int = 0, **options) -> list:
+    data = ConversationDataset(read_manifest(paths, **options), prompt, positions, num_units=10)
+    sampler = TokenBudgetSampler(data.lengths, 2, seed=1)
+    together = partial(collate, pad_id=prompt.pad_id)
+    return list(DataLoader(data, batch_sampler=sampler, collate_fn=together, num_workers=workers))
+
+
+def assert_same(first: list, second: list) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert vars(one).keys() == vars(other).keys()
+        for key, value in vars(one).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, getattr(other, key)), key
+            else:
+                assert value == getattr(other, key), key
+
+
+@kinds
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_jsonl(kind, workers, stored, manifest, prompt, tmp_path) -> None:
+    memory = tmp_path / "checks.json"
+    expected = batches(manifest, prompt)
+    assert_same(expected, batches(stored[kind], prompt, workers, memory=memory))
+    assert_same(expected, batches(stored[kind], prompt, memory=memory))  # by the index on disk
+
+
+@kinds
+def test_large_sources_tokenise_on_demand(kind, stored, manifest, prompt, tmp_path, monkeypatch) -> None:
+    expected = batches(manifest, prompt)
+    monkeypatch.setattr(examples, "KEPT", 0)
+    memory = tmp_path / "checks.json"
+    assert_same(expected, batches(stored[kind], prompt, memory=memory))
+    (lengths,) = (tmp_path / "indexes").glob("lengths-*.npz")
+    encode = examples._example
+    seen = []
+    monkeypatch.setattr(examples, "_example", lambda *args: seen.append(args) or encode(*args))
+    data = ConversationDataset(read_manifest(stored[kind], memory=memory), prompt, positions, num_units=10)
+    assert len(data) == 6 and not seen  # lengths come from disk
+    assert data.examples[3].heard == 25 and len(seen) == 1
+    other = ChatPrompt(prompt.name, system="Be brief.")
+    longer = ConversationDataset(read_manifest(stored[kind], memory=memory), other, positions, num_units=10)
+    assert longer.lengths[0] > data.lengths[0]  # another template, other lengths
+
+
+def test_old_exchanges_are_dropped_alike_on_demand(manifest, tiny_tokenizer_dir, monkeypatch) -> None:
+    records = read_manifest(manifest)[3:4]
+    full = ConversationDataset(records, ChatPrompt(str(tiny_tokenizer_dir)), positions, num_units=10)
+    short = ChatPrompt(str(tiny_tokenizer_dir), max_length=full.lengths[0] - 1)
+    kept = ConversationDataset(records, short, positions, num_units=10)
+    monkeypatch.setattr(examples, "KEPT", 0)
+    made = ConversationDataset(records, short, positions, num_units=10)
+    assert made.examples.dropped.tolist() == [1] and made.lengths == kept.lengths
+    assert_same([collate([kept[0]], 0)], [collate([made[0]], 0)])
+    assert list(made.examples.clips()) == kept.examples[0].clips
+
+
+def test_mixed_lists(stored, manifest, prompt, tmp_path) -> None:
+    rows = [{**row, "id": f"again-{row['id']}"} for row in shards.rows_of(manifest)]
+    again = shards.write_tars(tmp_path / "again", rows, manifest.parent, 2)
+    records = read_manifest([str(manifest), again])
+    assert [record.id for record in records[:6]] + [record.id for record in records[6:]] == [r.id for r in records]
+    assert len(records) == 12 and records[9].id == "again-turns" and records[9].clip_samples == [24160, 16000]
+    with pytest.raises(ManifestError, match=r"id 'paris' is taken by .*train.jsonl:1"):
+        read_manifest([str(manifest), stored["parquet"]])
+
+
+def test_names(stored, tmp_path) -> None:
+    assert [Path(name).name for name in resolve(stored["tar"])] == ["s-000.tar", "s-001.tar", "s-002.tar"]
+    assert source_name("data/dev/*.parquet") == "dev"
+    assert source_name("hf:org/name:test") == "name_test"
+    assert source_name("a/b.jsonl") == "b"
+    with pytest.raises(FileNotFoundError, match="no such manifest"):
+        resolve(str(tmp_path / "*.tar"))
+    with pytest.raises(FileNotFoundError, match="no such manifest"):
+        resolve(str(tmp_path))
+
+
+BAD = {
+    "role": ({"messages": [{"role": "asistant", "content": "x"}]}, "unknown role 'asistant'"),
+    "empty": ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]}, "empty answer"),
+    "units": (
+        {
+            "messages": [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": "y", "units": [4, 4]},
+            ]
+        },
+        "equal neighbours",
+    ),
+}
+
+
+@kinds
+def test_bad_records_are_named_and_skipped(kind, manifest, tmp_path) -> None:
+    """The second of three records is bad in turn: in its form or in its sound."""
+    good = shards.rows_of(manifest)[:2]
+    sounds = {"damaged.wav": b"this is not sound", "empty.wav": b""}
+    for name, content in sounds.items():
+        (manifest.parent / name).write_bytes(content)
+    answer = {"role": "assistant", "content": "x"}
+    parts = {name: [{"type": "audio", "path": name}] for name in sounds}
+    spoken = {
+        name: ({"messages": [{"role": "user", "content": content}, answer]}, "cannot be decoded")
+        for name, content in parts.items()
+    }
+    for number, (name, (row, message)) in enumerate({**BAD, **spoken}.items()):
+        rows = [good[0], {**row, "id": name}, good[1]]
+        write = partial(shards.write_tars, shards=1) if kind == "tar" else KINDS[kind]
+        if kind.startswith("parquet"):
+            write = partial(shards.write_parquet, shards=1, text=kind == "parquet-text")
+        paths = write(tmp_path / str(number), rows, manifest.parent)
+        with pytest.raises(ManifestError) as caught:
+            read_manifest(paths)
+        (problem,) = caught.value.problems
+        assert (problem.file, problem.line, problem.id) == (Path(resolve(paths)[0]), 2, name)
+        assert message in problem.message and problem.hint
+        report = tmp_path / f"{number}.jsonl"
+        with pytest.warns(UserWarning, match="1 bad records are left out"):
+            records = read_manifest(paths, on_bad="skip", report=report, memory=tmp_path / "checks.json")
+        assert [record.id for record in records] == ["paris", "sum"]
+        assert json.loads(report.read_text())["line"] == 2
+
+
+def test_questions_need_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "Who?"}]}\n')
+    memory = tmp_path / "checks.json"
+    assert len(read_manifest(path, answer=False, memory=memory)) == 1
+    with pytest.raises(ManifestError, match="does not end with an answer"):
+        read_manifest(path, memory=memory)  # by the same index
+
+
+def test_faults_of_tar_files(tmp_path: Path, manifest: Path) -> None:
+    rows = shards.rows_of(manifest)
+    pattern = shards.write_tars(tmp_path / "t", rows, manifest.parent, 1)
+    file = tmp_path / "t" / "s-000.tar"
+    whole = file.read_bytes()
+
+    def only(content: bytes) -> str:
+        file.write_bytes(content)
+        with pytest.raises(ManifestError) as caught:
+            read_manifest(pattern)
+        return str(caught.value.problems[-1])
+
+    assert "damaged or cut off" in only(whole[: len(whole) // 2])
+    with tarfile.open(file, "w") as tar:
+        shards.add(tar, "a.json", json.dumps({"messages": rows[4]["messages"]}).encode())
+        shards.add(tar, "b.wav", b"x")
+        shards.add(tar, "a.txt", b"x")
+    text = only(file.read_bytes())
+    assert "the files of a are not neighbours" in text
+    with pytest.raises(ManifestError, match="no b.json beside b.wav"):
+        read_manifest(pattern)
+    with tarfile.open(file, "w:gz") as tar:
+        shards.add(tar, "a.json", b"{}")
+    assert "compressed" in only(file.read_bytes())
+
+
+def test_faults_of_tables(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(ManifestError, match="cannot be read as Parquet"):
+        read_manifest(tmp_path / "bad.parquet")
+    parquet.write_table(pa.table({"message": ["x"]}), tmp_path / "other.parquet")
+    with pytest.raises(ManifestError, match="has no column messages .its columns: message"):
+        read_manifest(tmp_path / "other.parquet")
+    parquet.write_table(pa.table({"messages": ["[oops"]}), tmp_path / "text.parquet")
+    with pytest.raises(ManifestError, match=r"text.parquet:1 \(text:1\): its messages are not JSON"):
+        read_manifest(tmp_path / "text.parquet")
+    with pytest.raises(ManifestError, match="cannot be loaded"):
+        read_manifest(f"hf:{tmp_path / 'nowhere'}:train")
+
+
+def test_paths_beside_the_shard(tmp_path: Path, wavs: list[Path]) -> None:
+    """Tables may name sound files instead of holding them; those are then looked at as with JSONL."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    (tmp_path / "q.wav").write_bytes(wavs[0].read_bytes())
+    messages = json.dumps([{"role": "user", "content": [{"type": "audio"}]}, {"role": "assistant", "content": "x"}])
+    table = pa.table({"messages": [messages, messages], "audio": ["q.wav", "no.wav"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ManifestError, match=r"a.parquet:2 .*no.wav: no such|a.parquet:2 .*no such audio file"):
+        read_manifest(tmp_path / "a.parquet")
+    with pytest.warns(UserWarning):
+        (record,) = read_manifest(tmp_path / "a.parquet", on_bad="skip")
+    assert record.clip_samples == [16000] and record.clips == [tmp_path / "q.wav"]
+
+
+@kinds
+def test_features_of_shards(kind, stored, manifest, wavs) -> None:
+    """The cache knows sound in a shard by its place; what is read is what the file holds."""
+    (record,) = read_manifest(stored[kind])[:1]
+    clip = str(record.clips[0])
+    assert "::" in clip and torch.equal(read_clip(clip), read_clip(wavs[0]))
+    cache = FeatureCache(manifest.parent / "cache", "encoder")
+    assert cache.file(clip) != cache.file(read_manifest(stored[kind])[1].clips[0])
+
+
+def test_the_index_follows_the_files(tmp_path: Path, wavs: list[Path]) -> None:
+    memory = tmp_path / "checks.json"
+    (tmp_path / "a.wav").write_bytes(wavs[0].read_bytes())
+    path = write_manifest(tmp_path / "m.jsonl", [tmp_path / "a.wav"], 3)
+    assert read_manifest(path, memory=memory)[2].clip_samples == [16000]
+    (index,) = (tmp_path / "indexes").glob("*.npz")
+    made = index.stat().st_mtime_ns
+    read_manifest(path, memory=memory)
+    assert index.stat().st_mtime_ns == made
+    (tmp_path / "a.wav").write_bytes(wavs[1].read_bytes())
+    assert read_manifest(path, memory=memory)[2].clip_samples == [36799]  # 2.3 s
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(ManifestError, match="no such audio file"):
+        read_manifest(path, memory=memory)
+    (tmp_path / "a.wav").write_bytes(wavs[1].read_bytes())
+    records = read_manifest(path, memory=memory)
+    write_manifest(path, [tmp_path / "a.wav"], 5)
+    assert len(read_manifest(path, memory=memory)) == 5
+    index.write_bytes(index.read_bytes()[:100])  # damaged: made again
+    assert len(read_manifest(path, memory=memory)) == 5
+    path.write_text(path.read_text().replace('"r1"', '"rx"'))
+    with pytest.raises(ValueError, match="m.jsonl:2: is not the record that was checked"):
+        records[1]
+
+
+@kinds
+def test_resumed_order(kind, tmp_path, wavs, tiny_tokenizer_dir) -> None:
+    """A run stopped after 3 of 10 steps goes on with the batches of an unbroken one over JSONL."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    manifest = write_manifest(tmp_path / "m.jsonl", wavs, 12)
+    paths = KINDS[kind](tmp_path / "shards", shards.rows_of(manifest), tmp_path)
+
+    def seen(train: str, folder: str, steps: int, start: str | None = None) -> list[list[str]]:
+        model = Listener(str(tiny_tokenizer_dir))
+        save = ModelCheckpoint(tmp_path / folder, save_last=True, every_n_train_steps=1)
+        options = {"callbacks": [save], "max_steps": steps, "max_epochs": -1}
+        data = SpeechDataModule(train=train, batch_size=2)
+        trainer(tmp_path / folder, **options).fit(model, datamodule=data, ckpt_path=start)
+        return model.seen
+
+    unbroken = seen(str(manifest), "whole", 10)
+    before = seen(paths, "parts", 3)
+    assert before + seen(paths, "parts", 10, str(tmp_path / "parts" / "last.ckpt")) == unbroken
+
+
+def test_memory_of_many_records(tmp_path: Path, wavs: list[Path]) -> None:
+    """Two hundred thousand records take less than 80 bytes each once they are indexed."""
+    path = tmp_path / "many.jsonl"
+    with path.open("w") as file:
+        for number in range(200_000):
+            part = f'{{"type": "audio", "path": "{wavs[0]}"}}'
+            file.write(
+                f'{{"id": "r{number}", "messages": [{{"role": "user", "content": [{part}]}}, '
+                f'{{"role": "assistant", "content": "This is answer number {number}."}}]}}\n'
+            )
+    memory = tmp_path / "checks.json"
+    read_manifest(path, memory=memory)
+    tracemalloc.start()
+    records = read_manifest(path, memory=memory, num_units=10, audio_positions=positions)
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(records) == 200_000 and records[123_456].id == "r123456"
+    assert kept < 80 * 200_000
+    assert most < 300 * 200_000

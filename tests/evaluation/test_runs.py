@@ -1,0 +1,207 @@
+"""Comparing finished runs: which runs there are, their groups, the numbers, what makes a comparison unfair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechzoo.evaluation import Answer, save_answers
+from speechzoo.evaluation.runs import find_runs
+from speechzoo.evaluation.runs_report import compare_runs, main
+from speechzoo.evaluation.runs_tables import difference, interval, measures_of, result_table, scores
+from speechzoo.evaluation.settings import group_runs, unfair
+
+
+def make_run(
+    folder: Path,
+    model: str = "LLaSM",
+    lr: float = 0.1,
+    seed: int = 0,
+    val_loss: float | None = 1.0,
+    tokens: int = 1000,
+    right: int | None = None,
+    data: str = "train.jsonl",
+    **options: object,
+) -> Path:
+    """A run folder as `speechzoo fit` leaves it; `right` of four questions are answered exactly."""
+    folder.mkdir(parents=True)
+    init = {"optimizer": {"class_path": "AdamW", "init_args": {"lr": lr}}, "llm": {"init_args": {"model": "llm"}}}
+    config = {
+        "seed_everything": seed,
+        "name": folder.name,
+        "doctor": {"rows": 4 + seed},  # decides nothing about the run
+        "model": {"class_path": f"speechzoo.models.{model}", "init_args": {**init, **options}},
+        "data": {"init_args": {"train": data, "val": "val.jsonl", "seed": seed, "feature_cache": str(folder)}},
+        "trainer": {"default_root_dir": str(folder), "max_steps": 10, "logger": [{"class_path": "CSVLogger"}]},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    metrics = folder / "csv" / "version_0" / "metrics.csv"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text("epoch,step,train/loss,val/loss\n0,4,3.0,\n0,4,,2.5\n0,9,1.5,\n0,9,,2.0\n")
+    if val_loss is not None:
+        summary = {"seconds": 60.0, "steps": 10, "examples": 80, "tokens": tokens, "trainable_parameters": 12_000}
+        summary |= {"total_parameters": 2_000_000, "peak_memory_mb": 512.0, "train_loss": 0.5, "val_loss": val_loss}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    if right is not None:
+        answers = [
+            Answer(f"q{i}", "sum", f"question {i}", f"answer {i}", f"answer {i}" if i < right else "no idea")
+            for i in range(4)
+        ]
+        save_answers(folder / "answers.jsonl", answers)
+    return folder
+
+
+def test_mean_and_sd_over_seeds(tmp_path: Path) -> None:
+    paths = [
+        make_run(tmp_path / f"a{s}", seed=s, val_loss=v, right=r) for s, v, r in ((0, 1.0, 2), (1, 1.2, 3), (2, 1.7, 4))
+    ]
+    paths += [make_run(tmp_path / f"b{s}", lr=0.01, seed=s, val_loss=2.0 + s, right=1) for s in range(3)]
+    groups = group_runs(find_runs(paths))
+    assert [group.label for group in groups] == ["LLaSM, lr=0.1", "LLaSM, lr=0.01"]  # seeds and names are no settings
+    table = result_table(groups)
+    assert table.header[:5] == ["Model", "lr", "Seeds", "Train loss", "Validation loss"]
+    first = dict(zip(table.header, table.rows[0], strict=True))
+    assert str(first["Seeds"]) == "0, 1, 2"
+    assert str(first["Validation loss"]) == "1.3000 ± 0.3606"  # sqrt((.09 + .01 + .16) / 2)
+    assert str(table.rows[1][4]) == "3.0000 ± 1.0000"
+    assert first["Exact match ↑"].text == "75.0 %" and first["Exact match ↑"].detail.startswith("± 25.0 [")
+    (exact,) = [measure for measure in measures_of(groups) if measure.key == "exact_match"]
+    assert scores(groups[0], exact) == [0.5, 0.75, 1.0]
+    value, low, high = interval(groups[0], exact)
+    assert value == 0.75 and 0 < low < 0.75 < high <= 1
+    # q0: 1 - 1, q1: 1 - 0, q2: 2/3 - 0, q3: 1/3 - 0
+    found, n = difference(groups[0], groups[1], exact)
+    assert n == 4 and found.value == pytest.approx(0.5) and found.low < 0.5 < found.high
+
+
+def test_one_seed_has_no_spread(tmp_path: Path) -> None:
+    groups = group_runs(find_runs([make_run(tmp_path / "a", val_loss=0.25)]))
+    assert str(result_table(groups).rows[0][-1]) == "0.2500"
+
+
+def test_settings_that_follow_from_another_are_no_columns(tmp_path: Path) -> None:
+    plain = {"adaptor": {"class_path": "Linear", "init_args": {"stack": 4}}}
+    mlp = {"adaptor": {"class_path": "ConcatMLP", "init_args": {"stack": 4, "hidden_dim": 2048}}}
+    runs = find_runs([make_run(tmp_path / "a", **plain), make_run(tmp_path / "b", **mlp)])
+    assert [group.label for group in group_runs(runs)] == ["LLaSM, adaptor=Linear", "LLaSM, adaptor=ConcatMLP"]
+
+
+def test_what_makes_a_comparison_unfair(tmp_path: Path) -> None:
+    fair = [make_run(tmp_path / f"f{s}{m}", m, seed=s) for m in ("LLaSM", "LLaMAOmni") for s in (0, 1)]
+    assert unfair(group_runs(find_runs(fair))) == []
+
+    (tmp_path / "one.jsonl").write_text("1")
+    (tmp_path / "two.jsonl").write_text("2")
+    paths = [
+        make_run(tmp_path / "x" / "a", data=str(tmp_path / "one.jsonl")),
+        make_run(
+            tmp_path / "x" / "b",
+            "LLaMAOmni",
+            seed=1,
+            tokens=1100,
+            data=str(tmp_path / "two.jsonl"),
+            unit_decoder={"x": 1},
+        ),
+    ]
+    lines = "\n".join(unfair(group_runs(find_runs(paths))))
+    assert "training data differ: LLaSM: one.jsonl 6b86b273; LLaMAOmni: two.jsonl d4735e3a" in lines
+    assert "seeds differ: LLaSM: 0; LLaMAOmni: 1" in lines
+    assert "tokens trained on differ: LLaSM: 1,000; LLaMAOmni: 1,100" in lines
+    assert "training objectives differ: LLaSM: 1 lm; LLaMAOmni: 1 lm + 1 ctc" in lines
+    assert "validation data" not in lines and "LLMs" not in lines and "conversations" not in lines
+
+    twice = [make_run(tmp_path / "t" / name) for name in "ab"]
+    assert "come twice" in "\n".join(unfair(group_runs(find_runs(twice))))
+
+
+def test_same_manifest_in_another_place_is_the_same_data(tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "train.jsonl").write_text("same")
+    paths = [make_run(tmp_path / p / "run", seed=i, data=f"{p}/train.jsonl") for i, p in enumerate(("one", "two"))]
+    (group,) = group_runs(find_runs(paths))
+    assert [run.name for run in group.runs] == ["one/run", "two/run"]
+
+
+def test_unfinished_and_failed_runs_are_listed_and_not_averaged(tmp_path: Path, capsys) -> None:
+    sweep = tmp_path / "sweep"
+    make_run(sweep / "trial_000", val_loss=1.0)
+    make_run(sweep / "trial_001", seed=1, val_loss=None)
+    states = [("finished", 0, ""), ("failed", 1, "Traceback\nRuntimeError: out of memory"), ("waiting", None, "")]
+    trials = [
+        {"number": n, "state": s, "exit_code": c, "error": e, "values": {"seed": n}}
+        for n, (s, c, e) in enumerate(states)
+    ]
+    (sweep / "sweep.json").write_text(json.dumps({"settings": {}, "trials": trials}))
+    stopped = make_run(tmp_path / "stopped", val_loss=None)
+    assert main([str(sweep), str(stopped), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "3 of 4 runs did not finish" in text and text == capsys.readouterr().out.split("\nWritten")[0]
+    assert "exit code 1: RuntimeError: out of memory" in text and "not started" in text
+    assert "its last recorded step is 9" in text
+    facts = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [group["val_loss"] for group in facts["groups"]] == [[1.0]]
+    assert [run["state"] for run in facts["runs"]] == ["finished", "failed", "unfinished", "unfinished"]
+    assert main([str(stopped), "--out", str(tmp_path / "none")]) == 1
+    assert "none of the runs finished" in capsys.readouterr().err
+
+
+def test_stages_are_one_run_and_its_cost_is_their_sum(tmp_path: Path) -> None:
+    """A folder like the quickstart's: the second stage names the first as the command wrote it."""
+    folder = tmp_path / "checkpoints" / "quick"
+    make_run(folder / "llasm_pretrain", tokens=300)
+    make_run(folder / "llasm_finetune", init_from=["checkpoints/quick/llasm_pretrain"])
+    answers = [Answer("q", "sum", "question", "answer", "answer")]
+    for key in ("llasm", "text"):
+        save_answers(folder / "answers" / f"{key}.jsonl", answers)
+    save_answers(folder / "answers" / "asr.jsonl", [Answer("other", "asr", "words", "words", "words")])
+    run, text = find_runs([folder])
+    assert run.name == "llasm_finetune" and run.answers == answers and run.missing == []
+    assert run.total("tokens") == 1300 and run.total("seconds") == 120
+    assert text.name == "text" and text.stages == [] and text.answers == answers
+    groups = group_runs([run, text])
+    assert [group.label for group in groups] == ["LLaSM", "text"] and unfair(groups) == []
+
+    # Another sweep's trial of the same name as this run's neighbour, and as this run itself.
+    make_run(tmp_path / "one" / "trial_000", tokens=7)
+    make_run(tmp_path / "two" / "trial_000", init_from="one/trial_000")
+    make_run(tmp_path / "two" / "trial_001", init_from="one/trial_000")
+    for name in ("trial_000", "trial_001"):
+        (second,) = find_runs([tmp_path / "two" / name])
+        assert second.total("tokens") == 1007 and second.missing == []
+
+    lonely = find_runs([make_run(tmp_path / "b", init_from=["gone/pretrain"])])
+    assert "started from gone/pretrain, not found here" in unfair(group_runs(lonely))[0]
+
+
+def test_all_files_and_their_escaping(tmp_path: Path) -> None:
+    options = {"prompt": {"init_args": {"system": "100% of A&B_{x} <b>"}}}
+    paths = [make_run(tmp_path / "a_1", right=3, **options), make_run(tmp_path / "b", right=2)]
+    paths[1].joinpath("config.yaml").write_text(
+        paths[1]
+        .joinpath("config.yaml")
+        .read_text()
+        .replace("model: llm", "model: llm\n    prompt: {init_args: {system: none}}")
+    )
+    md, html, tex, _ = compare_runs(find_runs(paths), tmp_path / "out")
+    assert r"100\% of A\&B\_\{x\} <b>" in tex.read_text() and r"a\_1" in tex.read_text()
+    assert "±" not in tex.read_text() and tex.read_text().count(r"\begin{table}") == tex.read_text().count(
+        r"\end{table}"
+    )
+    assert "A&amp;B_{x} &lt;b&gt;" in html.read_text() and html.read_text().count("data:image/png;base64,") == 2
+    assert "![loss](loss.png)" in md.read_text()
+    for name in ("loss.png", "scores.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        find_runs([tmp_path / "none"])
+    with pytest.raises(ValueError, match="no run here"):
+        find_runs([tmp_path])
+    (make_run(tmp_path / "a") / "config.yaml").write_text("model: 3")
+    with pytest.raises(ValueError, match="not the config of a run"):
+        find_runs([tmp_path / "a"])

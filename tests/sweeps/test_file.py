@@ -1,0 +1,165 @@
+"""Sweep files: the same trials and command lines as W&B's agent makes of them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+from speechzoo.sweeps import load_sweep
+from speechzoo.sweeps.search import Bayes, Grid, Random
+from speechzoo.sweeps.space import Parameter
+from speechzoo.sweeps.state import Trial
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHIPPED = sorted((RECIPES / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("macro", ["args", "args_no_hyphens", "args_no_equals", "args_no_boolean_flags"])
+def test_arguments_are_those_of_wandb_agent(write, macro: str) -> None:
+    parameters = {
+        "trainer.max_steps": {"value": 7},
+        "flag": {"value": False},
+        "other": {"value": True},
+        "b": {"value": [1, "x"]},
+        "a": {"value": 1e-05},
+        "nested": {"parameters": {"z": {"value": 2}, "y": {"parameters": {"x": {"value": "s"}}}}},
+    }
+    sweep = load_sweep(write(parameters=parameters, command=["fit", f"${{{macro}}}"]))
+    (values,) = sweep.grid()
+    assert values["nested"] == {"y": {"x": "s"}, "z": 2}
+    theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})[macro]
+    assert sweep.command_line(values) == ["fit", *theirs]
+
+
+def test_macros_of_the_command(write, monkeypatch) -> None:
+    monkeypatch.setenv("GPUS", "8")
+    command = ["${env}", "${interpreter}", "-m", "${program}", "fit", "${args}", "--n=${envvar:GPUS}", "--x=${vars.y}"]
+    line = load_sweep(write(command=command)).command_line({"lr": 0.1})
+    assert line == ["/usr/bin/env", sys.executable, "-m", "speechzoo", "fit", "--lr=0.1", "--n=8", "--x=${vars.y}"]
+    with pytest.raises(ValueError, match=r"macro \$\{args_json_file\}"):
+        load_sweep(write(command=["fit", "${args_json_file}"])).command_line({})
+
+
+def test_grid_is_every_combination_once_in_the_order_of_names(write) -> None:
+    sweep = load_sweep(write())
+    grid = sweep.grid()
+    assert [tuple(values) for values in grid] == [("config", "model.lr")] * 6
+    assert [tuple(values.values()) for values in grid] == [
+        (c, lr) for c in ("a.yaml", "b.yaml") for lr in (0.1, 0.01, 1e-3)
+    ]
+    whole = {
+        "a": {"min": 2, "max": 4},
+        "b": {"distribution": "q_uniform", "min": 0, "max": 1, "q": 0.25},
+        "c": {"value": 1},
+    }
+    assert len(load_sweep(write(parameters=whole)).grid()) == 3 * 4
+    with pytest.raises(ValueError, match="a grid takes"):
+        load_sweep(write(parameters={"lr": {"min": 0.1, "max": 1.0}})).grid()
+
+
+def test_random_is_seeded_and_the_same_after_a_restart(write) -> None:
+    sweep = load_sweep(write(method="random", parameters={"lr": {"min": 0.0, "max": 1.0}, "k": {"values": [1, 2, 3]}}))
+
+    def draw(seed: int) -> list[dict]:
+        trials: list[Trial] = []
+        for number in range(20):
+            trials.append(Trial(number, Random(sweep, seed).propose(trials)))  # a new search for each: a restart
+        return [trial.values for trial in trials]
+
+    assert draw(0) == draw(0) != draw(1)
+    assert len({values["lr"] for values in draw(0)}) == 20
+
+
+@pytest.mark.parametrize(
+    ("spec", "low", "high", "median"),
+    [
+        ({"min": 0.0, "max": 4.0}, 0, 4, 2),
+        ({"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-2}, 1e-6, 1e-2, 1e-4),
+        ({"distribution": "log_uniform", "min": math.log(1e-6), "max": math.log(1e-2)}, 1e-6, 1e-2, 1e-4),
+        ({"distribution": "normal", "mu": 3, "sigma": 0.5}, -1, 7, 3),
+        ({"distribution": "log_normal", "mu": 0, "sigma": 0.5}, 0, 20, 1),
+    ],
+)
+def test_continuous_draws(spec: dict, low: float, high: float, median: float) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [Parameter.read("x", spec).draw(rng) for _ in range(4000)]
+    assert low <= min(drawn) and max(drawn) <= high
+    assert np.median(drawn) == pytest.approx(median, rel=0.15)
+
+
+def test_discrete_draws() -> None:
+    rng = np.random.default_rng(0)
+    whole = Counter(Parameter.read("x", {"min": 2, "max": 5}).draw(rng) for _ in range(4000))
+    assert set(whole) == {2, 3, 4, 5} and min(whole.values()) > 850
+    steps = {
+        Parameter.read("x", {"distribution": "q_uniform", "min": 0, "max": 1, "q": 0.1}).draw(rng) for _ in range(500)
+    }
+    assert steps == {round(0.1 * i, 1) for i in range(11)}
+    spec = {"values": ["a", "b"], "probabilities": [0.9, 0.1]}
+    assert Counter(Parameter.read("x", spec).draw(rng) for _ in range(2000))["a"] == pytest.approx(1800, abs=60)
+
+
+def test_bayes_finds_the_better_half(write) -> None:
+    pytest.importorskip("optuna")
+    space = {"lr": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1}, "k": {"min": 1, "max": 8}}
+    sweep = load_sweep(write(method="bayes", parameters=space))
+    trials: list[Trial] = []
+    for number in range(40):
+        values = Bayes(sweep, 0).propose(trials)
+        assert values == Bayes(sweep, 0).propose(trials)  # a restart proposes the same
+        loss = abs(math.log10(values["lr"]) + 3) + abs(values["k"] - 6)
+        trials.append(Trial(number, values, "failed" if number == 3 else "finished", metric=loss))
+    early, late = [np.mean([t.metric for t in part]) for part in (trials[:10], trials[-10:])]
+    assert late < 0.6 * early
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"early_terminate": {"type": "hyperband", "min_iter": 3}}, "early_terminate needs W&B's server"),
+        ({"method": "custom"}, "method has to be one of"),
+        ({"methd": "grid"}, "unknown keys"),
+        ({"parameters": {"lr": {"values": []}}}, "list of values is empty"),
+        ({"parameters": {"lr": {"distribution": "beta"}}}, "'beta' is not offered"),
+        ({"parameters": {"lr": {"min": 1, "maximum": 2}}}, "needs value, values, or min and max"),
+        ({"parameters": {"lr": {"distribution": "uniform", "min": 1}}}, r"lacks \['max'\]"),
+        ({"parameters": {"lr": {"min": 3, "max": 2}}}, "between 3 and 2"),
+        ({"command": ["${program}", "${args}"]}, "has to run `speechzoo fit`"),
+        ({"method": "bayes", "metric": None}, "needs metric.name"),
+        ({"metric": {"name": "x", "goal": "min"}}, "minimize or maximize"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(write, change: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        load_sweep(write(**change))
+    assert "sweep.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps(path: Path, monkeypatch) -> None:
+    """Each is a W&B file (its JSON schema allows these keys), its configs exist, and it says how to run it."""
+    monkeypatch.chdir(RECIPES.parent)
+    content = yaml.safe_load(path.read_text())
+    sweep = load_sweep(path)
+    assert sweep.name == content["program"].replace("speechzoo", path.stem) == path.stem
+    assert f"speechzoo sweep recipes/sweeps/{path.name}" in path.read_text() and "wandb sweep" in path.read_text()
+    for values in Grid(sweep).combinations:
+        configs = [
+            word.removeprefix("--config=") for word in sweep.command_line(values) if word.startswith("--config=")
+        ]
+        assert len(configs) >= 2 and all(Path(config).is_file() for config in configs)
+
+
+def test_shipped_sweeps_have_the_size_they_say() -> None:
+    assert {path.stem: len(load_sweep(path).grid()) for path in SHIPPED} == {
+        "adaptor_lr_k": 24,
+        "llasm_vs_llama_omni": 6,
+        "tiny": 4,
+    }

@@ -1,0 +1,167 @@
+"""Running a sweep: what is recorded, what is done again, what a trial is given."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechzoo.sweeps import Runner, load_sweep
+from speechzoo.sweeps.command import main
+from speechzoo.sweeps.trial import is_alive, launch
+
+
+def states(folder: Path) -> list[str]:
+    return [trial["state"] for trial in json.loads((folder / "sweep.json").read_text())["trials"]]
+
+
+def test_a_failing_trial_is_recorded_and_the_others_run(write, player, tmp_path: Path) -> None:
+    out, play = tmp_path / "out", player(fail=[1])
+    trials = Runner(load_sweep(write()), out, start=play).run()
+    assert states(out) == ["finished", "failed"] + ["finished"] * 4
+    assert trials[1].exit_code == 3 and trials[1].error.splitlines() == [f"line {i}" for i in range(28, 40)]
+    assert [trial.metric for trial in trials] == [0.5, None, 2.5, 3.5, 4.5, 5.5]  # the last value, as W&B's summary
+
+    again = player()
+    Runner(load_sweep(write()), out, start=again).run()
+    assert again.commands == []
+
+    def other(command, environment, folder, started) -> int:
+        with (folder / "stderr.log").open("a") as log:
+            log.write("\nanother reason\n")
+        return 4
+
+    Runner(load_sweep(write()), out, retry_failed=True, start=other).run()
+    (failed,) = [t for t in json.loads((out / "sweep.json").read_text())["trials"] if t["state"] == "failed"]
+    assert (failed["exit_code"], failed["error"]) == (4, "another reason")  # of the last attempt alone
+    assert Runner(load_sweep(write()), out).plan() == []
+    assert len(Runner(load_sweep(write()), out, retry_failed=True).plan()) == 1
+    Runner(load_sweep(write()), out, retry_failed=True, start=again).run()
+    assert len(again.commands) == 1 and "trial_001" in " ".join(again.commands[0])
+    assert states(out) == ["finished"] * 6
+
+
+def test_an_interrupted_sweep_goes_on_with_the_half_done_trial(write, player, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        Runner(load_sweep(write()), out, start=player(interrupt=[2])).run()
+    assert states(out) == ["finished", "finished", "running"]
+    rest = player()
+    trials = Runner(load_sweep(write()), out, start=rest).run()
+    assert [f"--ckpt_path={out}/trial_002/last.ckpt" in command for command in rest.commands] == [True] + [False] * 3
+    assert [trial.attempts for trial in trials] == [1, 1, 2, 1, 1, 1]
+    assert len({environment["WANDB_RUN_ID"] for environment in rest.environments}) == 4
+
+
+def test_a_folder_belongs_to_one_sweep(write, player, tmp_path: Path) -> None:
+    Runner(load_sweep(write()), tmp_path / "out", count=1, start=player()).run()
+    other = write(parameters={"lr": {"values": [1]}})
+    with pytest.raises(ValueError, match="sweep differ"):
+        Runner(load_sweep(other), tmp_path / "out")
+
+
+def test_count_and_run_cap_limit_the_trials(write, player, tmp_path: Path) -> None:
+    assert len(Runner(load_sweep(write()), tmp_path / "a", count=2, start=player()).run()) == 2
+    assert len(Runner(load_sweep(write(run_cap=3)), tmp_path / "b", count=5, start=player()).run()) == 3
+    endless = load_sweep(write(method="random"))
+    with pytest.raises(ValueError, match="never ends: give --count"):
+        Runner(endless, tmp_path / "c")
+
+
+def test_a_trial_gets_its_folder_and_its_place_in_wandb(write, player, tmp_path: Path) -> None:
+    config = tmp_path / "a.yaml"
+    loggers = [{"class_path": "CSVLogger"}, {"class_path": "lightning.pytorch.loggers.WandbLogger"}]
+    model = {"class_path": "speechzoo.models.LLaSM", "init_args": {"adaptor": {"class_path": "Linear"}}}
+    config.write_text(yaml.safe_dump({"model": model, "trainer": {"logger": loggers}}))
+    parameters = {"config": {"value": str(config)}, "model.init_args.adaptor": {"values": ["Linear", "ConcatMLP"]}}
+    play = player()
+    Runner(load_sweep(write(parameters=parameters)), tmp_path / "out", start=play).run()
+    first, second = play.commands
+    for argument in (
+        "--name=small-001",
+        f"--trainer.default_root_dir={tmp_path}/out/trial_001",
+        "--trainer.logger.init_args.group=small",
+        "--trainer.logger.init_args.tags=['LLaSM', 'ConcatMLP']",
+    ):
+        assert argument in second
+    assert "--trainer.logger.init_args.tags=['LLaSM', 'Linear']" in first
+    one, two = play.environments
+    assert one["WANDB_RUN_GROUP"] == two["WANDB_RUN_GROUP"] == "small" and one["WANDB_TAGS"] == "LLaSM,Linear"
+    assert one["WANDB_RUN_ID"] != two["WANDB_RUN_ID"]
+
+
+def test_trials_share_out_the_devices(write, tmp_path: Path) -> None:
+    seen, both = [], threading.Barrier(2, timeout=60)  # breaks unless two trials run at a time
+
+    def start(command, environment, folder, started) -> int:
+        both.wait()
+        seen.append((environment["CUDA_VISIBLE_DEVICES"], command[-1]))
+        both.wait()
+        return 0
+
+    Runner(load_sweep(write()), tmp_path / "out", devices=list("01234"), per_trial=2, start=start).run()
+    assert {devices for devices, _ in seen} == {"0,1", "2,3"} and len(seen) == 6
+    assert {argument for _, argument in seen} == {"--trainer.devices=2"}
+    assert all({a, b} == {"0,1", "2,3"} for (a, _), (b, _) in zip(seen[::2], seen[1::2], strict=True))
+    with pytest.raises(ValueError, match="does not go with"):
+        Runner(load_sweep(write()), tmp_path / "x", devices=["0"], per_trial=2)
+
+
+def test_dry_run_prints_the_commands_and_writes_nothing(write, tmp_path: Path, capsys) -> None:
+    assert main([str(write()), "--out", str(tmp_path / "out"), "--dry-run", "--count", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "--config=a.yaml --model.lr=0.1" in lines[0] and "fit" in lines[1].split()
+    assert not (tmp_path / "out").exists()
+    assert main([str(tmp_path / "none.yaml")]) == 1 and "no such sweep file" in capsys.readouterr().err
+
+
+SLEEPER = """import sys, time
+print("err", file=sys.stderr, flush=True)
+time.sleep(float(sys.argv[1]))"""
+
+
+def test_interrupting_ends_the_processes_of_trials(write, tmp_path: Path) -> None:
+    """A real process: ended with the sweep, its output kept, its trial open."""
+
+    def start(command, environment, folder, started) -> int:
+        return launch([sys.executable, "-c", SLEEPER, "60", str(folder)], environment, folder, started)
+
+    runner = Runner(load_sweep(write()), tmp_path / "out", start=start)
+    log = tmp_path / "out" / "trial_000" / "stderr.log"
+
+    def interrupt() -> None:
+        while not log.is_file() or not log.read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run()
+    (trial,) = runner.state.trials
+    assert trial.state == "running" and trial.exit_code == -signal.SIGTERM
+    assert not is_alive(trial.pid, tmp_path / "out" / "trial_000")
+
+
+def test_a_trial_left_alive_by_a_killed_sweep_is_not_started_twice(write, player, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        Runner(load_sweep(write()), out, start=player(interrupt=[0])).run()
+    left = subprocess.Popen([sys.executable, "-c", SLEEPER, "60", str(out / "trial_000")], stdout=-3, stderr=-3)
+    try:
+        state = json.loads((out / "sweep.json").read_text())
+        state["trials"][0]["pid"] = left.pid
+        (out / "sweep.json").write_text(json.dumps(state))
+        with pytest.raises(ValueError, match=f"still runs as process {left.pid}"):
+            Runner(load_sweep(write()), out, start=player()).run()
+    finally:
+        left.kill()
+        left.wait()
+    assert len(Runner(load_sweep(write()), out, start=player()).run()) == 6

@@ -1,0 +1,206 @@
+"""`speechzoo ask`: texts, sounds, histories, and one clear line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from talk_parts import vocoder
+
+from speechzoo.generation import answer
+from speechzoo.models import Cascade, LLaMAOmni
+from speechzoo.talk import ask as command
+from speechzoo.talk import sources
+from speechzoo.talk.questions import question, read_history, read_question
+from speechzoo.talk.session import Session
+from speechzoo.talk.sources import Talker, open_cascade, open_talker
+
+SHORT = ["--max-new-tokens", "16"]
+
+
+@pytest.fixture(autouse=True)
+def loads(omni: LLaMAOmni, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any run folder holds the tiny model: what `load` reads has its own tests."""
+    monkeypatch.setattr(sources, "load", lambda path: omni)
+
+
+@pytest.fixture
+def voiced(tmp_path: Path) -> Path:
+    vocoder().save(tmp_path / "vocoder")
+    return tmp_path / "vocoder"
+
+
+def test_text_and_sound_are_those_of_the_model(
+    omni: LLaMAOmni, wavs: list[Path], voiced: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "a.wav"
+    arguments = ["run", str(wavs[0]), "--stream", "--out", str(out), "--vocoder", str(voiced), "--verbose"]
+    assert command.main([*arguments, "--chunk-units", "4", *SHORT]) == 0
+    told = capsys.readouterr()
+    expected = answer(omni, [question(wavs[0])], vocoder=vocoder(), max_new_tokens=16)
+    assert told.out == expected.text[0] + "\n"
+    sound, rate = soundfile.read(out, dtype="float32")
+    assert rate == 8000
+    assert np.allclose(sound, expected.audio[0].numpy(), atol=2e-4)
+    for what in ("first text", "first unit", "first audio", "total", "tokens", "of sound"):
+        assert what in told.err
+
+
+def test_sound_file_grows_while_the_answer_is_made(talker: Talker, tmp_path: Path):
+    target, sizes = tmp_path / "a.wav", []
+
+    class Watched(Session):
+        def ask(self, message, **generate):
+            for event in super().ask(message, **generate):
+                sizes.append(target.stat().st_size if target.is_file() else 0)
+                yield event
+
+    session = Watched(talker, max_new_tokens=24, eos_token_id=[])
+    command.tell(session, question(text="hello"), io.StringIO(), live=True, target=target)
+    assert sizes[0] == 0 and len(set(sizes)) > 2 and max(sizes) <= target.stat().st_size
+
+
+def test_several_questions_and_standard_input(
+    wavs: list[Path], voiced: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    names = [str(wavs[0]), str(wavs[2])]
+    assert command.main(["run", *names, "--out", str(folder), "--vocoder", str(voiced), *SHORT]) == 0
+    both = capsys.readouterr().out.splitlines()
+    assert sorted(path.name for path in folder.iterdir()) == ["0.wav", "2.wav"]
+    alone = []
+    for name in names:
+        command.main(["run", name, *SHORT])
+        alone += capsys.readouterr().out.splitlines()
+    assert both == alone
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nhow are you\n"))
+    assert command.main(["run", "-", *SHORT]) == 0
+    lines = capsys.readouterr().out
+    command.main(["run", "--text", "hello", *SHORT])
+    assert lines.startswith(capsys.readouterr().out)
+
+
+def test_history_goes_on_where_it_was_saved(wavs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture):
+    saved, again = tmp_path / "deep" / "chat.json", tmp_path / "chat2.json"
+    assert command.main(["run", str(wavs[0]), "--save-history", str(saved), *SHORT]) == 0
+    first = capsys.readouterr().out.strip()
+    messages = json.loads(saved.read_text())
+    assert [message["role"] for message in messages] == ["user", "assistant"] and messages[1]["content"] == first
+    assert (saved.parent / messages[0]["content"][0]["path"]).resolve() == wavs[0].resolve()
+    assert set(messages[0]["content"][0]) == {"type", "path"}
+    assert command.main(["run", "--text", "more", "--history", str(saved), "--save-history", str(again), *SHORT]) == 0
+    second = capsys.readouterr().out
+    assert command.main(["run", "--text", "more", *SHORT]) == 0
+    assert capsys.readouterr().out != second
+    assert torch.equal(read_history(again)[0]["content"][0]["array"], read_question(wavs[0]))
+    assert len(read_history(again)) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "not JSON"),
+        ("3", "no list of messages"),
+        ('[{"role": "user", "content": "hi"}]', "does not end with an answer"),
+        ('[{"role": "usr", "content": "hi"}]', "did you mean 'user'"),
+        ('["hi"]', "message 1 is not an object"),
+        ('[{"role": "system"}]', "has no content"),
+        ('[{"role": "user", "content": [{"type": "audio", "path": "no.wav"}]}, {"role": "assistant", "content": "a"}]',
+         "no.wav: no such audio file"),
+    ],
+)  # fmt: skip
+def test_wrong_histories(content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "h.json").write_text(content)
+    assert command.main(["run", "--text", "hi", "--history", str(tmp_path / "h.json")]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and error.startswith("speechzoo ask: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "message"),
+    [
+        ("long.wav", np.sin(np.arange(640_000) / 10), "40.0 s long; a question takes at most 30 s"),
+        ("silent.wav", np.zeros(16_000), "only silence"),
+        ("empty.wav", np.zeros(0), "holds no samples"),
+        ("none.wav", None, "no such audio file"),
+    ],
+)
+def test_wrong_sounds(
+    name: str, samples: np.ndarray | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    if samples is not None:
+        soundfile.write(tmp_path / name, samples, 16_000)
+    assert command.main(["run", str(tmp_path / name)]) == 1
+    error = capsys.readouterr().err
+    assert name in error and message in error and error.count("\n") == 1
+
+
+def test_sound_without_a_vocoder_or_with_a_wrong_one(
+    wavs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    out = ["--out", str(tmp_path / "a.wav")]
+    assert command.main(["run", str(wavs[0]), *out]) == 1
+    assert "speaks 12 units, which need a vocoder: give --vocoder" in capsys.readouterr().err
+    vocoder(20).save(tmp_path / "other")
+    assert command.main(["run", str(wavs[0]), *out, "--vocoder", str(tmp_path / "other")]) == 1
+    assert "knows 20 units, the model speaks 12" in capsys.readouterr().err
+    assert command.main(["run", str(wavs[0]), *out, "--vocoder", str(tmp_path / "none")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "a.wav").exists()
+
+
+def test_an_answer_without_units_is_said(
+    omni: LLaMAOmni, voiced: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    blank = omni.unit_decoder.blank
+    monkeypatch.setattr(
+        omni.unit_decoder, "_best", lambda states, past: torch.full((len(states), 3 * states.shape[1]), blank)
+    )
+    arguments = ["run", "--text", "hi", "--out", str(tmp_path / "a.wav"), "--vocoder", str(voiced), *SHORT]
+    assert command.main(arguments) == 1
+    told = capsys.readouterr()
+    assert told.out.strip() and "no units" in told.err and not (tmp_path / "a.wav").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["-", "a.wav"],
+        ["a.wav", "b.wav", "--save-history", "h.json"],
+        ["a.wav", "b.wav", "--out", "x.wav"],
+        ["x/a.wav", "y/a.wav", "--out", "."],  # the second answer would replace the first
+    ],
+)
+def test_commands_that_make_no_sense(arguments: list[str]):
+    with pytest.raises(SystemExit) as error:
+        command.main(["run", *arguments])
+    assert error.value.code == 2
+
+
+def test_cascades_from_a_run_and_from_a_file(
+    omni: LLaMAOmni, tiny_whisper_pt: Path, tiny_llm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cascade = open_talker("cascade:run").model
+    assert isinstance(cascade, Cascade) and cascade.llm is omni.llm and cascade.prompt is omni.prompt
+    file = tmp_path / "c.yaml"
+    file.write_text(f"recognizer: {tiny_whisper_pt}\nllm: {tiny_llm_dir}\nprompt: {{system: Be brief.}}\n")
+    found = open_talker(str(file))
+    assert isinstance(found.model, Cascade) and found.model.prompt.system == "Be brief." and not found.sounds
+    for settings, message in (
+        ({"llm": "x"}, "names no recognizer"),
+        ({"recognizer": "x", "llm": "y", "voices": "z"}, "no 'voices'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_cascade(settings, "c.yaml")
+    with pytest.raises(ValueError, match="voice"):
+        open_talker(str(file), vocoder=tmp_path)
+    file.write_text("recognizer: [")
+    with pytest.raises(ValueError, match="c.yaml: not YAML"):
+        open_talker(str(file))

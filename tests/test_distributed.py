@@ -1,0 +1,154 @@
+"""One process, two under ddp and two under fsdp2 train the same, and take over each other's checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from lightning import Trainer
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from rank_cases import PRECISION, RESHARD, STAGES, STOPS, VALIDATION, fit, make, share, two
+from torch.utils.data import DataLoader
+
+from speechzoo.training import FileCheckpointIO
+from speechzoo.training.sharded_folder import is_sharded_folder
+
+TOLERANCE = 1e-6  # of a step's loss, relative
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny_llm_dir: Path, tiny_whisper_pt: Path):
+    """What one process sees that has all conversations of a step."""
+    done: dict[str, dict[str, Any]] = {}
+
+    def get(stage: str) -> dict[str, Any]:
+        if stage not in done:
+            model = make(stage, tiny_llm_dir, tiny_whisper_pt)
+            _, done[stage] = fit(model, "one", 1, 0, STAGES[stage][2])
+        return done[stage]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path) -> Path:
+    """Results of two processes over gloo, which start once."""
+    folder = tmp_path_factory.mktemp("ranks")
+    model = make(RESHARD, tiny_llm_dir, tiny_whisper_pt)
+    trainer, _ = fit(model, "one", 1, 0, 1, max_steps=STOPS[0])
+    trainer.save_checkpoint(folder / "first.ckpt")
+    mp.spawn(two, args=(find_free_network_port(), tiny_llm_dir, tiny_whisper_pt, folder, list(STAGES)), nprocs=2)
+    return folder
+
+
+def read(out: Path, name: str) -> list[dict[str, Any]]:
+    return [torch.load(out / f"{name}_{rank}.pt") for rank in range(2)]
+
+
+def per_step(sums: list[dict[str, float]], accumulate: int) -> list[dict[str, float]]:
+    """Sums of the micro-batches of each step."""
+    windows = [sums[i : i + accumulate] for i in range(0, len(sums), accumulate)]
+    return [{name: sum(s[name] for s in window) for name in window[0]} for window in windows]
+
+
+def together(ranks: list[dict[str, Any]], accumulate: int) -> list[dict[str, float]]:
+    """Losses of each step, summed over both processes."""
+    mine, theirs = (per_step(result["sums"], accumulate) for result in ranks)
+    return [{name: a[name] + b[name] for name in a} for a, b in zip(mine, theirs, strict=True)]
+
+
+def assert_same_losses(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(found) == len(expected)
+    for step, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert one == pytest.approx(other, rel=TOLERANCE), f"step {step}"
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - set(PRECISION)))
+def test_two_processes_train_as_one(one_process, out: Path, stage: str, kind: str) -> None:
+    """Losses of twenty steps, with few targets against many, a process without speech, one without units."""
+    accumulate = STAGES[stage][2]
+    expected = one_process(stage)
+    ranks = read(out, f"{stage}_{kind}")
+    losses = per_step(expected["sums"], accumulate)
+    assert_same_losses(together(ranks, accumulate), losses)
+    assert len(losses) == 20 and losses[0] != pytest.approx(losses[18], rel=1e-2)  # it learns
+    for result in ranks:
+        assert result["val"] == pytest.approx(expected["val"], rel=1e-5)
+        assert result["kinds"] == ({"DTensor"} if kind == "fsdp2" else {"Parameter"})
+    assert ranks[0]["whole"].keys() == expected["whole"].keys()
+
+
+@pytest.mark.parametrize("stage", sorted(PRECISION))
+def test_mixed_precision_is_the_same_under_both_strategies(out: Path, stage: str) -> None:
+    """float32 LoRA over a bfloat16 LLM, all in one unit; rounding forbids to compare with one process."""
+    plain, sharded = (together(read(out, f"{stage}_{kind}"), 1) for kind in ("ddp", "fsdp2"))
+    assert_same_losses(sharded, plain)
+    assert read(out, f"{stage}_fsdp2")[0]["kinds"] == {"DTensor"}
+
+
+def test_groups_that_hold_a_copy_each_train_the_same(one_process, out: Path) -> None:
+    assert_same_losses(together(read(out, f"{RESHARD}_hsdp"), 1), one_process(RESHARD)["sums"])
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_answers_of_unequal_length_do_not_block(out: Path, stage: str) -> None:
+    """Processes answer different questions for a different number of tokens; a sharded LLM needs all for each."""
+    for rank in range(2):
+        plain, sharded = (read(out, f"{stage}_{kind}")[rank]["reply"] for kind in ("ddp", "fsdp2"))
+        assert plain[0] == sharded[0]
+        assert (plain[1] is None) == (sharded[1] is None)
+        if plain[1] is not None:
+            assert [u.tolist() for u in plain[1]] == [u.tolist() for u in sharded[1]]
+
+
+def test_one_process_two_and_one_again(one_process, out: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path) -> None:
+    """Checkpoints change hands between one process, fsdp2 (a file and a folder) and ddp; the losses go on as if not."""
+    unbroken = one_process(RESHARD)["sums"]
+    for kind in ("file", "folder"):
+        assert_same_losses(together(read(out, f"second_{kind}"), 1), unbroken[STOPS[0] : STOPS[1]])
+        assert is_sharded_folder(out / f"second_{kind}.ckpt") == (kind == "folder")
+        model = make(RESHARD, tiny_llm_dir, tiny_whisper_pt)
+        from_here = {"start": STOPS[1], "ckpt_path": out / f"second_{kind}.ckpt", "plugins": [FileCheckpointIO()]}
+        _, result = fit(model, "one", 1, 0, 1, **from_here)
+        assert_same_losses(result["sums"], unbroken[STOPS[1] :])
+    for kind in ("ddp", "fsdp2"):
+        assert_same_losses(together(read(out, f"third_{kind}"), 1), unbroken[STOPS[1] :])
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]  # nothing half-written is left
+
+
+def test_a_file_of_fsdp2_is_what_one_process_writes(out: Path) -> None:
+    first, second = (FileCheckpointIO().load_checkpoint(out / f"{name}.ckpt") for name in ("first", "second_file"))
+    folder = FileCheckpointIO().load_checkpoint(out / "second_folder.ckpt")
+    for other in (second, folder):
+        assert first.keys() == other.keys() and first["identity"] == other["identity"]
+        assert first["state_dict"].keys() == other["state_dict"].keys()
+        states = [saved["optimizer_states"][0]["state"] for saved in (first, other)]
+        assert states[0].keys() == states[1].keys()
+        for index, moments in states[0].items():
+            assert {k: v.shape for k, v in moments.items()} == {k: v.shape for k, v in states[1][index].items()}
+    assert all(value.equal(folder["state_dict"][name]) for name, value in second["state_dict"].items())
+
+
+def test_weights_alone_are_evaluated_but_not_continued(
+    out: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(find_free_network_port()))
+    saved = torch.load(out / "first.ckpt", weights_only=True)
+    del saved["optimizer_states"]
+    torch.save(saved, out / "weights.ckpt")
+    model = make(RESHARD, tiny_llm_dir, tiny_whisper_pt)
+    settings = {"strategy": "fsdp2", "accelerator": "cpu", "devices": 1, "barebones": True}
+    loader = DataLoader(share(model, VALIDATION, 1, 0, 2), batch_size=None)
+    try:
+        Trainer(**settings).validate(model, loader, ckpt_path=out / "weights.ckpt")
+        learned = dict(model.named_parameters())
+        assert all(learned[name].full_tensor().equal(value) for name, value in saved["state_dict"].items())
+        with pytest.raises(ValueError, match="holds no optimizer state"):
+            Trainer(**settings).fit(model, loader, ckpt_path=out / "weights.ckpt")
+    finally:
+        torch.distributed.destroy_process_group()

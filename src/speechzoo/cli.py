@@ -15,12 +15,12 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from omegaconf import OmegaConf
 
 import speechzoo
 
 # Imported so that their classes have short names on the command line.
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
+from speechzoo.resolvers import register_resolvers
 from speechzoo.spec import resolve
 from speechzoo.text import ChatPrompt  # noqa: F401
 
@@ -149,17 +149,6 @@ def run(args: ArgsType = None, cli: type[ZooCLI] = ZooCLI) -> ZooCLI:
         trainer_defaults={"callbacks": [callbacks.ExactResume()]},
         args=args,
     )
-
-
-def register_resolvers() -> None:
-    """`${part:NAME}` in a config is the local path of a small pretrained part, fetched if it is not there yet."""
-
-    def part(name: str) -> str:
-        from speechzoo.quickstart.parts import fetch
-
-        return str(fetch(name))
-
-    OmegaConf.register_resolver("part", part, replace=True)
 
 
 def usage() -> str:

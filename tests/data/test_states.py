@@ -24,6 +24,7 @@ from speechzoo.encoders import WhisperEncoder
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import LLaMAOmni
 from speechzoo.text import ChatPrompt
+from speechzoo.training import FSDP2Strategy
 from speechzoo.units import CTCUnitDecoder
 
 FROZEN = ["^encoder\\.", "^adaptor\\.", "^llm\\."]
@@ -324,3 +325,5 @@ def test_freed_parts_take_no_memory_and_training_goes_on_as_before(
         trainer(tmp_path, max_epochs=1, callbacks=[FreeFrozen()]).fit(
             omni(tiny_llm_dir, tiny_whisper_pt), datamodule=plain
         )
+    with pytest.raises(ValueError, match="FreeFrozen is for whole models"):
+        FreeFrozen().on_train_start(SimpleNamespace(strategy=FSDP2Strategy()), omni(tiny_llm_dir, tiny_whisper_pt))

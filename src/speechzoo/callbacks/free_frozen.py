@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 
@@ -19,8 +20,10 @@ class FreeFrozen(Callback):
         """Free them.
 
         Raises:
-            ValueError: if the data comes without cached states.
+            ValueError: if the data comes without cached states, or the weights are sharded.
         """
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError("FreeFrozen is for whole models (ddp, one device): leave it out under fsdp2, or use ddp")
         if getattr(getattr(trainer, "datamodule", None), "state_cache", None) is None:
             raise ValueError("FreeFrozen needs data.state_cache: without cached states the LLM is needed in each step")
         module: Any = pl_module

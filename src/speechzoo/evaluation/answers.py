@@ -43,6 +43,7 @@ class Answer:
     streamed_audio: str | None = None  # the same, made in chunks as its units come
     reply_seconds: float | None = None  # length of the spoken answer
     spoken: str | None = None  # what a recogniser wrote down of the spoken answer
+    quality: dict[str, float] | None = None  # predicted mean opinion scores of the spoken answer, by predictor
 
 
 def save_answers(path: str | Path, answers: Iterable[Answer]) -> None:
@@ -136,7 +137,8 @@ def question_groups(answers: Iterable[Answer]) -> list[Hashable]:
 def score(answers: Sequence[Answer], seed: int = 0) -> dict[str, Interval]:
     """Scores of a system with 95 % bootstrap intervals over distinct questions.
 
-    Keys: those of `MEASURES` (fractions, not percent) and `seconds` (median per answer). A measure that covers no
+    Keys: those of `MEASURES` (fractions, not percent), the names of predictors of speech quality (mean, 1 to 5) and
+    `seconds` (median per answer). A measure that covers no
     answer is left out; unit error rate, for instance, is there only for systems that predict units.
     """
     scores = {}
@@ -144,10 +146,19 @@ def score(answers: Sequence[Answer], seed: int = 0) -> dict[str, Interval]:
         covered = measure.covered(answers)
         if covered:
             scores[measure.key] = bootstrap_ratio(measure.count(covered), question_groups(covered), seed=seed)
+    for name in quality_names(answers):
+        heard = [answer for answer in answers if name in (answer.quality or {})]
+        values = [((answer.quality or {})[name], 1.0) for answer in heard]
+        scores[name] = bootstrap_ratio(values, question_groups(heard), seed=seed)
     seconds = [answer.seconds for answer in answers if answer.seconds is not None]
     if seconds:
         scores["seconds"] = bootstrap_median(seconds, seed=seed)
     return scores
+
+
+def quality_names(answers: Iterable[Answer]) -> list[str]:
+    """Names of the predictors of speech quality that scored any of the answers."""
+    return sorted({name for answer in answers for name in answer.quality or ()})
 
 
 def score_by(

@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
-from speechzoo.evaluation.answers import MEASURES, Answer, Measure, question_groups, score, score_by, words_per_second
+from speechzoo.evaluation.answers import (
+    MEASURES,
+    Answer,
+    Measure,
+    quality_names,
+    question_groups,
+    score,
+    score_by,
+    words_per_second,
+)
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, count, megabytes, number, percent, points, seconds
 from speechzoo.metrics import Difference, Interval, paired_bootstrap
 
@@ -96,6 +106,9 @@ def comparison_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
     if any(answer.reply_seconds for s in systems for answer in s.answers):
         table.add("Answers spoken", *(str(sum(a.reply_seconds is not None for a in s.answers) or "") for s in systems))
         table.add("Words per second", *(_spoken(words_per_second(s.answers)) for s in systems))
+    for name in quality_names(answer for s in systems for answer in s.answers):
+        cells = [_interval(values.get(name), partial(number, digits=2)) for values in scores]
+        table.add(f"{name} of the speech, 1 to 5 ↑", *cells)
     table.add("Cost of answering")
     table.add("Seconds per answer (median) ↓", *(_interval(v.get("seconds"), seconds) for v in scores))
     table.add("Peak memory, training included ↓", *(megabytes(s.peak_memory) for s in systems))

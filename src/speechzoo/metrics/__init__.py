@@ -1,6 +1,7 @@
 """Corpus-level scores: word, character and unit error rates, exact match, ROUGE-L, and their bootstrap intervals."""
 
 from speechzoo.metrics.bootstrap import Difference, Interval, bootstrap_median, bootstrap_ratio, paired_bootstrap
+from speechzoo.metrics.quality import UTMOS, DistillMOS, SpeechQuality, quality_scorers
 from speechzoo.metrics.ratio import RatioMetric, edit_distance
 from speechzoo.metrics.text import CharErrorRate, ExactMatch, RougeL, WordErrorRate, normalise_english
 from speechzoo.metrics.units import UnitErrorRate
@@ -8,10 +9,13 @@ from speechzoo.metrics.units import UnitErrorRate
 __all__ = [
     "CharErrorRate",
     "Difference",
+    "DistillMOS",
     "ExactMatch",
     "Interval",
     "RatioMetric",
     "RougeL",
+    "SpeechQuality",
+    "UTMOS",
     "UnitErrorRate",
     "WordErrorRate",
     "bootstrap_median",
@@ -19,4 +23,5 @@ __all__ = [
     "edit_distance",
     "normalise_english",
     "paired_bootstrap",
+    "quality_scorers",
 ]

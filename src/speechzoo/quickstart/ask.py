@@ -43,6 +43,12 @@ class TextReader:
         return SpeechReply([self.prompt.decode(row) for row in ids])
 
 
+def own_precision(system: Any) -> torch.autocast:
+    """Arithmetic in bfloat16 for a system whose LLM is kept in it, as in training; else in float32."""
+    llm = (system.model if isinstance(system, TextReader) else system).llm
+    return torch.autocast("cpu", torch.bfloat16, enabled=any(p.dtype == torch.bfloat16 for p in llm.parameters()))
+
+
 def read_questions(manifest: Path, pairs: Path) -> list[dict[str, Any]]:
     """Records of a manifest with what `pairs.jsonl` knows of them (question, kind, unseen)."""
     known = {row["id"]: row for row in map(json.loads, pairs.read_text().splitlines())}
@@ -77,7 +83,7 @@ def answer_questions(
         conversations = [_question(row, folder, as_text, instruction) for row in rows]
         start = time.perf_counter()
         inputs = encode_batch(system.prompt, conversations, answer=False, padding_side="left")
-        with torch.autocast("cpu", torch.bfloat16):
+        with own_precision(system):
             reply = system.respond(inputs, max_new_tokens=MAX_NEW_TOKENS)
         seconds = (time.perf_counter() - start) / len(rows)
         for index, row in enumerate(rows):

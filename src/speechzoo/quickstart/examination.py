@@ -18,7 +18,7 @@ from speechzoo.hub import load_run
 from speechzoo.metrics import UnitErrorRate
 from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
 from speechzoo.models.llama_omni import answer_states
-from speechzoo.quickstart.ask import TextReader, answer_questions, read_questions
+from speechzoo.quickstart.ask import TextReader, answer_questions, own_precision, read_questions
 from speechzoo.quickstart.parts import fetch, human_speech
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.speech import make_audible
@@ -115,7 +115,7 @@ def _unit_error_rate(model: LLaMAOmni, questions: list[dict[str, Any]], corpus: 
         rows = questions[start : start + size]
         conversations = [_spoken(row, corpus) for row in rows]
         batch = encode_batch(model.prompt, conversations, answer=True, padding_side="right")
-        with torch.autocast("cpu", torch.bfloat16):
+        with own_precision(model):
             out = model(batch)
             states, lens = answer_states(out.hidden, out.turns, batch.unit_turns, model.unit_decoder.align)
             units = model.unit_decoder.decode(states, lens)
@@ -143,7 +143,7 @@ def _human(model: Any, out: Path) -> dict[str, Any]:
         words = text.replace("<s>", "").replace("</s>", "").strip()
         content = [{"type": "text", "text": ASR_INSTRUCTION}, {"type": "audio", "path": str(path)}]
         batch = encode_batch(model.prompt, [[{"role": "user", "content": content}]], answer=False)
-        with torch.autocast("cpu", torch.bfloat16):
+        with own_precision(model):
             mine = model.respond(batch, max_new_tokens=64).text[0]
         heard = whisper.transcribe(batch.audio, batch.audio_lens)[0]
         clips.append(

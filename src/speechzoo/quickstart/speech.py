@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from speechzoo.audio import SAMPLE_RATE, read_audio, resample, write_audio
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers
 from speechzoo.files import write_json
+from speechzoo.metrics import SpeechQuality, quality_scorers
 from speechzoo.models import Cascade
 from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.vocoders import Vocoder
@@ -87,9 +88,22 @@ def listen(answers: Sequence[Answer], out: Path, transcribe: Callable[[Tensor, T
     ]
 
 
+def rate(answers: Sequence[Answer], out: Path, scorers: Sequence[SpeechQuality]) -> list[Answer]:
+    """How good each spoken answer sounds; a silent one has no quality."""
+    rated = []
+    for answer in answers:
+        if answer.reply_audio and scorers:
+            wave = read_audio(out / answer.reply_audio)
+            if wave.any():
+                answer = replace(answer, quality={scorer.name: scorer(wave, SAMPLE_RATE) for scorer in scorers})
+        rated.append(answer)
+    return rated
+
+
 def make_audible(out: Path, number: int, vocoder: Vocoder, voice: PiperVoice, cascade: Cascade) -> None:
     """Give the first `number` answers of LLaMA-Omni and of the cascade a sound; write what was measured to
     `answers/speech.json`."""
+    scorers = quality_scorers()
     facts: dict[str, Any] = {"chunk_units": CHUNK_UNITS, "answers": number, "sample_rate": SAMPLE_RATE}
     for key in ("llama_omni", "cascade"):
         file = out / "answers" / f"{key}.jsonl"
@@ -100,7 +114,7 @@ def make_audible(out: Path, number: int, vocoder: Vocoder, voice: PiperVoice, ca
             first, facts["streamed_minus_whole"] = speak_units(first, vocoder, out, folder)
         else:
             first, facts["unspeakable"] = speak_text(first, voice, out, folder)
-        save_answers(file, [*listen(first, out, cascade.transcribe), *rest])
+        save_answers(file, [*rate(listen(first, out, cascade.transcribe), out, scorers), *rest])
     write_json(out / "answers" / "speech.json", facts)
 
 

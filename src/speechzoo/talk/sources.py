@@ -17,6 +17,7 @@ from speechzoo.generation import stream
 from speechzoo.hub import load
 from speechzoo.models import Cascade, SpeechLLM
 from speechzoo.models.events import Voice
+from speechzoo.resolvers import register_resolvers
 from speechzoo.spec import to_factory
 from speechzoo.text import ChatPrompt, Message
 from speechzoo.types import StreamEvent
@@ -188,9 +189,7 @@ def _open(source: str) -> tuple[SpeechLLM | Cascade, dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     """A description with `${part:NAME}` (the quickstart's small parts) and environment variables filled in."""
-    from speechzoo.quickstart.parts import fetch
-
-    OmegaConf.register_resolver("part", lambda name: str(fetch(name)), replace=True)
+    register_resolvers()
     try:
         found = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, ValueError, OSError) as error:

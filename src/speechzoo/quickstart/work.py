@@ -16,6 +16,7 @@ from speechzoo.models.checkpoint import find
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.stages import Stages
 from speechzoo.recipes import recipe
+from speechzoo.resolvers import fast_bfloat16
 
 
 class Work:
@@ -45,6 +46,8 @@ class Work:
             parts.fetch(name)
         folder, reason = parts.human_speech()
         self.console.print("  human speech: " + ("pocketsphinx-testdata (BSD)" if folder else f"left out, {reason}"))
+        if not fast_bfloat16():
+            self.console.print("  no AVX-512 here: training computes in float32 and takes about three times as long")
 
     def make_corpus(self) -> None:
         """Speak the questions and answers, write the manifests."""

@@ -105,7 +105,8 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
         # The desks put questions in line themselves; gradio's queue would hold all users to one at a time.
         gr.on(started, answer, inputs, outputs, concurrency_limit=None, show_progress="hidden")
         stop.click(stop_answers, queue=False)
-        clear.click(forget, None, shown, queue=False)
+        # The bin above a conversation too: else the model would remember what the page no longer shows.
+        gr.on([clear.click, *(chat.clear for chat in chats.values())], forget, None, shown, queue=False)
         models.change(
             lambda chosen: [gr.update(visible=name in chosen) for name in names],
             models,

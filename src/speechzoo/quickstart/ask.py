@@ -45,8 +45,9 @@ class TextReader:
 
 def own_precision(system: Any) -> torch.autocast:
     """Arithmetic in bfloat16 for a system whose LLM is kept in it, as in training; else in float32."""
-    llm = (system.model if isinstance(system, TextReader) else system).llm
-    return torch.autocast("cpu", torch.bfloat16, enabled=any(p.dtype == torch.bfloat16 for p in llm.parameters()))
+    llm = getattr(system.model if isinstance(system, TextReader) else system, "llm", None)
+    held = llm is not None and any(p.dtype == torch.bfloat16 for p in llm.parameters())
+    return torch.autocast("cpu", torch.bfloat16, enabled=held)
 
 
 def read_questions(manifest: Path, pairs: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "speechzoo"
 
 # Each layer may import from the ones above it; inside a layer packages do not know each other.
 LAYERS = [
-    {"types", "spec", "recipes", "files", "kv_cache", "ranks"},
+    {"types", "spec", "recipes", "files", "kv_cache", "ranks", "cpu"},
     {"audio", "text"},
     {"encoders", "adaptors", "llms", "units", "vocoders", "training"},
     {"models"},
@@ -24,6 +24,7 @@ LAYERS = [
     {"interop"},
     {"hub"},
     {"quickstart", "sweeps"},
+    {"resolvers"},
     {"talk"},
     {"bench"},
     {"cli"},

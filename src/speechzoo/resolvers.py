@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from omegaconf import OmegaConf
+
+from speechzoo.cpu import fast_bfloat16
+from speechzoo.quickstart.parts import fetch
 
 
 def register_resolvers() -> None:
@@ -17,17 +19,7 @@ def register_resolvers() -> None:
     OmegaConf.register_resolver("cpu", _cpu, replace=True)
 
 
-def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 at a useful speed.
-
-    That takes AVX-512. Without it they are emulated: 9 instead of 86 GFLOP/s in float32 on an AVX2 core (torch 2.13).
-    """
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-
-
 def _part(name: str) -> str:
-    from speechzoo.quickstart.parts import fetch
-
     return str(fetch(name))
 
 

@@ -12,11 +12,11 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from speechzoo.cpu import fast_bfloat16
 from speechzoo.models.checkpoint import find
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.stages import Stages
 from speechzoo.recipes import recipe
-from speechzoo.resolvers import fast_bfloat16
 
 
 class Work:

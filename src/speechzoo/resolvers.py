@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import OmegaConf
 
 from speechzoo.cpu import fast_bfloat16
-from speechzoo.quickstart.parts import fetch
+from speechzoo.quickstart import parts
 
 
 def register_resolvers() -> None:
@@ -20,7 +20,7 @@ def register_resolvers() -> None:
 
 
 def _part(name: str) -> str:
-    return str(fetch(name))
+    return str(parts.fetch(name))
 
 
 def _cpu(setting: str) -> str:

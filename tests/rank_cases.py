@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from speechzoo.adaptors import Linear
+from speechzoo.callbacks import ExplodingNorms
 from speechzoo.data import encode_batch, with_windows
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import LLaMAOmni, LLaSM, SpeechLLM
@@ -153,7 +154,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[record],
+        callbacks=[record, ExplodingNorms(every_n_steps=1)],
         **options,
         **settings,
     )
@@ -169,6 +170,7 @@ def fit(
         "sums": [{name: float(value) for name, value in sums.items()} for sums in record.sums],
         "kinds": record.kinds,
         "val": {k: float(v) for k, v in engine.callback_metrics.items() if k.startswith("val")},
+        "norms": {k: float(v) for k, v in engine.callback_metrics.items() if k.startswith("norm")},
         "whole": {
             name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
             for name, p in model.named_parameters()

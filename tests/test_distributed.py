@@ -10,9 +10,10 @@ import torch
 import torch.multiprocessing as mp
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from rank_cases import PRECISION, RESHARD, STAGES, STOPS, VALIDATION, fit, make, share, two
+from rank_cases import ENCODER, PRECISION, RESHARD, STAGES, STOPS, VALIDATION, fit, make, share, two
 from torch.utils.data import DataLoader
 
+from speechzoo.models import LLaSM
 from speechzoo.training import FileCheckpointIO
 from speechzoo.training.sharded_folder import is_sharded_folder
 
@@ -82,6 +83,7 @@ def test_two_processes_train_as_one(one_process, out: Path, stage: str, kind: st
     for result in ranks:
         assert result["val"] == pytest.approx(expected["val"], rel=1e-4)
         assert result["kinds"] == ({"DTensor"} if kind == "fsdp2" else {"Parameter"})
+        assert result["norms"] == pytest.approx(expected["norms"], rel=1e-3)  # of whole weights, not of shards
     assert ranks[0]["whole"].keys() == expected["whole"].keys()
 
 
@@ -153,5 +155,19 @@ def test_weights_alone_are_evaluated_but_not_continued(
         assert all(learned[name].full_tensor().equal(value) for name, value in saved["state_dict"].items())
         with pytest.raises(ValueError, match="holds no optimizer state"):
             Trainer(**settings).fit(model, loader, ckpt_path=out / "weights.ckpt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_what_learns_in_several_dtypes_is_refused(tiny_llm_dir: Path, tiny_whisper_pt: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(find_free_network_port()))
+    options = {"freeze": [ENCODER], "tokens": True, "dtype": "bfloat16"}
+    monkeypatch.setitem(STAGES, "mixed", (LLaSM, options, 1))
+    model = make("mixed", tiny_llm_dir, tiny_whisper_pt)
+    loader = DataLoader(share(model, VALIDATION, 1, 0, 2), batch_size=None)
+    try:
+        with pytest.raises(ValueError, match=r"llm: new_embeddings in float32 and lm\..* in bfloat16 cannot learn"):
+            Trainer(strategy="fsdp2", accelerator="cpu", devices=1, barebones=True).fit(model, loader)
     finally:
         torch.distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -23,6 +24,18 @@ class Tell(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == 2 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 5:
             os.kill(os.getpid(), SIGNAL)
+
+
+class TellAll(Tell):
+    """As SLURM preempts a job: the signal goes to the data loader's workers as well, and to them first."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        workers = multiprocessing.active_children()
+        assert workers
+        if trainer.global_step == 2:
+            for worker in workers:
+                os.kill(worker.pid, SIGNAL)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
 
 SIGNAL = signal.SIGUSR1
@@ -63,3 +76,12 @@ def test_sigterm_saves_too(config: Path, monkeypatch) -> None:
     monkeypatch.setattr(f"{__name__}.SIGNAL", signal.SIGTERM)
     fit(config, "terminated", f"--trainer.callbacks+={__name__}.Tell")
     assert saved(config.parent / "terminated" / "last.ckpt")["global_step"] == 3
+
+
+def test_sigterm_to_the_workers_as_well(config: Path, monkeypatch) -> None:
+    """They go on reading until the step is done, and none is left behind."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr(f"{__name__}.SIGNAL", signal.SIGTERM)
+    fit(config, "all", "--data.init_args.num_workers=2", f"--trainer.callbacks+={__name__}.TellAll")
+    assert saved(config.parent / "all" / "last.ckpt")["global_step"] == 3
+    assert not multiprocessing.active_children()

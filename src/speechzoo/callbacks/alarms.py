@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from speechzoo.doctor.weights import local
 from speechzoo.types import SpeechOutput
 
 
@@ -102,17 +104,17 @@ class DeadPart(Alarm):
         weights = self._weights(pl_module)
         if not weights or not self.due(trainer):
             return
-        gradients = [local(w.grad) for w in weights if w.grad is not None]
-        size = max(_norm([local(w) for w in weights]), 1e-12)
+        gradients = [w.grad for w in weights if w.grad is not None]
+        size = max(_norm(weights), 1e-12)
         self._seen = {"size": size, "gradient": _norm(gradients) / size}
-        self._before = [local(weight).clone() for weight in weights]
+        self._before = [weight.detach().clone() for weight in weights]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._seen is None:
             return
-        after = [local(weight) for weight in self._weights(pl_module)]
+        after = [weight.detach() for weight in self._weights(pl_module)]
         moved = _norm([a - b for a, b in zip(after, self._before, strict=True)]) / self._seen["size"]
         found = {
             "gradient": (self._seen["gradient"], self.min_gradient, "is its gradient relative to its weights"),
@@ -226,8 +228,8 @@ class ExplodingNorms(Alarm):
             weights = [p for p in part.parameters() if p.requires_grad]
             if not weights:
                 continue
-            size = _norm([local(w) for w in weights])
-            gradient = _norm([local(w.grad) for w in weights if w.grad is not None])
+            size = _norm(weights)
+            gradient = _norm([w.grad for w in weights if w.grad is not None])
             past = self._past.setdefault(name, deque(maxlen=100))
             start = self._start.setdefault(name, size)
             usual = statistics.median(past) if len(past) >= 5 else 0.0
@@ -257,8 +259,10 @@ class ExplodingNorms(Alarm):
         self._past = {name: deque(values, maxlen=100) for name, values in state_dict["past"].items()}
 
 
-def _norm(tensors: list[Tensor]) -> float:
-    """Of all tensors together; of this process's shards where they are cut."""
+def _norm(tensors: Sequence[Tensor]) -> float:
+    """Of all tensors together; of the whole ones where they are cut over processes, which then have to call it
+    together."""
     if not tensors:
         return 0.0
-    return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in torch._foreach_norm(tensors)])))
+    total = get_total_norm([tensor.detach() for tensor in tensors])
+    return float(total.full_tensor() if isinstance(total, DTensor) else total)

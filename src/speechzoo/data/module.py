@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -202,6 +203,7 @@ class SpeechDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=partial(collate, pad_id=self._trainer().lightning_module.prompt.pad_id, padding_side=side),
             pin_memory=self.pin_memory,
+            worker_init_fn=_outlive_sigterm,
             # Of its own: else each new iterator draws from the global one, and a resumed run would draw once more.
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -301,6 +303,12 @@ class SpeechDataModule(LightningDataModule):
     def _progress(self) -> tuple[int, int]:
         trainer = self._trainer()
         return trainer.fit_loop.epoch_loop.batch_progress.current.ready, int(trainer.num_training_batches)
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """A preempted job gets SIGTERM in all its processes. Workers that die of it would end the run before it could save;
+    they leave when the process that they work for does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _memory() -> Path:

@@ -42,7 +42,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, device: torch.device, reshard_afte
         reshard_after_forward: let a unit's weights go between forward and backward: less memory, one more gather.
 
     Raises:
-        ValueError: if a trainable parameter is left whole: its ranks would drift apart in silence.
+        ValueError: if a trainable parameter is left whole: its ranks would drift apart in silence. Or if what learns
+            in a unit has several dtypes, which FSDP2 cannot reduce together.
     """
     own = [name for name, parameter in model.named_parameters(recurse=False) if parameter.requires_grad]
     for name, part in model.named_children():
@@ -50,6 +51,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, device: torch.device, reshard_afte
             continue
         _refuse_ties(name, [*blocks(part)], part)
         for unit in [*blocks(part), part]:
+            _refuse_dtypes(name, unit)
             fill(unit, device)
             fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward)
         if isinstance(part, nn.ModuleList | nn.ModuleDict):
@@ -74,6 +76,20 @@ def _refuse_ties(name: str, layers: list[nn.Module], part: nn.Module) -> None:
     for key, module in part.named_modules():
         if id(module) not in inside and any(id(p) in owner for p in module._parameters.values()):
             raise ValueError(f"{name}: {key} shares a weight with a layer, which cannot be sharded")
+
+
+def _refuse_dtypes(name: str, unit: nn.Module) -> None:
+    """torch would say so too, in the first step and without names. What is sharded already belongs to inner units."""
+    learning: dict[torch.dtype, str] = {}
+    for key, parameter in unit.named_parameters():
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
+            learning.setdefault(parameter.dtype, key)
+    if len(learning) > 1:
+        told = " and ".join(f"{key} in {str(kind).removeprefix('torch.')}" for kind, key in learning.items())
+        raise ValueError(
+            f"{name}: {told} cannot learn together under fsdp2: load what learns in float32 (the part's dtype; with "
+            "precision: bf16-mixed the arithmetic is bfloat16 all the same), or freeze the rest"
+        )
 
 
 def _is_safe(parameter: nn.Parameter) -> bool:

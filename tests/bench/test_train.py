@@ -50,12 +50,13 @@ def test_caches_change_the_cost_and_not_the_loss(model, monkeypatch: pytest.Monk
     for name in ("encoder", "llm", "unit_decoder"):
         getattr(model, name).register_forward_pre_hook(lambda *_, name=name: ran.append(name))
     losses, parts = {}, {}
-    for arm in ("stage1_trimmed_no_cache", "stage1_trimmed", "stage2_no_cache", "stage2_features", "stage2"):
+    arms = ("stage1_trimmed_no_cache", "stage1_trimmed", "stage2_no_cache", "stage2_features", "stage2", "stage2_bf16")
+    for arm in arms:
         train.stage(model, arm)
         model.encoder.window = "trimmed"
         batch = train.cached(model, train.conversations(0.5, rows=1), arm)
         ran.clear()
-        losses[arm] = train.step(model, batch)
+        losses[arm] = train.step(model, batch, arm)
         parts[arm] = list(ran)
         learns = {name.split(".")[0] for name, weight in model.named_parameters() if weight.requires_grad}
         assert learns == ({"adaptor", "llm"} if arm.startswith("stage1") else {"unit_decoder"})
@@ -65,9 +66,13 @@ def test_caches_change_the_cost_and_not_the_loss(model, monkeypatch: pytest.Monk
         "stage2_no_cache": ["encoder", "llm", "unit_decoder"],
         "stage2_features": ["llm", "unit_decoder"],
         "stage2": ["unit_decoder"],
+        "stage2_bf16": ["unit_decoder"],
     }
     assert losses["stage1_trimmed"] == pytest.approx(losses["stage1_trimmed_no_cache"], rel=1e-6)
     assert losses["stage2"] == pytest.approx(losses["stage2_no_cache"], rel=1e-6)
+    assert (
+        losses["stage2_bf16"] == pytest.approx(losses["stage2"], rel=1e-2) and losses["stage2_bf16"] != losses["stage2"]
+    )
     assert losses["stage2_features"] == pytest.approx(losses["stage2_no_cache"], rel=1e-6)
 
 

@@ -12,7 +12,7 @@ from speechzoo.types import StreamEnd, TextDelta, UnitDelta
 
 
 @pytest.mark.parametrize("name", ["omni", "label", "llasm"])
-@pytest.mark.parametrize("unit_tokens", [1, 4])
+@pytest.mark.parametrize("unit_tokens", [1, 4, None])
 def test_a_stream_is_the_reply_and_each_row_is_as_if_alone(request, name, unit_tokens):
     model = request.getfixturevalue(name)
     options = {"max_new_tokens": 12, "eos_token_id": a_stop(model, QUESTIONS)}

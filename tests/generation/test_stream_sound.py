@@ -51,6 +51,24 @@ def test_grouping_tokens_delays_no_first_chunk(omni):
     assert before_first_sound(6) == before_first_sound(1)
 
 
+def test_more_tokens_together_the_longer_the_answer(omni, monkeypatch):
+    """Four, or an eighth of those before; after every token until the first chunk is out."""
+    widths: list[int] = []
+    make_stream = omni.unit_decoder.stream
+
+    def watched(rows: int):
+        units = make_stream(rows)
+        push = units.push
+        units.push = lambda states: widths.append(states.shape[1]) or push(states)
+        return units
+
+    monkeypatch.setattr(omni.unit_decoder, "stream", watched)
+    for given, expected in ((None, [1, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 5, 5, 6, 3]), (30, [1, 30, 29]), (1, [1] * 60)):
+        widths.clear()
+        list(stream(omni, QUESTIONS[0], chunk_units=1, unit_tokens=given, max_new_tokens=60, eos_token_id=[]))
+        assert widths == expected
+
+
 class Reader:
     sample_rate = 50
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.bench.midsize import VOCAB, midsize_model
@@ -34,15 +35,20 @@ FREEZE = {"stage1": ["^encoder\\.", "^unit_decoder\\."], "stage2": ["^encoder\\.
 ARMS = {
     "stage1_no_cache": "padded window, no cache",
     "stage1": "padded window, encoder states cached",
+    "stage1_bf16": "the same, arithmetic in bfloat16 as the recipes have it",
     "stage1_trimmed_no_cache": "clip at its real length, no cache",
     "stage1_trimmed": "clip at its real length, encoder states cached",
     "stage2_no_cache": "padded window, no cache",
     "stage2_features": "padded window, encoder states cached",
     "stage2": "LLM states cached",
+    "stage2_bf16": "the same, arithmetic in bfloat16 as the recipes have it",
     "stage2_freed": "LLM states cached, encoder and LLM freed",
     "stage1_official_work": "our code made to do what the official does: also logits of all positions",
     "stage2_official_work": "the same, with the LLM's loss",
 }
+STATES = ("stage2", "stage2_bf16", "stage2_freed")
+"""Arms whose batches bring the LLM's states."""
+
 PROMPT = 63  # ids, one of which stands for the clip: with its 300 positions 362
 ANSWER, UNITS = 52, 553
 
@@ -80,7 +86,7 @@ def cached(model: LLaMAOmni, batch: SpeechBatch, arm: str) -> SpeechBatch:
     if arm.endswith(("no_cache", "official_work")):
         return batch
     positions = (batch.attention_mask.sum(dim=1) - 1) + model.audio_positions(batch.audio_lens)
-    if arm in ("stage2", "stage2_freed"):
+    if arm in STATES:
         states, lens = model.frozen_states(batch)
         given = {"answer_states": states, "answer_state_lens": lens, "positions": positions}
     else:
@@ -101,10 +107,11 @@ def stage(model: LLaMAOmni, arm: str) -> None:
     model.train()
 
 
-def step(model: LLaMAOmni, batch: SpeechBatch, logits: bool = False) -> float:
+def step(model: LLaMAOmni, batch: SpeechBatch, arm: str) -> float:
     """Forward and backward; returns the loss."""
-    out = model(batch, logits=logits)
-    loss: Tensor = sum(model.loss_weights[name] * value for name, value in out.losses.items())  # type: ignore[assignment]
+    with torch.autocast("cpu", torch.bfloat16, enabled=arm.endswith("bf16")):
+        out = model(batch, logits=arm.endswith("official_work"))
+        loss: Tensor = sum(model.loss_weights[name] * value for name, value in out.losses.items())  # type: ignore[assignment]
     loss.backward()
     model.zero_grad()
     return loss.item()
@@ -124,6 +131,7 @@ def cpu_seconds(run: Callable[[], Any], repeats: int) -> float:
 def measure(arm: str, repeats: int, threads: int) -> dict[str, float]:
     """One arm in this process, which should be a fresh one: `cpu_seconds`, `loss`, `peak_memory_mb`."""
     torch.set_num_threads(threads)
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         model = midsize_model(Path(folder))
         stage(model, arm)
@@ -131,8 +139,8 @@ def measure(arm: str, repeats: int, threads: int) -> dict[str, float]:
         if arm == "stage2_freed":
             model.free_frozen()
         _forget_peak()
-        loss = step(model, batch)
-        seconds = cpu_seconds(lambda: step(model, batch, arm.endswith("official_work")), repeats)
+        loss = step(model, batch, arm)
+        seconds = cpu_seconds(lambda: step(model, batch, arm), repeats)
         return {"cpu_seconds": seconds, "loss": loss, "peak_memory_mb": peak_memory_mb(torch.device("cpu"))}
 
 

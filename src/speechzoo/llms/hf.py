@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
-from speechzoo.kv_cache import growing_cache
+from speechzoo.kv_cache import cache_argument, growing_cache
 from speechzoo.llms.base import LLM, LLMOutput
 from speechzoo.llms.decoding import Step, token_steps
 from speechzoo.llms.lora import add_lora
@@ -57,6 +57,7 @@ class HFCausalLM(LLM):
             self.new_embeddings = nn.Parameter(rows)
             self.register_buffer("new_ids", torch.tensor(new_tokens), persistent=False)
         self.lm = add_lora(lm, lora) if lora else lm
+        self._cache_argument = cache_argument(self.backbone)
         if gradient_checkpointing:  # after LoRA, which would add hooks that only reentrant checkpoints need
             lm.gradient_checkpointing_enable({"use_reentrant": False})
         # A frozen LLM that gradients only pass through saves memory too; transformers recomputes in training mode.
@@ -178,6 +179,6 @@ class HFCausalLM(LLM):
             inputs_embeds=embeds,
             attention_mask=None if mask is None else mask.long(),
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_argument: cache},
         ).last_hidden_state

@@ -46,7 +46,7 @@ class Answering:
         vocoder: Vocoder | None = None,
         chunk_units: int = 40,
         context_units: int | None = None,
-        unit_tokens: int = 4,
+        unit_tokens: int | None = None,
         **generate: Any,
     ) -> Iterator[StreamEvent]:
         """Answer each row, in events while it is being written; closing the iterator frees all it holds.

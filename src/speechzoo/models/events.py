@@ -88,8 +88,8 @@ class Speaker:
         vocoder: makes sound of units, `chunk_units` or more at a time.
         context_units: see `Vocoder.stream`.
         unit_tokens: tokens whose units are made together once a row's first sound (without a vocoder its first chunk of
-            units) is out; until then, and with 1 always, they are made after every token. Fewer and larger matrix
-            products cost less.
+            units) is out; until then they are made after every token. Fewer and larger matrix products cost less. None:
+            an eighth of the tokens so far, at least 4: what is heard meanwhile grows as well.
         voice: makes sound of sentences.
 
     Raises:
@@ -102,7 +102,7 @@ class Speaker:
         vocoder: Vocoder | None = None,
         chunk_units: int = 40,
         context_units: int | None = None,
-        unit_tokens: int = 4,
+        unit_tokens: int | None = None,
         voice: Voice | None = None,
     ) -> None:
         if vocoder is not None and decoder is None:
@@ -113,7 +113,7 @@ class Speaker:
                 "take the vocoder that belongs to the model's units"
             )
         for name, value in (("chunk_units", chunk_units), ("unit_tokens", unit_tokens)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}")
         self.decoder, self.vocoder, self.voice = decoder, vocoder, voice
         self.chunk_units, self.context_units, self.unit_tokens = chunk_units, context_units, unit_tokens
@@ -220,6 +220,7 @@ class Units:
     def __init__(self, stream: UnitStream, speaker: Speaker) -> None:
         self.stream, self.speaker = stream, speaker
         self.waiting: list[Tensor] = []  # [b, H] each
+        self.tokens = 0  # given to the unit decoder
         self.unread = speaker.reads_last  # the first step's states have read no token of the answer
 
     def push(self, step: Step, tracks: list[Row]) -> list[Tensor] | None:
@@ -229,9 +230,10 @@ class Units:
             return None
         self.waiting.append(step.states)
         hurry = any(step.ended) or any(not tracks[row].begun for row in step.rows)
-        if not hurry and len(self.waiting) < self.speaker.unit_tokens:
+        if not hurry and len(self.waiting) < (self.speaker.unit_tokens or max(4, self.tokens // 8)):
             return None
         units = self.stream.push(torch.stack(self.waiting, dim=1))
+        self.tokens += len(self.waiting)
         self.waiting = []
         if any(step.ended):
             self.stream.keep([index for index, end in enumerate(step.ended) if not end])

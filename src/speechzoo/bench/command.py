@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 BENCHES: dict[str, tuple[str, str]] = {
+    "cache": ("speechzoo.bench.cache:main", "what the caches of frozen states save in the steps of a recipe"),
     "data": ("speechzoo.bench.data:main", "loader throughput of each kind of source, padding of batches"),
     "latency": ("speechzoo.bench.latency:main", "time to a model's first text, unit and sound, and the paper's"),
     "stream": ("speechzoo.bench.stream:main", "CPU time of a streamed answer over that of the same answer offline"),

@@ -1,4 +1,4 @@
-"""What a training stage costs: time, tokens, memory; written as `summary.json` when the stage ends."""
+"""What a training stage costs: time, tokens, memory, use of the device; written as `summary.json` at its end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from speechzoo.files import write_json
+from speechzoo.models import SpeechLLM
+from speechzoo.models.flops import training_flops
 from speechzoo.types import SpeechBatch, SpeechOutput
 
 COUNTS = ("examples", "tokens", "supervised_tokens", "units")
@@ -23,6 +26,9 @@ FINAL = 50
 
 class StageCost(Callback):
     """Logs `train/tokens_per_second`, `train/seconds`, `train/peak_memory_mb`; writes the cost of the stage.
+
+    On accelerators whose peak rate Lightning knows also `train/mfu`: the arithmetic that the batches needed (see
+    `speechzoo.models.flops`) over what the device could have done in the time, validation left out.
 
     `summary.json` holds seconds, validation_seconds, steps, examples, tokens (LLM positions after splicing, padding
     not), supervised_tokens, units, trainable_parameters, total_parameters, peak_memory_mb, train_loss (mean of the
@@ -50,13 +56,17 @@ class StageCost(Callback):
         self._ended: float | None = None
         self._validating: float | None = None
         self._validation = 0.0
-        self._logged = (0.0, 0.0)  # training seconds and tokens at the last log
+        self._logged = (0.0, 0.0, 0.0)  # training seconds, tokens and FLOPs at the last log
+        self._flops = torch.zeros(())  # of this process
+        self._peak_flops: float | None = None  # a second, of this process's device
         self._hook: RemovableHandle | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = trainer
         self._now = {name: torch.zeros((), dtype=torch.long, device=trainer.strategy.root_device) for name in COUNTS}
-        self._started, self._validation, self._logged = None, 0.0, (0.0, 0.0)
+        self._started, self._validation, self._logged = None, 0.0, (0.0, 0.0, 0.0)
+        self._flops = torch.zeros((), dtype=torch.float64, device=trainer.strategy.root_device)
+        self._peak_flops = get_available_flops(trainer.strategy.root_device, _compute_dtype(trainer.precision))
         _reset_peak(trainer.strategy.root_device)
         # The only place that knows how many positions a row takes once its clips are spliced in.
         self._hook = pl_module.register_forward_hook(self._count_positions)
@@ -133,6 +143,8 @@ class StageCost(Callback):
     def _count_positions(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, SpeechOutput) and module.training:
             self._now["tokens"] += output.mask.sum()
+            if self._peak_flops and isinstance(module, SpeechLLM):
+                self._flops += training_flops(module, inputs[0], output)
 
     def _totals(self, trainer: Trainer) -> dict[str, float]:
         """Work before this process plus work of all ranks since. Collective: checkpoints are saved by all ranks."""
@@ -149,15 +161,18 @@ class StageCost(Callback):
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        training, tokens = self._elapsed() - self._validation, float(self._now["tokens"])
-        span = training - self._logged[0]
+        training, tokens, flops = self._elapsed() - self._validation, float(self._now["tokens"]), float(self._flops)
+        span = max(training - self._logged[0], 1e-9)
         # This rank's share times the ranks: their batches hold the same token budget, so no collective is needed.
-        rate = (tokens - self._logged[1]) * trainer.world_size / max(span, 1e-9)
-        self._logged = training, tokens
+        rate = (tokens - self._logged[1]) * trainer.world_size / span
+        used = (flops - self._logged[2]) / span
+        self._logged = training, tokens, flops
         values = {"train/seconds": self._before["seconds"] + self._elapsed()}
         values["train/peak_memory_mb"] = peak_memory_mb(trainer.strategy.root_device)
         if tokens:
             values["train/tokens_per_second"] = rate
+        if self._peak_flops and flops:
+            values["train/mfu"] = used / self._peak_flops
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
 
@@ -174,6 +189,11 @@ def peak_memory_mb(device: torch.device) -> float:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes on macOS, KiB on Linux
+
+
+def _compute_dtype(precision: str) -> torch.dtype:
+    """What matrix products are computed in under a Trainer's precision."""
+    return {"bf": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(str(precision)[:2], torch.float32)
 
 
 def _reset_peak(device: torch.device) -> None:

@@ -1,0 +1,104 @@
+"""Arithmetic that a training step needs, counted from the parts' weights: what utilisation is measured against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from speechzoo.encoders import Encoder, WhisperEncoder
+from speechzoo.llms import LLM, HFCausalLM
+from speechzoo.models.base import SpeechLLM
+from speechzoo.types import SpeechBatch, SpeechOutput
+from speechzoo.units import CTCUnitDecoder, UnitDecoder
+
+
+def training_flops(model: SpeechLLM, batch: SpeechBatch, out: SpeechOutput) -> Tensor:
+    """Floating-point operations of matrix products in forward and backward of a batch, an addition counting as one.
+
+    Padding does not count, nor does what gradient checkpointing computes again, as is usual for model FLOPs
+    utilisation (PaLM, arXiv 2204.02311, appendix B); causal attention counts half. A part that learns costs three
+    forward passes, one that gradients only pass through two, one that they do not reach a single one. The vocabulary
+    head counts for supervised tokens, where it runs. Attention is that of Whisper, Hugging Face LLMs and the CTC
+    decoder; other parts count by their weights.
+
+    Args:
+        out: of `model(batch)`. With cached `features` the encoder counts nothing, with `answer_states` all before the
+            unit decoder.
+
+    Returns:
+        A scalar on the batch's device; nothing waits for it.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=batch.input_ids.device)
+    below = False  # whether anything before a part learns, so that gradients pass through it
+
+    def add(part: nn.Module, weights: Tensor | float, attention: Tensor | float = 0.0) -> None:
+        nonlocal total, below
+        share = _learning_share(part)
+        below = below or share > 0
+        total = total + weights * (1 + below + share) + attention * (1 + 2 * below)
+
+    if batch.answer_states is None:
+        if batch.audio is not None and len(batch.audio):
+            frames = model.encoder.out_lens(batch.audio_lens)
+            add(model.encoder, *_encoder(model.encoder, frames))
+        else:
+            frames = batch.feature_lens
+        if frames is not None and len(frames):
+            add(model.adaptor, 2 * model.adaptor.out_lens(frames).sum() * matmul_weights(model.adaptor))
+        add(model.llm, *_llm(model.llm, out.mask.sum(dim=1), batch.num_targets()["lm"] if "lm" in out.sums else 0))
+    if out.unit_logit_lens is not None:
+        add(model.unit_decoder, *_unit_decoder(model.unit_decoder, out.unit_logit_lens))
+    return total
+
+
+def _encoder(encoder: Encoder, frames: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Forward FLOPs of weights and of attention. Shape: frames `[N]`, of each clip."""
+    weights = matmul_weights(encoder)
+    if type(encoder) is not WhisperEncoder:
+        return 2 * frames.sum() * weights, 0.0
+    weights += encoder.net.conv1.weight.numel()  # runs on mel frames, twice as many
+    return 2 * frames.sum() * weights, 4 * _squares(frames) * encoder.out_dim * len(encoder.net.blocks)
+
+
+def _llm(llm: LLM, rows: Tensor, targets: int) -> tuple[Tensor, Tensor | float]:
+    """Forward FLOPs of weights and of attention. Shape: rows `[B]`, positions of each."""
+    head = matmul_weights(llm.head) if isinstance(llm, HFCausalLM) else 0
+    weights = 2 * rows.sum() * (matmul_weights(llm) - head) + 2 * targets * head
+    config = llm.lm.config if isinstance(llm, HFCausalLM) else None
+    if config is None or not hasattr(config, "num_attention_heads"):
+        return weights, 0.0
+    width = getattr(config, "head_dim", None) or llm.dim // config.num_attention_heads
+    return weights, 2 * _squares(rows) * config.num_attention_heads * width * config.num_hidden_layers
+
+
+def _unit_decoder(decoder: UnitDecoder, lens: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Forward FLOPs of weights and of attention. Shape: lens `[Q]`, positions of each."""
+    weights = 2 * lens.sum() * matmul_weights(decoder)
+    if not isinstance(decoder, CTCUnitDecoder):
+        return weights, 0.0
+    attention = decoder.transformer.layers[0].self_attn
+    # Computed once per state instead of once per position.
+    early = (decoder.input_proj, attention.q_proj, attention.k_proj, attention.v_proj)
+    weights = weights - 2 * lens.sum() * (1 - 1 / decoder.upsample) * sum(map(matmul_weights, early))
+    return weights, 2 * _squares(lens) * attention.q_proj.out_features * len(decoder.transformer.layers)
+
+
+def _squares(lens: Tensor) -> Tensor:
+    return lens.double().square().sum()
+
+
+def matmul_weights(part: nn.Module) -> int:
+    """Weights that each position is multiplied by: matrices and convolutions, but not tables of embeddings."""
+    return sum(
+        weight.numel()
+        for module in part.modules()
+        if not isinstance(module, nn.Embedding)
+        for weight in module._parameters.values()
+        if weight is not None and weight.dim() > 1
+    )
+
+
+def _learning_share(part: nn.Module) -> float:
+    """Share of the matrices that get a gradient of their own."""
+    matrices = [p for p in part.parameters() if p.dim() > 1]
+    return sum(p.numel() for p in matrices if p.requires_grad) / max(1, sum(p.numel() for p in matrices))

@@ -85,7 +85,7 @@ def make(stage: str, llm: Path, whisper: Path, **more: Any) -> SpeechLLM:
     if options.pop("tokens", False):
         options["prompt"] = partial(ChatPrompt, tokenizer=str(llm), audio_tokens=TOKENS)
     if cls is LLaMAOmni:
-        options["unit_decoder"] = SMALL_DECODER
+        options["unit_decoder"] = partial(SMALL_DECODER, gradient_checkpointing=stage == "omni_stage2")
     else:
         options["adaptor"] = partial(Linear, stack=4)
     given = parts(llm, whisper, **options)

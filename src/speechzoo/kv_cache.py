@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -62,11 +61,6 @@ def growing_cache(config: PreTrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
-
-
-def cache_argument(model: nn.Module) -> str:
-    """What a transformers model calls the cache it is given: `cache` since 5.24, which drops the old name in 5.40."""
-    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def _grown(x: Tensor, capacity: int) -> Tensor:

@@ -213,3 +213,20 @@ def test_units_of_a_beginning_are_the_beginning_of_the_units(decoder, seed, size
 def test_an_unknown_alignment_is_refused():
     with pytest.raises(ValueError, match="predict or label, not 'late'"):
         make(align="late")
+
+
+def test_layers_that_are_recomputed_give_the_same_gradients():
+    """And run twice: once forward, once more on the way back."""
+    units, unit_lens = padded([[1, 2, 3], [4, 5]])
+    states, lens = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 2])
+    found = {}
+    for recomputed in (False, True):
+        decoder = make(gradient_checkpointing=recomputed).train()
+        ran: list[int] = []
+        for layer in decoder.transformer.layers:
+            layer.input_layernorm.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
+        out = decoder(states, lens, units, unit_lens)
+        out.loss_sum.backward()
+        assert len(ran) == (4 if recomputed else 2)
+        found[recomputed] = [out.loss_sum.detach(), *(p.grad for p in decoder.parameters())]
+    assert all(one.equal(other) for one, other in zip(*found.values(), strict=True))

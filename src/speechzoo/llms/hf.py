@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
-from speechzoo.kv_cache import cache_argument, growing_cache
+from speechzoo.hf_names import cache_argument, recompute_layers
+from speechzoo.kv_cache import growing_cache
 from speechzoo.llms.base import LLM, LLMOutput
 from speechzoo.llms.decoding import Step, token_steps
 from speechzoo.llms.lora import add_lora
@@ -59,7 +60,7 @@ class HFCausalLM(LLM):
         self.lm = add_lora(lm, lora) if lora else lm
         self._cache_argument = cache_argument(self.backbone)
         if gradient_checkpointing:  # after LoRA, which would add hooks that only reentrant checkpoints need
-            lm.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_layers(lm)
         # A frozen LLM that gradients only pass through saves memory too; transformers recomputes in training mode.
         self.recomputes = gradient_checkpointing
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
+from speechzoo.hf_names import recompute_layers
 from speechzoo.kv_cache import GrowingLayer
 from speechzoo.types import IGNORE
 from speechzoo.units.base import UnitDecoder, UnitOutput
@@ -34,6 +35,7 @@ class CTCUnitDecoder(UnitDecoder):
         align: see `UnitDecoder`.
         answer_align: the states answers are spoken from, where they are not those of training: the released code
             trains with `label` and answers with `predict`. Default: as `align`.
+        gradient_checkpointing: recompute layers in the backward pass: less memory, about a third more time.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class CTCUnitDecoder(UnitDecoder):
         rms_norm_eps: float = 1e-5,
         align: Literal["predict", "label"] = "predict",
         answer_align: Literal["predict", "label"] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("align", align), ("answer_align", answer_align or align)):
@@ -74,6 +77,8 @@ class CTCUnitDecoder(UnitDecoder):
             eos_token_id=None,
         )
         self.transformer = RepeatingLlama(config)
+        if gradient_checkpointing:
+            recompute_layers(self.transformer)
         self.output_proj = nn.Linear(dim, num_units + 1)
 
     @property

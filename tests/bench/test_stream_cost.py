@@ -7,13 +7,14 @@ import json
 import pytest
 import torch
 
-from speechzoo.bench import command, midsize
+from speechzoo.bench import command
+from speechzoo.bench.sizes import SIZES, noise_question, random_model
 from speechzoo.bench.stream import decoder_arms, measure
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return midsize.midsize_model(tmp_path_factory.mktemp("midsize"))
+    return random_model(tmp_path_factory.mktemp("midsize"), SIZES["mid"])
 
 
 @torch.no_grad()
@@ -40,12 +41,12 @@ def test_only_decoding_again_reads_states_twice(model):
 
 
 def test_the_prompt_is_as_long_as_llama_omnis(model):
-    batch = midsize.midsize_question(model)
+    batch = noise_question(SIZES["mid"].llm["vocab_size"])
     assert batch.input_ids.shape[1] - 1 + int(model.audio_positions(batch.audio_lens)[0]) == 361
 
 
 def test_the_command_writes_its_figures(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("speechzoo.bench.stream.midsize_model", lambda folder: model)
+    monkeypatch.setattr("speechzoo.bench.stream.random_model", lambda folder, size: model)
     target = tmp_path / "stream.json"
     assert command.main(["stream", "--tokens", "3", "--repeats", "1", "--json", str(target)]) == 0
     report = json.loads(target.read_text())

@@ -10,6 +10,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "cache": ("speechzoo.bench.cache:main", "what the caches of frozen states save in the steps of a recipe"),
     "data": ("speechzoo.bench.data:main", "loader throughput of each kind of source, padding of batches"),
     "latency": ("speechzoo.bench.latency:main", "time to a model's first text, unit and sound, and the paper's"),
+    "parts": ("speechzoo.bench.parts:main", "random weights of the paper's sizes, for recipes and the other benches"),
     "stream": ("speechzoo.bench.stream:main", "CPU time of a streamed answer over that of the same answer offline"),
     "train": ("speechzoo.bench.train:main", "CPU time and memory of a training step, with and without caches"),
 }

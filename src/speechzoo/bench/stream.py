@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechzoo.bench.midsize import midsize_model, midsize_question
+from speechzoo.bench.sizes import SIZES, noise_question, random_model
 from speechzoo.models import LLaMAOmni
 from speechzoo.types import SpeechBatch, UnitDelta
 
@@ -86,7 +86,7 @@ def measure(model: LLaMAOmni, tokens: int, repeats: int, rerun_repeats: int) -> 
     Raises:
         RuntimeError: if the arms do not speak the same units.
     """
-    question = midsize_question(model)
+    question = noise_question(SIZES["mid"].llm["vocab_size"])
     encoder, (features, lens) = timed(lambda: model.encoder(question.audio, question.audio_lens))
     batch = replace(question, audio=None, audio_lens=None, features=features, feature_lens=lens)
     speech = model.encode(batch)
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
         "device": "cpu float32",
     }
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        model = midsize_model(Path(folder))
+        model = random_model(Path(folder), SIZES["mid"])
         machine["parameters"] = sum(p.numel() for p in model.parameters())
         results = []
         for tokens in args.tokens:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from speechzoo.audio import SAMPLE_RATE
-from speechzoo.bench.midsize import VOCAB, midsize_model
+from speechzoo.bench.sizes import SIZES, random_model
 from speechzoo.callbacks.cost import peak_memory_mb
 from speechzoo.models import LLaMAOmni
 from speechzoo.training.freeze import freeze
@@ -49,6 +49,7 @@ ARMS = {
 STATES = ("stage2", "stage2_bf16", "stage2_freed")
 """Arms whose batches bring the LLM's states."""
 
+VOCAB = SIZES["mid"].llm["vocab_size"]
 PROMPT = 63  # ids, one of which stands for the clip: with its 300 positions 362
 ANSWER, UNITS = 52, 553
 
@@ -133,7 +134,7 @@ def measure(arm: str, repeats: int, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        model = midsize_model(Path(folder))
+        model = random_model(Path(folder), SIZES["mid"])
         stage(model, arm)
         batch = cached(model, conversations(), arm)
         if arm == "stage2_freed":

@@ -58,24 +58,10 @@ class UnitHiFiGAN(Vocoder):
             )
         self.sample_rate, self.num_units = config.get("sampling_rate", 16_000), config["num_embeddings"]
         self.hop = config["code_hop_size"]
-        self.embedding = nn.Embedding(config["num_embeddings"], config["embedding_dim"])
-        predictor = config["dur_predictor_params"]
-        self.durations = DurationPredictor(
-            predictor["encoder_embed_dim"], predictor["var_pred_hidden_dim"], predictor["var_pred_kernel_size"]
-        )
-        self.generator = SpeechT5HifiGan(
-            SpeechT5HifiGanConfig(
-                model_in_dim=config["model_in_dim"],
-                sampling_rate=self.sample_rate,
-                upsample_initial_channel=config["upsample_initial_channel"],
-                upsample_rates=config["upsample_rates"],
-                upsample_kernel_sizes=config["upsample_kernel_sizes"],
-                resblock_kernel_sizes=config["resblock_kernel_sizes"],
-                resblock_dilation_sizes=config["resblock_dilation_sizes"],
-                leaky_relu_slope=0.1,
-                normalize_before=False,
-            )
-        )
+        parts = networks(config)
+        self.embedding: nn.Embedding = parts["embedding"]
+        self.durations: DurationPredictor = parts["durations"]
+        self.generator: SpeechT5HifiGan = parts["generator"]
         # The second kernel is 3 with padding 1 whatever the config says: fairseq wrote it so.
         self.unit_reach = reach([self.durations.conv1[0], self.durations.conv2[0]])
         self.frame_reach = reach(_layers(self.generator))
@@ -129,6 +115,30 @@ class UnitHiFiGAN(Vocoder):
         units = self.check(units)
         states, one = self.embedding(units), torch.ones_like(units)
         return self.render(states, one, 0, len(units)) if len(units) else states.new_zeros(0)
+
+
+def networks(config: dict[str, Any]) -> dict[str, Any]:
+    """The untrained parts that fairseq's `config.json` describes: `embedding`, `durations`, `generator`."""
+    predictor = config["dur_predictor_params"]
+    return {
+        "embedding": nn.Embedding(config["num_embeddings"], config["embedding_dim"]),
+        "durations": DurationPredictor(
+            predictor["encoder_embed_dim"], predictor["var_pred_hidden_dim"], predictor["var_pred_kernel_size"]
+        ),
+        "generator": SpeechT5HifiGan(
+            SpeechT5HifiGanConfig(
+                model_in_dim=config["model_in_dim"],
+                sampling_rate=config.get("sampling_rate", 16_000),
+                upsample_initial_channel=config["upsample_initial_channel"],
+                upsample_rates=config["upsample_rates"],
+                upsample_kernel_sizes=config["upsample_kernel_sizes"],
+                resblock_kernel_sizes=config["resblock_kernel_sizes"],
+                resblock_dilation_sizes=config["resblock_dilation_sizes"],
+                leaky_relu_slope=0.1,
+                normalize_before=False,
+            )
+        ),
+    }
 
 
 def _layers(generator: SpeechT5HifiGan) -> Branch:

@@ -1,0 +1,98 @@
+"""A random LLaMA-Omni of the paper's size with sounds of noise: real recipes and benches run where no weights are."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from speechzoo.audio import SAMPLE_RATE, write_audio
+from speechzoo.bench.sizes import SIZES, Size, random_model, random_vocoder
+from speechzoo.files import write_atomically, write_jsonl
+from speechzoo.interop.pretrained import save_pretrained
+
+TOKENS, UNITS, SECONDS = 50, 553, 7.5
+"""Of an answer, and of a question: the means of InstructS2S-200K (arXiv 2409.06666, section 4.1)."""
+
+
+def write_parts(folder: Path, size: Size, records: int, device: str, seed: int = 0) -> None:
+    """Write `folder`: the saved form of a model, `vocoder/`, `train.jsonl` with its `audio/`, and `overlay.yaml`, which
+    given after a recipe makes it use them.
+
+    Raises:
+        FileExistsError: if there is something at `folder`.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as work:
+        model = random_model(Path(work), size, seed, device)
+        save_pretrained(model, folder, licence={"id": "cc0-1.0", "text": "random numbers"})
+    random_vocoder(folder / "vocoder", size, seed)
+    write_records(folder, records, size.units, seed)
+    write_atomically(folder / "overlay.yaml", yaml.safe_dump(overlay(folder, size), sort_keys=False))
+
+
+def write_records(folder: Path, number: int, num_units: int, seed: int) -> None:
+    """Spoken questions of noise with answers of random letters and units, of the lengths that the paper's data has."""
+    rng = random.Random(seed)
+    noise = np.random.default_rng(seed)
+    records = []
+    for index in range(number):
+        file = f"audio/{index:04d}.flac"
+        (folder / "audio").mkdir(exist_ok=True)
+        write_audio(folder / file, 0.1 * noise.standard_normal(int(SECONDS * SAMPLE_RATE)).astype(np.float32))
+        units = [rng.randrange(num_units)]
+        while len(units) < UNITS:
+            units.append((units[-1] + rng.randrange(1, num_units)) % num_units)  # no unit twice in a row
+        answer = "".join(rng.choice("abcdefghijklmnop") for _ in range(TOKENS))  # a token each
+        question = {"role": "user", "content": [{"type": "audio", "path": file}]}
+        records.append(
+            {"id": f"{index}", "messages": [question, {"role": "assistant", "content": answer, "units": units}]}
+        )
+    write_jsonl(folder / "train.jsonl", records)
+
+
+def overlay(folder: Path, size: Size) -> dict[str, Any]:
+    """What a LLaMA-Omni recipe needs to run with these parts; the unit decoder is of the recipe's or this size."""
+    home = folder.absolute()
+    csv = {"class_path": "CSVLogger", "init_args": {"save_dir": "${trainer.default_root_dir}", "name": "csv"}}
+    data = {"train": f"{home}/train.jsonl", "val": f"{home}/train.jsonl", "num_workers": 0}
+    return {
+        "vars": {"llm": f"{home}/llm", "whisper": f"{home}/encoder.pt"},
+        "model": {
+            "init_args": {
+                # A token for each byte: short sentences make a prompt as long as the paper's.
+                "prompt": {"init_args": {"system": "Answer the questions.", "user": "{audio}\nPlease answer."}},
+                "adaptor": {"init_args": {"hidden_dim": size.adaptor_dim}},
+                "unit_decoder": {"init_args": {"num_units": size.units, **size.decoder}},
+                "init_from": None,
+            }
+        },
+        "data": {"init_args": data},
+        "trainer": {"logger": [csv], "limit_val_batches": 0, "devices": 1, "strategy": "auto", "log_every_n_steps": 1},
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """`speechzoo bench parts`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="speechzoo bench parts", description=__doc__)
+    parser.add_argument("folder", type=Path, help="new folder")
+    parser.add_argument("--size", choices=SIZES, default="8b")
+    parser.add_argument("--records", type=int, default=64, help="spoken questions with answers")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="draws the weights")
+    options = parser.parse_args(argv)
+    if options.records < 1:
+        parser.error("--records is at least 1")
+    try:
+        write_parts(options.folder, SIZES[options.size], options.records, options.device)
+    except OSError as error:
+        print(f"speechzoo: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.folder}: random parts of size {options.size}, {options.records} records, overlay.yaml for recipes")
+    return 0

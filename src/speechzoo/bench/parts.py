@@ -18,24 +18,26 @@ from speechzoo.audio import SAMPLE_RATE, write_audio
 from speechzoo.bench.sizes import SIZES, Size, random_model, random_vocoder
 from speechzoo.files import write_atomically, write_jsonl
 from speechzoo.interop.pretrained import save_pretrained
+from speechzoo.interop.saved import new_folder
 
 TOKENS, UNITS, SECONDS = 50, 553, 7.5
 """Of an answer, and of a question: the means of InstructS2S-200K (arXiv 2409.06666, section 4.1)."""
 
 
 def write_parts(folder: Path, size: Size, records: int, device: str, seed: int = 0) -> None:
-    """Write `folder`: the saved form of a model, `vocoder/`, `train.jsonl` with its `audio/`, and `overlay.yaml`, which
-    given after a recipe makes it use them.
+    """Write `folder`, whole or not at all: the saved form of a model with `vocoder/`, `train.jsonl` with its `audio/`,
+    and `overlay.yaml`, which given after a recipe makes it use them.
 
     Raises:
         FileExistsError: if there is something at `folder`.
     """
-    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as work:
-        model = random_model(Path(work), size, seed, device)
-        save_pretrained(model, folder, licence={"id": "cc0-1.0", "text": "random numbers"})
-    random_vocoder(folder / "vocoder", size, seed)
-    write_records(folder, records, size.units, seed)
-    write_atomically(folder / "overlay.yaml", yaml.safe_dump(overlay(folder, size), sort_keys=False))
+    with new_folder(folder) as work:
+        with tempfile.TemporaryDirectory(dir=work.parent) as temporary:
+            model = random_model(Path(temporary), size, seed, device)
+            save_pretrained(model, work, licence={"id": "cc0-1.0", "text": "random numbers"})
+        random_vocoder(work / "vocoder", size, seed)
+        write_records(work, records, size.units, seed)
+        write_atomically(work / "overlay.yaml", yaml.safe_dump(overlay(folder, size), sort_keys=False))
 
 
 def write_records(folder: Path, number: int, num_units: int, seed: int) -> None:
@@ -59,7 +61,7 @@ def write_records(folder: Path, number: int, num_units: int, seed: int) -> None:
 
 
 def overlay(folder: Path, size: Size) -> dict[str, Any]:
-    """What a LLaMA-Omni recipe needs to run with these parts; the unit decoder is of the recipe's or this size."""
+    """What a LLaMA-Omni recipe needs to run with the parts in a folder."""
     home = folder.absolute()
     csv = {"class_path": "CSVLogger", "init_args": {"save_dir": "${trainer.default_root_dir}", "name": "csv"}}
     data = {"train": f"{home}/train.jsonl", "val": f"{home}/train.jsonl", "num_workers": 0}

@@ -20,6 +20,10 @@ from speechzoo.spec import to_factory, to_spec
 from speechzoo.text import ChatPrompt
 from speechzoo.types import AUDIO, SpeechBatch, SpeechReply, StreamEvent
 
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+REPEATS = 2.4
+"""Length over compressed length from which a transcription counts as a loop (both from openai-whisper's transcribe)."""
+
 
 class Cascade(nn.Module):
     """Whisper's transcription put in the clip's place, then an ordinary LLM; asked like every other model.
@@ -49,11 +53,27 @@ class Cascade(nn.Module):
 
     @torch.no_grad()
     def transcribe(self, audio: Tensor, audio_lens: Tensor) -> list[str]:
-        """What Whisper hears in clips of at most 30 s, greedy. Shape: `[N, T], [N] -> N texts`."""
+        """What Whisper hears in clips of at most 30 s. Shape: `[N, T], [N] -> N texts`.
+
+        Greedy; a transcription that repeats itself is made again by sampling, at rising temperatures, as openai-whisper
+        does for long recordings. The same clips always give the same texts.
+        """
         mel, _ = log_mel(audio, audio_lens, self.recognizer.dims.n_mels)
         options = DecodingOptions(language=self.language, without_timestamps=True, fp16=mel.is_cuda)
-        with torch.autocast(mel.device.type, enabled=False):  # whisper checks that its states have its own dtype
-            return [result.text.strip() for result in decode(self.recognizer, mel, options)]
+        texts = [""] * len(mel)
+        left = list(range(len(mel)))
+        devices = [mel.device] if mel.is_cuda else []
+        # whisper checks that its states have its own dtype
+        with torch.autocast(mel.device.type, enabled=False), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            for temperature in TEMPERATURES:
+                results = decode(self.recognizer, mel[left], replace(options, temperature=temperature))
+                for row, result in zip(left, results, strict=True):
+                    texts[row] = result.text.strip()
+                left = [row for row, r in zip(left, results, strict=True) if r.compression_ratio > REPEATS]
+                if not left:
+                    break
+        return texts
 
     @torch.no_grad()
     def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:

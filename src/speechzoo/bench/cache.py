@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
                 print(
                     f"  {arm}: {told['cpu_seconds']:.2f} CPU s, {told['gain']:.2f} times less; built in "
                     f"{told['build_cpu_seconds']:.0f} CPU s, {told['megabytes']:.0f} MB; pays after "
-                    f"{told['pays_after_steps'] or 'no number of'} steps; first losses differ by {told['loss_change']:.1e}",
+                    f"{told['pays_after_steps'] or 'no number of'} steps; losses differ by {told['loss_change']:.1e}",
                     flush=True,
                 )
         if options.json:

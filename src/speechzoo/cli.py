@@ -39,7 +39,7 @@ COMMANDS = {
     "bench": "measure streaming, latency, data loading or training on this machine",
     "sweep": "run a W&B sweep file on this machine, offline",
     "compare": "compare finished runs: tables, figures, a report",
-    "quickstart": "train and compare both systems on real speech, about 15 minutes on two CPU cores with AVX-512",
+    "quickstart": "train and compare both systems on real speech, 15 to 20 minutes on two CPU cores with AVX-512",
 }
 
 # Commands that are plain functions of their arguments; imported when asked for. The rest is Lightning's.

@@ -1,4 +1,4 @@
-"""How much the quickstart does: the default quarter of an hour, or the one-minute smoke run of CI."""
+"""How much the quickstart does: the default 15 to 20 minutes, or the one-minute smoke run of CI."""
 
 from __future__ import annotations
 

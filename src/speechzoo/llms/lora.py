@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ def add_lora(lm: PreTrainedModel, settings: dict[str, Any]) -> PeftModel:
         config = LoraConfig(**{**DEFAULTS, **settings})
     except TypeError as error:
         raise ValueError(f"llm.lora: {error} (settings of peft.LoraConfig)") from error
-    model = get_peft_model(lm, config)
+    with warnings.catch_warnings():  # peft 0.21 asks by a name that transformers 5.24 calls old
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        model = get_peft_model(lm, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)

@@ -124,7 +124,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks for it
     torch.set_warn_always(False)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -9,17 +9,18 @@ import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
-from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import speechzoo
 
 # Imported so that their classes have short names on the command line.
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
+from speechzoo.callbacks.checkpoints import separate
+from speechzoo.callbacks.run_folder import RunFolder, checkpoint_of
 from speechzoo.resolvers import register_resolvers
 from speechzoo.spec import resolve
 from speechzoo.text import ChatPrompt  # noqa: F401
@@ -92,38 +93,37 @@ class Parser(LightningArgumentParser):
         self.exit(2, "speechzoo: " + "\n".join(lines) + "\n")
 
 
-class SaveConfig(SaveConfigCallback):
-    """Writes the resolved config into the run folder (`trainer.default_root_dir`) and gives it to every logger."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        dumped = self.parser.dump(self.config, skip_none=False, skip_validation=True)
-        (folder / self.config_filename).write_text(dumped)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(self.config.clone().as_dict())
-
-
 class ZooCLI(LightningCLI):
     """Lightning's CLI for speech LLMs."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="name of the run and of its folder")
+        parser.add_argument("--overwrite", type=bool, default=False, help="fit: delete an earlier run of that folder")
         parser.add_argument("--recipe", type=str, default="", help="free text: where the settings come from")
         parser.add_argument("--vars", type=dict, default={}, help="values that a recipe refers to as ${vars.x}")
         parser.add_lightning_class_args(callbacks.Doctor, "doctor")
         parser.add_lightning_class_args(callbacks.Preflight, "preflight")
 
     def before_fit(self) -> None:
-        """A trial run leaves no checkpoint; Lightning writes `last.ckpt` at the end of a `fast_dev_run` too."""
-        if self.trainer.fast_dev_run:
-            for callback in self.trainer.checkpoint_callbacks:
+        """Take the run folder. A trial run leaves no checkpoint; Lightning writes `last.ckpt` after it too."""
+        trainer = self.trainer
+        if trainer.fast_dev_run:
+            for callback in trainer.checkpoint_callbacks:
                 callback.save_last = False
+            return
+        trainer.callbacks = separate(trainer.callbacks)
+        settings = self.config_init["fit"]
+        folder = next(callback for callback in trainer.callbacks if isinstance(callback, RunFolder))
+        folder.take(trainer, checkpoint_of(settings["ckpt_path"], trainer, "fit"), settings["overwrite"])
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's, with the checkpoint that is meant. Only `fit` makes a run that loggers should know of."""
+        settings = super()._prepare_subcommand_kwargs(subcommand)
+        if not self.trainer.fast_dev_run or settings["ckpt_path"] is not None:
+            settings["ckpt_path"] = checkpoint_of(settings["ckpt_path"], self.trainer, subcommand)
+        if subcommand != "fit":
+            self.trainer.loggers = []
+        return settings
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let a checkpoint's hyper-parameters replace YAML and command line in silence."""
@@ -143,7 +143,7 @@ def run(args: ArgsType = None, cli: type[ZooCLI] = ZooCLI) -> ZooCLI:
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
         parser_class=Parser,
         auto_configure_optimizers=False,
-        save_config_callback=SaveConfig,
+        save_config_callback=RunFolder,
         save_config_kwargs={"config_filename": "config.yaml"},
         seed_everything_default=0,
         trainer_defaults={"callbacks": [callbacks.ExactResume()]},

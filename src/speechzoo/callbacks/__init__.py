@@ -1,6 +1,7 @@
 """Lightning callbacks: answers, progress with remaining time, fixed questions, cost and memory of a stage."""
 
 from speechzoo.callbacks.alarms import AllBlank, DeadPart, ExplodingNorms
+from speechzoo.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from speechzoo.callbacks.cost import StageCost
 from speechzoo.callbacks.doctor import Doctor
 from speechzoo.callbacks.exact_resume import ExactResume
@@ -16,11 +17,13 @@ from speechzoo.callbacks.watchdog import Watchdog
 __all__ = [
     "AllBlank",
     "AnswerWriter",
+    "BestCheckpoint",
     "DeadPart",
     "Doctor",
     "ExactResume",
     "ExplodingNorms",
     "FreeFrozen",
+    "LastCheckpoint",
     "NonFiniteGuard",
     "Preemption",
     "Preflight",

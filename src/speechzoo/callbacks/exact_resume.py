@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.fit_loop import RestartStage
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed as dist
@@ -19,9 +21,9 @@ from speechzoo.ranks import world_size
 class ExactResume(Callback):
     """Keeps random states in checkpoints, and checkpoints out of the middle of an accumulation.
 
-    Part of every `speechzoo fit`. The states of Python's, NumPy's and torch's generators, of every process, are set
-    again right before the first batch of a continued run, so that nothing that is drawn while it starts counts; with
-    another number of processes only those that there were go on.
+    Part of every `speechzoo fit`. Epochs are counted from the batches done. The states of Python's, NumPy's and
+    torch's generators, of every process, are set again right before the first batch of a continued run, so that nothing
+    that is drawn while it starts counts; with another number of processes only those that there were go on.
 
     A checkpoint between two micro-batches of a step lacks the gradients so far. Lightning's `ModelCheckpoint` would
     write one after a resume, as it forgets that it has saved this step: it is told. Others are warned of.
@@ -42,6 +44,8 @@ class ExactResume(Callback):
         self._saved = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step:
+            _count_epochs(trainer)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and trainer.global_step:
                 callback._last_global_step_saved = trainer.global_step
@@ -58,6 +62,33 @@ class ExactResume(Callback):
         saved, self._saved = self._saved, None
         if saved is not None and trainer.global_rank < len(saved):
             set_states(saved[trainer.global_rank])
+
+
+def _count_epochs(trainer: Trainer) -> None:
+    """Count epochs from the batches done, and begin the next one where the last is complete.
+
+    Lightning goes on from a checkpoint of an epoch's end with an epoch that has no batch; what it saves in the one
+    after says that this epoch is over, and the next resume drops the rest of it.
+    """
+    fit, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    batches, number = epoch.batch_progress, trainer.num_training_batches
+    if not math.isfinite(number) or trainer.overfit_batches:
+        return
+    done, rest = divmod(batches.total.processed, int(number))
+    if batches.current.ready % number != rest:  # the epochs before had another length
+        return
+    for progress in (fit.epoch_progress.total, fit.epoch_progress.current):
+        progress.ready = progress.started = done + (rest > 0)
+        progress.processed = progress.completed = done
+    if rest:
+        fit._restart_stage = RestartStage.RESTARTED_MID_EPOCH
+        return
+    fit.reset_restart_stage()
+    epoch.reset_restart_stage()
+    epoch.restarting = False
+    epoch._batches_that_stepped = trainer.global_step
+    batches.total.completed = batches.total.processed
+    batches.is_last_batch = False
 
 
 def states_now() -> dict[str, Any]:

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from speechzoo.callbacks.checkpoints import LastCheckpoint
 
 
 class Preemption(Checkpoint):
@@ -27,7 +29,7 @@ class Preemption(Checkpoint):
     Args:
         requeue: under SLURM, put the job back into the queue (`scontrol requeue`); have it signalled in time with
             `#SBATCH --signal=SIGUSR1@300`.
-        dirpath: folder of `last.ckpt`; default: that of the run's `ModelCheckpoint`, else `trainer.default_root_dir`.
+        dirpath: folder of `last.ckpt`; default: that of the run's `LastCheckpoint`, else `trainer.default_root_dir`.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -54,8 +56,13 @@ class Preemption(Checkpoint):
         number = int(trainer.strategy.reduce(received, reduce_op="max"))  # of all processes
         if not number:
             return
-        path = self._path(trainer)
-        trainer.save_checkpoint(path)
+        last = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
+        if last is not None and self.dirpath is None:
+            last.save(trainer)
+            path = last.last_model_path
+        else:
+            path = str(Path(self.dirpath or trainer.default_root_dir) / "last.ckpt")
+            trainer.save_checkpoint(path)
         rank_zero_info(f"{signal.Signals(number).name}: saved {path} at step {trainer.global_step}")
         if self.requeue and trainer.is_global_zero:
             _requeue()
@@ -73,10 +80,6 @@ class Preemption(Checkpoint):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = number
-
-    def _path(self, trainer: Trainer) -> Path:
-        folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
-        return Path(self.dirpath or (folders[0] if folders else trainer.default_root_dir)) / "last.ckpt"
 
 
 def _requeue() -> None:

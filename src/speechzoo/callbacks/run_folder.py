@@ -1,0 +1,148 @@
+"""One folder holds one run: it is taken before training, and first written to when training is certain to start."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from speechzoo.callbacks.doctor import Doctor
+from speechzoo.callbacks.preflight import Preflight
+from speechzoo.files import write_atomically
+from speechzoo.locks import claim
+from speechzoo.models.checkpoint import find
+
+# What a run leaves; `--overwrite` deletes this and nothing else.
+RESULTS = ("*.ckpt", "summary.json")
+FILES = (*RESULTS, "config.yaml", "csv", "wandb", "samples", "predictions*.jsonl", "answers*.jsonl", ".*.ckpt.*")
+
+
+class RunFolder(SaveConfigCallback):
+    """Guards `trainer.default_root_dir` and writes `config.yaml` into it. Part of every `speechzoo fit`.
+
+    A folder that holds a run is refused, unless that run is continued (`--ckpt_path last`) or given up (`--overwrite`).
+    While it trains, a process holds the folder's lock. Loggers are set aside until the first step is about to be made,
+    so that a run which ends before (wrong data, an error the doctor found) leaves nothing there. A continued run goes
+    on in its own W&B run.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
+        self._folder = Path()
+        self._lock: Any = None
+        self._clear = self._is_new = False
+        self._loggers: list[Logger] = []
+        self._wandb_id: str | None = None
+
+    def take(self, trainer: Trainer, checkpoint: Path | None, overwrite: bool) -> None:
+        """Make sure that the folder is free for this run, before any weights are loaded.
+
+        Args:
+            checkpoint: what the run goes on from; its own if it lies in the folder.
+            overwrite: delete an earlier run there as soon as this one starts.
+
+        Raises:
+            ValueError: if the folder holds another run, or if another process trains there.
+        """
+        self._folder = folder = Path(trainer.default_root_dir)
+        continued = checkpoint is not None and folder.resolve() in checkpoint.resolve().parents
+        if overwrite and checkpoint is not None:
+            raise ValueError("--overwrite begins anew and --ckpt_path continues: give one of them")
+        found = sorted(file.name for pattern in RESULTS for file in folder.glob(pattern))
+        if found and not continued and not overwrite:
+            raise ValueError(
+                f"{folder} holds a run ({', '.join(found[:3])}): continue it with --ckpt_path last, give this one "
+                "another --name (or trainer.default_root_dir), or delete the old one with --overwrite"
+            )
+        self._clear = overwrite
+        if rank_zero_only.rank == 0:
+            self._is_new = not folder.exists()
+            self._lock = claim(folder, "speechzoo fit")
+        # The examinations first: they decide whether the run starts, and their time is not the stage's.
+        first: list[Callback] = [c for c in trainer.callbacks if isinstance(c, (Doctor, Preflight))]
+        first.append(self)
+        trainer.callbacks = first + [c for c in trainer.callbacks if c not in first]
+        self._loggers, trainer.loggers = trainer.loggers, []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet; Lightning's own would write the configuration here."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The run starts: clear, write the configuration, begin to log."""
+        if trainer.is_global_zero:
+            for file in (file for pattern in FILES if self._clear for file in self._folder.glob(pattern)):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+            self.save_config(trainer, pl_module, "fit")
+        trainer.strategy.barrier("run folder")
+        self._wandb_id = self._wandb_id or uuid4().hex[:8]
+        trainer.loggers, self._loggers = self._loggers, []
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and not (logger._id or trainer.global_rank):
+                logger._id = logger._wandb_init["id"] = self._wandb_id
+            logger.log_hyperparams(self.config.clone().as_dict())
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write `config.yaml`, as of the start of the run: used again, it neither continues nor deletes anything."""
+        config = self.config.clone()
+        config["ckpt_path"], config["overwrite"] = None, False
+        dumped = self.parser.dump(config, skip_none=False, skip_validation=True)
+        write_atomically(self._folder / self.config_filename, dumped)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"folder": str(self._folder.resolve()), "wandb_id": self._wandb_id}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A run that begins from a checkpoint of another folder is another run in W&B too."""
+        if state_dict["folder"] == str(self._folder.resolve()):
+            self._wandb_id = state_dict["wandb_id"]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+            if self._is_new and [file.name for file in self._folder.iterdir()] == [".lock"]:
+                shutil.rmtree(self._folder, ignore_errors=True)  # the run did not start
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+
+def checkpoint_of(given: str | None, trainer: Trainer, command: str) -> Path | str | None:
+    """The checkpoint that `--ckpt_path` means: a file, a run folder, `last` or `best` of this run.
+
+    `fit` begins anew without one, and where `last` is not there yet. The other commands take the run's `last.ckpt`
+    without one; `untrained` asks for the weights as they are built.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if a command that needs trained weights finds none.
+    """
+    folder = Path(trainer.default_root_dir)
+    if given in (None, "last", "best"):
+        name = f"{given or 'last'}.ckpt"
+        dirs = [c.dirpath for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]  # type: ignore
+        places = [Path(place) / name for place in (folder, *dirs)]
+        if command == "fit" and given is None:
+            return None
+        for place in places:
+            with suppress(FileNotFoundError):
+                found = find(place)
+                rank_zero_info(f"weights of {found}")
+                return found
+        if command == "fit" and given == "last":
+            rank_zero_info(f"{places[0]} is not there yet: a new run")
+            return None
+        raise FileNotFoundError(
+            f"{places[0]}: no such checkpoint. Give the trained weights with --ckpt_path (a .ckpt file or a run "
+            "folder), or --ckpt_path=untrained for the model as it is built"
+        )
+    if given == "untrained" and command != "fit":
+        return None
+    return given if "://" in str(given) or str(given) in ("hpc", "registry") else find(str(given))

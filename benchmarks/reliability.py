@@ -102,7 +102,6 @@ def write_config(folder: Path, steps: int) -> Path:
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003}},
         "lr_scheduler": {"class_path": "WarmupCosine", "init_args": {"warmup_ratio": 0.1}},
     }
-    saving = {"dirpath": "${trainer.default_root_dir}", "save_last": True, "save_top_k": 0, "every_n_train_steps": 2}
     trainer = {
         "default_root_dir": f"{folder}/${{name}}",
         "max_steps": steps,
@@ -119,7 +118,7 @@ def write_config(folder: Path, steps: int) -> Path:
         "enable_model_summary": False,
         "plugins": [{"class_path": "FileCheckpointIO"}],
         "callbacks": [
-            {"class_path": "ModelCheckpoint", "init_args": saving},
+            {"class_path": "LastCheckpoint", "init_args": {"every_n_train_steps": 2}},
             {"class_path": "reliability.Recorder"},
         ],
     }

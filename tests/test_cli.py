@@ -181,14 +181,6 @@ def test_the_run_folder_repeats_the_run(fitted: Path, tmp_path: Path) -> None:
     assert metrics[0].read_text() == metrics[1].read_text()
 
 
-def test_a_second_fit_in_the_same_folder_works(config: Path, tmp_path: Path) -> None:
-    zoo("fit", "-c", config, "--trainer.max_steps=1")
-    zoo("fit", "-c", config, "--trainer.max_steps=1", "--data.init_args.batch_size=1")
-    kept = yaml.safe_load((tmp_path / "tiny" / "config.yaml").read_text())
-    assert kept["data"]["init_args"]["batch_size"] == 1
-    assert saved(tmp_path / "tiny" / "last.ckpt")["global_step"] == 1
-
-
 def test_the_command_line_beats_the_hyper_parameters_of_a_checkpoint(fitted: Path, tmp_path: Path) -> None:
     """Lightning's CLI would replace the rate, and even the class of the model, by those of the checkpoint."""
     common = ["-c", fitted / "config.yaml", f"--trainer.default_root_dir={tmp_path}", "--ckpt_path"]

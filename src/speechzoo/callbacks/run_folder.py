@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -84,7 +85,8 @@ class RunFolder(SaveConfigCallback):
         self._wandb_id = self._wandb_id or uuid4().hex[:8]
         trainer.loggers, self._loggers = self._loggers, []
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and not (logger._id or trainer.global_rank):
+            given = isinstance(logger, WandbLogger) and (logger._id or os.environ.get("WANDB_RUN_ID"))
+            if isinstance(logger, WandbLogger) and not given and trainer.is_global_zero:
                 logger._id = logger._wandb_init["id"] = self._wandb_id
             logger.log_hyperparams(self.config.clone().as_dict())
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""Characters that JSON leaves as they are and some readers take for the end of a line."""
 
 
 def write_atomically(path: str | Path, content: bytes | str, sync: bool = False) -> None:
@@ -42,4 +45,33 @@ def write_json(path: str | Path, value: Any, sync: bool = False) -> None:
 
 def write_jsonl(path: str | Path, records: Iterable[Any], sync: bool = False) -> None:
     """Write one JSON record a line; see `write_atomically`."""
-    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), sync)
+    write_atomically(path, "".join(json_line(record) for record in records), sync)
+
+
+def json_line(record: Any) -> str:
+    """A record as a line of JSONL, whatever characters it holds: none of them ends the line or cannot be encoded."""
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a character
+        line = json.dumps(record)
+    return line.translate(LINE_ENDS) + "\n"
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Numbers (from 1) and text of the lines of a JSONL file that are not empty.
+
+    `str.splitlines` would also cut at characters such as U+2028, which JSON allows in a text.
+
+    Raises:
+        OSError, UnicodeDecodeError: if it cannot be read.
+    """
+    with Path(path).open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, line
+
+
+def read_jsonl(path: str | Path) -> list[Any]:
+    """The records of a JSONL file that speechzoo wrote."""
+    return [json.loads(line) for _, line in read_lines(path)]

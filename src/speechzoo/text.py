@@ -3,16 +3,21 @@
 The rendered conversation is cut at the borders that also exist when the model answers (end of the prompt, end of an
 answer, each clip) and each piece is tokenised alone. So training sees the very ids that generation continues, no merge
 crosses a border, and the supervised tokens are known by construction instead of by comparison with a padding id.
+
+What people write is text: a special token spelled out in it ("</s>", "<|im_end|>") is tokenised like any other word, so
+it ends no answer and begins no turn. Text without any has the ids that the tokenizer gives it in its place.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from speechzoo.types import AUDIO
@@ -20,7 +25,14 @@ from speechzoo.types import AUDIO
 CLIP = "\ufffc<audio>\ufffc"
 """Stands for a clip inside a rendered template; the object-replacement characters keep it out of ordinary text."""
 
+MARK = re.compile("\ufffc(<audio>|[0-9]+)\ufffc")
+"""A clip, or the number of a special token that is text, inside a rendered template."""
+
 Message = dict[str, Any]
+
+
+class ContentError(ValueError):
+    """A conversation that cannot be told apart from what its template writes around it, or that is no text."""
 
 
 @dataclass
@@ -36,10 +48,27 @@ class Encoded:
 
 
 def flatten(content: str | Sequence[dict[str, Any]]) -> str:
-    """Content of a message as text, with `CLIP` where a clip belongs."""
-    if isinstance(content, str):
-        return content
-    return "".join(CLIP if part["type"] == "audio" else part["text"] for part in content)
+    """Content of a message as text, with `CLIP` where a clip belongs.
+
+    Raises:
+        ContentError: if the text holds half of a character (a lone surrogate) or what stands for a clip here.
+    """
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    texts = "\0".join(part["text"] for part in parts if part["type"] != "audio")
+    if broken := lone_surrogate(texts):
+        raise ContentError(f"a text holds {broken}, half of a character: repair it where it was cut")
+    if MARK.search(texts):
+        raise ContentError(f"a text holds {MARK.search(texts)[0]!r}, which stands for a clip here: take it out")
+    return "".join(CLIP if part["type"] == "audio" else part["text"] for part in parts)
+
+
+def lone_surrogate(text: str) -> str | None:
+    """The first character of a text that no encoding can hold, as `'\\ud83d'`; None if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return repr(text[error.start])
+    return None
 
 
 class ChatPrompt:
@@ -98,20 +127,72 @@ class ChatPrompt:
 
     @property
     def end_of_turn(self) -> str:
-        """The text that closes an answer."""
-        return self.end_of_turn_text or self.tokenizer.eos_token
+        """The text that closes an answer.
+
+        Raises:
+            ValueError: if neither the settings nor the tokenizer name one.
+        """
+        end = self.end_of_turn_text or self.tokenizer.eos_token
+        if not end:
+            raise ValueError(
+                f"{self.name} has no end-of-sequence token: set prompt.end_of_turn to what its chat template writes "
+                "after an answer"
+            )
+        return end
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """Ids at which generation stops: the end of a turn and the tokenizer's end of sequence."""
         ids = self.tokenizer.encode(self.end_of_turn, add_special_tokens=False)
-        return sorted({ids[-1], self.tokenizer.eos_token_id})
+        if not ids:
+            raise ValueError(f"prompt.end_of_turn {self.end_of_turn!r} is no token of {self.name}")
+        return sorted({ids[-1], self.tokenizer.eos_token_id} - {None})
 
     @property
     def pad_id(self) -> int:
         """Id that fills a row; masked by position, so it may equal the end of sequence."""
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+        for found in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if found is not None:
+                return found
+        return self.stop_ids[-1]
+
+    @cached_property
+    def special(self) -> list[str]:
+        """Spellings of the tokens that mean something to the LLM or its template; in what people write they are text.
+
+        Other added tokens, such as `<think>` of some tokenizers, belong to what a model may say.
+        """
+        around = "".join(self._around)
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        found = {str(token) for token in added if token.special or str(token) in around}
+        found |= {*getattr(self.tokenizer, "all_special_tokens", ()), *(self.audio_tokens or ())}
+        return sorted(found - {""}, key=lambda token: (-len(token), token))
+
+    def spelled(self, text: str) -> bool:
+        """Whether a text spells a special token."""
+        return self._spelled.search(text) is not None
+
+    @cached_property
+    def _spelled(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.special)) or r"(?!)")
+
+    @cached_property
+    def _around(self) -> list[str]:
+        """What the template writes between a question and its answer, between an answer and the next question, and
+        after the last question; nothing for templates that refuse such a conversation."""
+        texts = ["\ufffc1\ufffc", "\ufffc2\ufffc", "\ufffc3\ufffc"]
+        roles = ("user", "assistant", "user")
+        sample = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+        try:
+            return re.split("|".join(texts), self._render(sample, generate=True))[1:]
+        except (AttributeError, ValueError, TypeError, TemplateError):
+            return []
+
+    @cached_property
+    def _borders(self) -> list[str]:
+        """Those of them that are ordinary text, such as "[/INST]": nothing tells them from the same text in content."""
+        plain = [text.strip() for text in self._around if text and not self._spelled.search(text)]
+        return [text for text in plain if len(text) > 3 and not text.isalnum()]
 
     def encode(self, messages: Sequence[Message], answer: bool = True) -> Encoded:
         """Ids and supervised spans of a conversation.
@@ -122,6 +203,7 @@ class ChatPrompt:
                 False for generation (a trailing assistant turn is dropped, the generation prompt is added).
 
         Raises:
+            ContentError: if what a message says cannot be told from what the template writes around it.
             ValueError: if a training conversation has no assistant turn, or if the template does not render
                 conversations by appending (it rewrites earlier turns) or does not close answers with `end_of_turn`.
         """
@@ -130,6 +212,7 @@ class ChatPrompt:
             messages.insert(0, {"role": "system", "content": self.system})
         if not answer and messages[-1]["role"] == "assistant":
             messages.pop()
+        messages = [{**message, "content": self._as_text(message)} for message in messages]
         pieces, done, turn = [], "", 0
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -178,13 +261,52 @@ class ChatPrompt:
     def _render(self, messages: list[Message], generate: bool) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
 
+    def _as_text(self, message: Message) -> str:
+        """Content with special tokens replaced by their marks, which no template and no search takes for tokens."""
+        content = message["content"]
+        for border in self._borders:
+            if border in content:
+                text = f"the {message['role']}'s text holds {border!r}, by which the template begins another turn"
+                raise ContentError(f"{text}: reword it, or use a template with special tokens")
+        content = self._spelled.sub(lambda found: f"\ufffc{self.special.index(found[0])}\ufffc", content)
+        if message["role"] == "assistant" and self.end_of_turn in content:
+            text = f"an answer holds {self.end_of_turn!r}, which ends answers (prompt.end_of_turn)"
+            raise ContentError(f"{text}: reword it, or use a special token as the end of a turn")
+        return content
+
     def _append(self, encoded: Encoded, text: str, turn: int) -> None:
         clip = [AUDIO]
         if self.audio_tokens:
             start, end = self.tokenizer.convert_tokens_to_ids(self.audio_tokens)
             clip = [start, AUDIO, end]
-        for index, piece in enumerate(text.split(CLIP)):
-            ids = list(clip) if index else []
-            ids += self.tokenizer.encode(piece, add_special_tokens=False) if piece else []
-            encoded.ids += ids
-            encoded.turns += [turn] * len(ids)
+        ids: list[int] = []
+        pieces = MARK.split(text)
+        for index, piece in enumerate(pieces):
+            before = pieces[index - 1] if index else ""
+            if index % 2 and piece == "<audio>":
+                ids += clip
+            elif index % 2:
+                ids += self._spell(self.special[int(piece)])
+            elif piece:
+                inside = before not in ("", "<audio>")  # after a special token that is text
+                ids += self._continue(piece) if inside else self.tokenizer.encode(piece, add_special_tokens=False)
+        encoded.ids += ids
+        encoded.turns += [turn] * len(ids)
+
+    def _spell(self, token: str) -> list[int]:
+        """Ids of a special token's spelling, as of any other text."""
+        ids = self._continue(token, split_special_tokens=True)
+        if self.tokenizer.convert_tokens_to_ids(token) in ids:  # added without being special
+            ids = self._continue(token[:1]) + self._continue(token[1:])
+        return ids
+
+    def _continue(self, text: str, **options: bool) -> list[int]:
+        """Ids of a text in the middle of another: SentencePiece puts a blank before what begins."""
+        if not text:
+            return []
+        first, both = (
+            self.tokenizer.encode(whole, add_special_tokens=False, **options) for whole in ("\n", f"\n{text}")
+        )
+        if both[: len(first)] == first:
+            return both[len(first) :]
+        return self.tokenizer.encode(text, add_special_tokens=False, **options)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from speechzoo.files import json_line
 from speechzoo.types import SpeechBatch, SpeechReply
 
 
@@ -48,7 +48,7 @@ class AnswerWriter(Callback):
             record: dict[str, Any] = {"id": name, "text": outputs.text[row]}
             if outputs.units is not None:
                 record["units"] = outputs.units[row].tolist()
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.write(json_line(record))
         self._file.flush()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -21,11 +21,13 @@ from tqdm.auto import tqdm
 from speechzoo.data.record import Problem, Record, clip_paths
 from speechzoo.data.records import Records
 from speechzoo.files import write_atomically
-from speechzoo.text import ChatPrompt, Message
+from speechzoo.text import ChatPrompt, ContentError, Message
 
 Positions = Callable[[Tensor], Tensor]
 """LLM positions for clips of so many samples, `[N] -> [N]`."""
 
+TOP = np.iinfo(np.int32).max
+FORMAT = 2  # of what is kept; 2: special tokens in content are text
 KEPT = 20_000
 """Conversations up to which their tokens stay in memory. Of more only the lengths do, which are then kept on disk."""
 
@@ -138,7 +140,7 @@ class Examples(Sequence[Example]):
         words = backend.to_str() if backend is not None else repr(sorted(self.prompt.tokenizer.get_vocab().items()))
         settings = {key: value for key, value in vars(self.prompt).items() if isinstance(value, (str, int, list))}
         template = self.prompt.tokenizer.chat_template
-        digest = hashlib.sha256(repr((self.records.fingerprint(), settings, template, self.answer)).encode())
+        digest = hashlib.sha256(repr((FORMAT, self.records.fingerprint(), settings, template, self.answer)).encode())
         digest.update(words.encode())
         digest.update(b"" if positions is None else positions.astype(np.int64).tobytes())
         assert self.records.folder is not None
@@ -169,6 +171,8 @@ def _example(
     while True:
         try:
             encoded = prompt.encode(messages, answer)
+        except ContentError as error:
+            return record.problem(*str(error).rsplit(": ", 1))
         except (ValueError, TemplateError) as error:  # the template's fault, so no other record would fare better
             raise ValueError(f"{record.file}:{record.line} ({record.id}): {error}") from error
         length = len(encoded.ids) - encoded.num_audio + sum(positions or ())
@@ -189,7 +193,8 @@ def _example(
         ids=np.asarray(encoded.ids, dtype=np.int32),
         turns=np.asarray(encoded.turns, dtype=np.int16),
         clips=clip_paths(messages),
-        units={turn: np.asarray(values, dtype=np.int32) for turn, values in units.items()},
+        # What is beyond the model's units is a problem that is said elsewhere; here it only has to fit.
+        units={turn: np.asarray([min(u, TOP) for u in values], np.int32) for turn, values in units.items()},
         length=length,
         heard=sum(positions or ()),
         dropped=dropped,

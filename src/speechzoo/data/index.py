@@ -24,12 +24,14 @@ import numpy as np
 
 from speechzoo.data.audio_check import AudioInfo, check_audio, inspect_audio
 from speechzoo.data.record import all_audio, clip_paths
-from speechzoo.data.schema import check_messages
+from speechzoo.data.schema import check_messages, unread_keys
 from speechzoo.data.sources import Row, Source, clip_file, file_stamp, open_source
 from speechzoo.data.sources.access import in_shard
 from speechzoo.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
+ARRAYS = ("where", "number", "name", "own", "top_unit", "clips", "samples", "stamps")
+TOP_UNIT = np.iinfo(np.int32).max  # stands for any larger one, which no model knows either
 BLOCK = 256  # records and sounds of a shard looked at together
 PATHS = 50_000  # sound files outside looked at together
 
@@ -45,23 +47,27 @@ class Index:
         where: places, `[N, 2]` int64.
         number: their lines or numbers, `[N]` int64.
         name: hashes of their ids, `[N]` uint64.
+        own: which bring an id of their own, `[N]` bool.
         top_unit: their largest units, `[N]` int32; -1 where there are none.
         clips: their numbers of clips, `[N]` int32.
         samples: 16 kHz samples of all clips of the users, in order, int32; 0 for those that cannot be used.
         problems: `{number, id, message, hint, answer}`; `answer` marks those that matter only where an answer is due.
         outside: sound files outside the source that its records name, each once.
         stamps: hashes of their sizes and times of change, uint64; 0 for missing ones.
+        unread: keys of records that nothing reads, each once.
     """
 
     where: np.ndarray
     number: np.ndarray
     name: np.ndarray
+    own: np.ndarray
     top_unit: np.ndarray
     clips: np.ndarray
     samples: np.ndarray
     problems: list[dict[str, Any]]
     outside: list[str]
     stamps: np.ndarray
+    unread: list[str]
 
 
 def index_of(name: str, memory: Path | None = None) -> Index:
@@ -90,9 +96,16 @@ def name_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
+def own_id(row: Row) -> str | None:
+    """The id that a record brings, if any."""
+    given = row.value.get("id") if isinstance(row.value, dict) else None
+    return str(given) if isinstance(given, (str, int)) else None
+
+
 def _make(source: Source, memory: Path | None) -> Index:
     where, number, names = array("q"), array("q"), array("Q")
-    top_unit, clips = array("i"), array("i")
+    own, top_unit, clips = array("b"), array("i"), array("i")
+    unread: dict[str, None] = {}
     sounds = array("q")  # of each sound of each good record: its place in `inside`, or ~place in `outside`
     kept = array("i")  # sounds of each record: clips of the user, then spoken answers
     problems: list[dict[str, Any]] = []
@@ -100,6 +113,7 @@ def _make(source: Source, memory: Path | None) -> Index:
     inside, faults = array("i"), {}
 
     def complain(row: Row, name: str, message: str, hint: str, answer: bool = False) -> None:
+        name = name.encode(errors="backslashreplace").decode()  # it is going to be printed
         problems.append({"number": row.number, "id": name, "message": message, "hint": hint, "answer": answer})
 
     for row, found, due, infos in _inspected(source.rows()):
@@ -107,8 +121,9 @@ def _make(source: Source, memory: Path | None) -> Index:
         if row.error is not None:
             complain(row, name, *row.error)
             continue
-        if isinstance(row.value.get("id"), (str, int)):
-            name = str(row.value["id"])
+        given = own_id(row)
+        name = row.name if given is None else given
+        unread.update(dict.fromkeys(unread_keys(row.value)))
         for fault in found:
             complain(row, name, *fault, answer=fault not in due)
         messages = row.value["messages"] if not due else []
@@ -124,7 +139,8 @@ def _make(source: Source, memory: Path | None) -> Index:
         where.extend(row.where)
         number.append(row.number)
         names.append(name_hash(name))
-        top_unit.append(max((max(m["units"]) for m in messages if m.get("units")), default=-1))
+        own.append(given is not None)
+        top_unit.append(min(max((max(m["units"]) for m in messages if m.get("units")), default=-1), TOP_UNIT))
         clips.append(len(clip_paths(messages)))
         kept.append(len(paths))
     files = list(outside)
@@ -138,7 +154,7 @@ def _make(source: Source, memory: Path | None) -> Index:
             bad = faults.get(sound) if sound >= 0 else far_faults.get(~sound)
             if bad is not None:
                 row = source.read(number[index], (where[2 * index], where[2 * index + 1]))
-                complain(row, str(row.value.get("id", row.name)), bad.error or "", bad.hint or "")
+                complain(row, own_id(row) or row.name, bad.error or "", bad.hint or "")
             if position < clips[index]:
                 samples.append(inside[sound] if sound >= 0 else far[~sound])
         at += kept[index]
@@ -146,12 +162,14 @@ def _make(source: Source, memory: Path | None) -> Index:
         np.array(where, np.int64).reshape(-1, 2),
         np.array(number, np.int64),
         np.array(names, np.uint64),
+        np.array(own, bool),
         np.array(top_unit, np.int32),
         np.array(clips, np.int32),
         np.array(samples, np.int32),
         sorted(problems, key=lambda problem: problem["number"]),
         files,
         stamps,
+        list(unread),
     )
 
 
@@ -219,7 +237,8 @@ def _stamps(files: Iterable[str]) -> Iterator[int]:
 def _save(file: Path, stamp: str, index: Index) -> None:
     stored = BytesIO()
     arrays = {key: value for key, value in vars(index).items() if isinstance(value, np.ndarray)}
-    texts = {"stamp": stamp, "problems": json.dumps(index.problems), "outside": "\0".join(index.outside)}
+    texts = {"stamp": stamp, "outside": "\0".join(index.outside)}
+    texts |= {"problems": json.dumps(index.problems), "unread": json.dumps(index.unread)}
     packed = {key: np.frombuffer(value.encode("utf-8", "surrogatepass"), np.uint8) for key, value in texts.items()}
     np.savez(stored, **arrays, **packed)  # type: ignore[arg-type]
     write_atomically(file, stored.getvalue())
@@ -235,9 +254,10 @@ def _load(file: Path, stamp: str) -> Index | None:
             outside = (_decode(path[0]) for path in re.finditer(rb"[^\0]+", stored["outside"].tobytes()))
             if not np.array_equal(np.fromiter(_stamps(outside), np.uint64), before):
                 return None
-            arrays = {key: stored[key] for key in ("where", "number", "name", "top_unit", "clips", "samples", "stamps")}
+            arrays = {key: stored[key] for key in ARRAYS}
+            texts = {key: json.loads(_decode(stored[key].tobytes())) for key in ("problems", "unread")}
             # The list of files has done its work; records name their sound themselves.
-            return Index(problems=json.loads(_decode(stored["problems"].tobytes())), outside=[], **arrays)
+            return Index(outside=[], **texts, **arrays)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 

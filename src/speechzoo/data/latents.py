@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
 
+from speechzoo.files import read_lines
 from speechzoo.models.latent_training import LatentBatch
 
 POOL = 8  # batches that are sorted by length together
@@ -102,7 +103,7 @@ def read_latents(path: str | Path, num_units: int | None = None) -> list[dict[st
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such manifest of units and latents")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_lines(path):
         try:
             record: dict[str, Any] = json.loads(line)
             row = {name: torch.tensor(record[name], dtype=torch.long) for name in ("units", "durations")}

@@ -7,19 +7,20 @@ In a JSONL file one record a line, in the chat convention of Hugging Face (Parqu
         {"role": "user", "content": [{"type": "audio", "path": "q1.wav"}]},
         {"role": "assistant", "content": "Paris.", "units": [3, 1, 4], "audio": "a1.wav"}]}
 
-`id` may be left out (the file name and line number then name the record). Paths are relative to the JSONL file.
+`id` may be left out (the file name and line number then name the record). Paths are relative to the JSONL file. Sound
+may also stand as `audio` in its part, or beside the messages as `audio` or `audios`, for parts that bring none. Further
+keys of a record are not read, and named once.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from speechzoo.audio import MAX_SECONDS, SAMPLE_RATE
@@ -27,7 +28,7 @@ from speechzoo.data.index import Index, index_of
 from speechzoo.data.record import Problem, Record, clip_paths
 from speechzoo.data.records import Records
 from speechzoo.data.sources import resolve
-from speechzoo.files import write_atomically
+from speechzoo.files import write_jsonl
 
 __all__ = ["ManifestError", "Problem", "Record", "Records", "check_for_model", "clip_paths", "read_manifest", "scan"]
 
@@ -94,6 +95,8 @@ def scan(
     """
     memory = Path(memory).expanduser() if memory else None
     names = resolve(paths)
+    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+        raise ValueError(f"{twice} is named twice: its records would count double")
     sources: list[str] = []
     indexes: list[Index] = []
     problems: list[Problem] = []
@@ -107,14 +110,23 @@ def scan(
         indexes.append(index)
         due = [problem for problem in index.problems if answer or not problem["answer"]]
         problems += [Problem(Path(name), p["number"], p["id"], p["message"], p["hint"]) for p in due]
+    _tell_unread(sources, indexes)
     records = Records(sources, indexes, memory.parent / "indexes" if memory else None)
     problems += _same_ids(records) + _long_clips(records, max_seconds)
     order = {Path(name): number for number, name in enumerate(names)}
     return records, sorted(problems, key=lambda problem: (order[problem.file], problem.line))
 
 
+def _tell_unread(sources: Sequence[str], indexes: Sequence[Index]) -> None:
+    keys = {key: name for name, index in zip(sources, indexes, strict=True) for key in index.unread}
+    if keys:
+        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+        rank_zero_info(f"{next(iter(keys.values()))}: keys that are not read: {', '.join(list(keys)[:SHOWN])}{more}")
+
+
 def _same_ids(records: Records) -> list[Problem]:
-    order = np.argsort(records.name, kind="stable")  # records of the same id side by side, in their order
+    order = np.flatnonzero(records.own)
+    order = order[np.argsort(records.name[order], kind="stable")]  # of the same id side by side, in their order
     names = records.name[order]
     problems = []
     for place in np.flatnonzero(names[1:] == names[:-1]) + 1:
@@ -205,5 +217,4 @@ def good_ones(records: Records, problems: Sequence[Problem]) -> np.ndarray:
 
 @rank_zero_only
 def _write_report(path: Path, problems: Sequence[Problem]) -> None:
-    lines = [json.dumps({**vars(problem), "file": str(problem.file)}, ensure_ascii=False) for problem in problems]
-    write_atomically(path, "".join(f"{line}\n" for line in lines))
+    write_jsonl(path, [{**vars(problem), "file": str(problem.file)} for problem in problems])

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from speechzoo.data.index import Index, name_hash
+from speechzoo.data.index import Index, name_hash, own_id
 from speechzoo.data.record import Record
 from speechzoo.data.sources import open_source
 
-PER_RECORD = ("source", "where", "number", "name", "top_unit", "clips", "first")
+PER_RECORD = ("source", "where", "number", "name", "own", "shared", "top_unit", "clips", "first")
 
 
 class Records(Sequence[Record]):
@@ -24,6 +25,9 @@ class Records(Sequence[Record]):
         folder: where what is found out about them may be kept, if anywhere.
         samples: 16 kHz samples of the clips of all users, int32; those of record i are the `clips[i]` from `first[i]`.
         top_unit: the largest unit of each record, -1 where there are none.
+        own: which records bring an id.
+        shared: which bring none, and would be called as a record of another source is: their ids begin with as much of
+            the source's path as tells them apart.
     """
 
     def __init__(self, sources: Sequence[str], indexes: Sequence[Index], folder: Path | None = None) -> None:
@@ -33,6 +37,10 @@ class Records(Sequence[Record]):
         self.where = _joined([index.where for index in indexes], np.zeros((0, 2), np.int64))
         self.number = _joined([index.number for index in indexes], np.zeros(0, np.int64))
         self.name = _joined([index.name for index in indexes], np.zeros(0, np.uint64))
+        self.own = _joined([index.own for index in indexes], np.zeros(0, bool))
+        _, same, count = np.unique(self.name, return_inverse=True, return_counts=True)
+        self.shared = ~self.own & (count[same] > 1) if len(self.name) else self.own
+        self.labels = _labels(self.sources)
         self.top_unit = _joined([index.top_unit for index in indexes], np.zeros(0, np.int32))
         self.clips = _joined([index.clips for index in indexes], np.zeros(0, np.int32))
         self.samples = _joined([index.samples for index in indexes], np.zeros(0, np.int32))
@@ -53,10 +61,15 @@ class Records(Sequence[Record]):
         number, where = int(self.number[index]), self.where[index]
         name = self.sources[self.source[index]]
         row = open_source(name).read(number, (int(where[0]), int(where[1])))
-        given = row.value.get("id") if row.error is None else None
-        identity = str(given) if isinstance(given, (str, int)) else row.name
+        identity = own_id(row) or row.name
         if row.error is not None or name_hash(identity) != int(self.name[index]):
             raise ValueError(f"{name}:{number}: is not the record that was checked: the file changed; start again")
+        if self.shared[index]:
+            label = self.labels[self.source[index]]
+            file = label.rpartition("/")[2]  # by which most names begin already
+            identity = (
+                f"{label}{identity.removeprefix(file)}" if identity.startswith(f"{file}:") else f"{label}/{identity}"
+            )
         return Record(identity, row.value.get("messages") or [], Path(name), number, self.clip_samples(index))
 
     def __iter__(self) -> Iterator[Record]:
@@ -70,7 +83,7 @@ class Records(Sequence[Record]):
     def take(self, indices: Any) -> Records:
         """Those of some numbers, or of a mask."""
         some = object.__new__(Records)
-        some.sources, some.samples, some.folder = self.sources, self.samples, self.folder
+        some.sources, some.samples, some.folder, some.labels = self.sources, self.samples, self.folder, self.labels
         for key in PER_RECORD:
             setattr(some, key, getattr(self, key)[indices])
         return some
@@ -91,6 +104,17 @@ class Records(Sequence[Record]):
         for array in (self.source, self.number, self.clips, self.all_samples()):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def _labels(sources: Sequence[str]) -> list[str]:
+    """For each source the shortest end of the path to it that no other source has: its folder, or more of it."""
+    paths = [re.split(r"[/\\\\]", re.sub(r"\.[A-Za-z0-9]+$", "", name.replace(":", "/"))) for name in sources]
+    labels = []
+    for number, path in enumerate(paths):
+        others = [other for index, other in enumerate(paths) if index != number]
+        size = next((n for n in range(1, len(path)) if all(other[-n:] != path[-n:] for other in others)), len(path))
+        labels.append("/".join(path[-size:]))
+    return labels
 
 
 def _joined(arrays: list[np.ndarray], empty: np.ndarray) -> np.ndarray:

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
+from speechzoo.text import lone_surrogate
+
 RECORD = ("id", "messages")
+SOUND = ("audio", "audios")
 MESSAGE = ("role", "content")
 ANSWER = (*MESSAGE, "units", "audio")
 PARTS = {"audio": ("type", "path"), "text": ("type", "text")}
@@ -17,14 +20,12 @@ Found = Iterator[tuple[str, str]]
 
 
 def check_messages(record: dict[str, Any], answer: bool = True) -> Found:
-    """Everything that is wrong with the form of a record; reads no files.
+    """Everything that is wrong with the form of a record; reads no files. Further keys of it are not looked at.
 
     Args:
         answer: the conversation has to end with an answer.
     """
-    yield from _unknown(record, RECORD, "the record")
-    if "id" in record and not isinstance(record["id"], (str, int)):
-        yield f"id is {record['id']!r}", "ids are text"
+    yield from _id(record)
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
         yield "no messages", 'give "messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]'
@@ -35,7 +36,7 @@ def check_messages(record: dict[str, Any], answer: bool = True) -> Found:
             yield f"{where} is not an object", 'write {"role": ..., "content": ...}'
             continue
         role = message.get("role")
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             problem = "has no role" if role is None else f"has the unknown role {role!r}"
             yield f"{where} {problem}", _nearest(role, ROLES)
             continue
@@ -44,6 +45,28 @@ def check_messages(record: dict[str, Any], answer: bool = True) -> Found:
         if role == "assistant":
             yield from _spoken(message, where)
     yield from _order([m.get("role") if isinstance(m, dict) else None for m in messages], answer)
+
+
+def unread_keys(record: dict[str, Any]) -> list[str]:
+    """Keys of a record that nothing reads, with what they may have been meant for."""
+    found = []
+    for key in record:
+        if key not in RECORD and key not in SOUND:
+            close = get_close_matches(key.lower(), (*RECORD, *SOUND), n=1, cutoff=0.75)
+            found.append(ascii(key) + (f" (did you mean {close[0]!r}?)" if close else ""))
+    return found
+
+
+def _id(record: dict[str, Any]) -> Found:
+    given = record.get("id", 0)
+    if type(given) is int:
+        return
+    if not isinstance(given, str):
+        yield f"id is {given!r}", "ids are text"
+    elif not given.strip():
+        yield f"id is {given!r}", "give the record an id, or leave the key out"
+    elif lone_surrogate(given):
+        yield f"id is {given!r}, which holds half of a character", "repair the text where it was cut"
 
 
 def _unknown(given: dict[str, Any], known: tuple[str, ...], where: str) -> Found:
@@ -67,13 +90,16 @@ def _content(content: Any, role: str, where: str) -> Found:
     filled = False
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in PARTS:
+        if not isinstance(kind, str) or kind not in PARTS:
             yield f"{where} has a part of the unknown type {kind!r}", _nearest(kind, tuple(PARTS))
             return
         yield from _unknown(part, PARTS[kind], f"the {kind} part of {where}")
         value = part.get(PARTS[kind][1])
         if not isinstance(value, str) or (kind == "audio" and not value):
             yield f"{where} has a part of type {kind} without {PARTS[kind][1]}", f"add {PARTS[kind][1]!r} to the part"
+            return
+        if broken := lone_surrogate(value):
+            yield f"{where} holds {broken}, half of a character", "repair the text where it was cut"
             return
         if kind == "audio" and role != "user":
             beside = 'give the sound of an answer as "audio": path beside its content'
@@ -86,7 +112,8 @@ def _content(content: Any, role: str, where: str) -> Found:
 
 
 def _spoken(message: dict[str, Any], where: str) -> Found:
-    if "audio" in message and (not isinstance(message["audio"], str) or not message["audio"]):
+    sound = message.get("audio", "path")
+    if not isinstance(sound, str) or not sound or lone_surrogate(sound):
         yield f"{where} has an audio that is not a path", "give a path relative to the manifest"
     if "units" not in message:
         return
@@ -108,7 +135,7 @@ def _spoken(message: dict[str, Any], where: str) -> Found:
 
 def _order(roles: list[str | None], answer: bool) -> Found:
     """`system`? then `user`, `assistant` in turn. Silent where a role is wrong in itself: that is said already."""
-    if any(role not in ROLES for role in roles):
+    if any(not isinstance(role, str) or role not in ROLES for role in roles):
         return
     turns = roles[1:] if roles[0] == "system" else roles
     for index, role in enumerate(turns):

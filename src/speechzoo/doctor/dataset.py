@@ -12,12 +12,16 @@ from torch import distributed as dist
 from speechzoo.audio import MAX_SECONDS
 from speechzoo.data import ConversationDataset, TokenBudgetSampler
 from speechzoo.doctor.findings import Finding, error, note, ok, warning
+from speechzoo.doctor.supervision import same_text
 from speechzoo.ranks import world_size
 from speechzoo.text import flatten
 from speechzoo.units.ctc import positions_needed
 
 SAMPLED = 200
 """Conversations whose units are looked at."""
+
+COMPARED = 2000
+"""Conversations whose supervised text is compared with their answers, whatever they hold."""
 
 
 def first_epoch(sampler: TokenBudgetSampler) -> list[list[int]]:
@@ -62,6 +66,29 @@ def check_left_out(dataset: ConversationDataset, longest_context: int | None) ->
         text = f"the longest conversation takes {max(dataset.lengths)} positions, the LLM reads {longest_context}"
         found.append(error("context", text, f"prompt.max_length: {longest_context}"))
     return found
+
+
+def check_answers(dataset: ConversationDataset) -> list[Finding]:
+    """Whether answers that spell special tokens, and the first `COMPARED` others, are supervised whole.
+
+    All conversations are looked at: one that teaches the model to stop in the middle is enough to do so.
+    """
+    prompt, spelled, found = dataset.examples.prompt, 0, []
+    for number in range(len(dataset.examples)):
+        texts = answers_of(dataset, number)
+        special = any(prompt.spelled(text) for text in texts)
+        spelled += special
+        if special or number < COMPARED:
+            example = dataset.examples[number]
+            for turn, expected in enumerate(texts, start=1):
+                got = prompt.decode(example.ids[example.turns == turn].tolist())
+                found += same_text(got, expected, f"{example.id}, answer {turn}")
+    if found:
+        more = f" ({len(found)} answers in all)" if len(found) > 1 else ""
+        return [Finding(found[0].level, found[0].name, found[0].text + more, found[0].advice)]
+    if spelled:
+        return [note("special_text", f"{spelled} conversations spell special tokens in answers: learned as text")]
+    return []
 
 
 def check_clips(max_seconds: float, longest_seconds: float) -> list[Finding]:

@@ -14,6 +14,7 @@ from speechzoo.audio import SAMPLE_RATE
 from speechzoo.doctor.batches import TrainingData, there_and_back, undisturbed
 from speechzoo.doctor.dataset import (
     answers_of,
+    check_answers,
     check_clips,
     check_left_out,
     check_padding,
@@ -134,6 +135,7 @@ def _whole_data(trainer: Trainer, model: SpeechLLM, data: TrainingData) -> list[
     dataset, config = data.dataset, getattr(getattr(model.llm, "lm", None), "config", None)
     found = check_padding(data.sampler, dataset.lengths)
     found += check_left_out(dataset, getattr(config, "max_position_embeddings", None))
+    found += check_answers(dataset)
     samples = dataset.records.all_samples()
     if len(samples):
         limit = getattr(getattr(trainer, "datamodule", None), "max_seconds", 0.0)

@@ -39,7 +39,7 @@ def check_supervision(batch: SpeechBatch, prompt: ChatPrompt, answers: Sequence[
             found += _span(prompt, ids, f"{name}, answer {turn}")
             if answers is not None:
                 expected = answers[row][turn - 1] if turn <= len(answers[row]) else ""
-                found += _same_text(prompt.decode(ids), expected, f"row {name}, answer {turn}")
+                found += same_text(prompt.decode(ids), expected, f"row {name}, answer {turn}")
     return found
 
 
@@ -59,7 +59,8 @@ def _span(prompt: ChatPrompt, ids: list[int], where: str) -> Iterator[Finding]:
         yield error("end_not_learned", text, "set prompt.end_of_turn to what the template ends answers with")
 
 
-def _same_text(got: str, expected: str, where: str) -> Iterator[Finding]:
+def same_text(got: str, expected: str, where: str) -> Iterator[Finding]:
+    """Whether what is supervised is the answer, blanks aside."""
     got, expected = " ".join(got.split()), " ".join(expected.split())
     if got == expected or got.replace(" ", "") == expected.replace(" ", ""):
         return

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from speechzoo.files import write_jsonl
+from speechzoo.files import read_lines, write_jsonl
 from speechzoo.metrics import (
     CharErrorRate,
     ExactMatch,
@@ -63,9 +63,7 @@ def load_answers(path: str | Path) -> list[Answer]:
         raise FileNotFoundError(f"{path}: no such file of answers")
     names = {field.name for field in fields(Answer)}
     answers: dict[str, Answer] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
             record = json.loads(line)
             unknown = sorted(set(record) - names)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from speechzoo.interop.pieces import PieceTokenizer
-from speechzoo.text import CLIP, ChatPrompt, Encoded, Message, flatten
+from speechzoo.text import CLIP, ChatPrompt, ContentError, Encoded, Message, flatten
 from speechzoo.types import AUDIO
 
 SYSTEM = (
@@ -87,6 +87,8 @@ class LlamaOmniPrompt(ChatPrompt):
             messages.insert(0, {"role": "system", "content": self.system})
         if not answer and messages[-1]["role"] == "assistant":
             messages.pop()
+        for message in messages:
+            refuse_special(message["content"], self.special)
         ids = self.text_ids(self._render(messages, generate=not answer))
         turns, turn = [0] * len(ids), 0
         for index, message in enumerate(messages):
@@ -174,6 +176,7 @@ class LlasmPrompt(ChatPrompt):
 
     def _with_clips(self, message: Message) -> tuple[str, str]:
         role, text = message["role"], flatten(message["content"])
+        refuse_special(text, [*self.tokenizer.special, "[INST]", "[/INST]"])
         if role == "user" and self.user is not None and CLIP in text and not text.replace(CLIP, "").strip():
             text = self.user.replace("{audio}", text)
         if role == "assistant" and CLIP in text:
@@ -206,6 +209,16 @@ class LlasmPrompt(ChatPrompt):
             else:
                 parts += [(encode("USER:"), 0), (encode(text), 0)]
         return parts
+
+
+def refuse_special(text: str, special: Sequence[str]) -> None:
+    """Refuse content that the released code would take for special tokens.
+
+    Raises:
+        ContentError: naming the first.
+    """
+    if found := next((token for token in special if token in text), None):
+        raise ContentError(f"a text holds {found!r}, a special token of the released prompt: take it out or spell it")
 
 
 def from_item(item: dict[str, Any], patch: str = "<au_patch>") -> list[Message]:

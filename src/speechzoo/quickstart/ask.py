@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ import torch
 
 from speechzoo.data import encode_batch
 from speechzoo.evaluation.answers import Answer, save_answers
+from speechzoo.files import read_jsonl
 from speechzoo.models import Cascade, SpeechLLM
 from speechzoo.text import ChatPrompt
 from speechzoo.types import SpeechBatch, SpeechReply
@@ -52,8 +52,8 @@ def own_precision(system: Any) -> torch.autocast:
 
 def read_questions(manifest: Path, pairs: Path) -> list[dict[str, Any]]:
     """Records of a manifest with what `pairs.jsonl` knows of them (question, kind, unseen)."""
-    known = {row["id"]: row for row in map(json.loads, pairs.read_text().splitlines())}
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    known = {row["id"]: row for row in read_jsonl(pairs)}
+    rows = read_jsonl(manifest)
     return [{**known[row["id"]], **row} for row in rows]
 
 

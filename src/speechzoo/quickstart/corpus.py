@@ -9,7 +9,6 @@ quickstart's vocoder.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.data.instructions import asr_messages
-from speechzoo.files import write_jsonl
+from speechzoo.files import read_jsonl, write_jsonl
 from speechzoo.quickstart.questions import Pair
 from speechzoo.quickstart.speaking import Utterance, speak_all
 from speechzoo.quickstart.voice import PiperVoice
@@ -100,7 +99,7 @@ def write_manifests(out_dir: str | Path, seed: int = 0) -> dict[str, Path]:
     source = out_dir / "pairs.jsonl"
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; build_corpus makes it")
-    pairs = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    pairs = read_jsonl(source)
     rng = random.Random(seed)
     manifests: dict[str, list[dict[str, Any]]] = {}
     for split in ("train", "test"):

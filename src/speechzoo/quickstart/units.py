@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from speechzoo.data import FeatureCache
 from speechzoo.encoders import WhisperEncoder
-from speechzoo.files import write_jsonl
+from speechzoo.files import read_jsonl, write_jsonl
 from speechzoo.units import KMeansUnits
 
 LAYER = 3
@@ -33,7 +32,7 @@ def make_units(corpus: Path, features: Path, whisper: str, num_units: int, seed:
 
 
 def _read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_jsonl(path)
 
 
 def _answer(corpus: Path, record: dict) -> str:

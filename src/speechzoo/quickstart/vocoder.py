@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from speechzoo.data import FeatureCache
 from speechzoo.encoders import WhisperEncoder
-from speechzoo.files import write_jsonl
+from speechzoo.files import read_jsonl, write_jsonl
 from speechzoo.quickstart.corpus import latents_of
 from speechzoo.quickstart.units import LAYER
 from speechzoo.units import KMeansUnits
@@ -32,7 +31,7 @@ def write_vocoder_manifests(
     """
     cache = FeatureCache(features, WhisperEncoder(whisper, window="trimmed", layer=LAYER).fingerprint)
     kmeans = KMeansUnits.load(corpus / "kmeans.pt")
-    pairs = [json.loads(line) for line in (corpus / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    pairs = read_jsonl(corpus / "pairs.jsonl")
     answers = {s: {pair["answer_audio"]: pair["id"] for pair in pairs if pair["split"] == s} for s in ("train", "test")}
     unseen = {audio: name for audio, name in answers["test"].items() if audio not in answers["train"]}
     answers["test"] = unseen or answers["test"]

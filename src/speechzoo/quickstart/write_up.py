@@ -24,6 +24,7 @@ from speechzoo.evaluation import (
     write_report,
 )
 from speechzoo.evaluation.figures import metrics_files
+from speechzoo.files import read_jsonl
 from speechzoo.quickstart.examination import SYSTEMS, System
 from speechzoo.quickstart.parts import licences
 from speechzoo.quickstart.scale import Scale
@@ -69,7 +70,7 @@ def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
     """Write `report.html` and `report.md` into `out`; log the answers to W&B (offline by default)."""
     systems = [_result(out, system) for system in SYSTEMS]
     human = json.loads((out / "human.json").read_text())
-    pairs = [json.loads(line) for line in (out / "corpus" / "pairs.jsonl").read_text().splitlines()]
+    pairs = read_jsonl(out / "corpus" / "pairs.jsonl")
     data = ReportData(
         title="speechzoo quickstart",
         intro=INTRO,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -110,6 +111,41 @@ def put_sound(value: Any, sound: Callable[[Any, int], Any]) -> Any:
                 number += 1
         placed.append(message)
     return {**value, "messages": placed}
+
+
+def parse(text: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: if it is none, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets are nested too deep") from None
+
+
+def arrange(value: dict[str, Any], pool: list[Any], place: Callable[[Any, int], Any]) -> Any:
+    """A record with its sound where `check_messages` looks for it.
+
+    A part's own `audio` is taken for its `path`; audio parts that bring neither take the sounds of `pool` in order.
+
+    Args:
+        place: as in `put_sound`.
+    """
+    messages = value.get("messages")
+    for message in messages if isinstance(messages, list) else []:
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else []:
+            if isinstance(part, dict) and part.get("type") == "audio" and part.get("path") is None and "audio" in part:
+                part["path"] = part.pop("audio")
+    return put_sound(value, lambda given, index: place(pool.pop(0) if given is None and pool else given, index))
+
+
+def sounds_of(values: dict[str, Any]) -> list[Any]:
+    """The sounds that a record has beside its messages: those of `audio` and `audios`."""
+    pool = [values[key] for key in ("audio", "audios") if values.get(key) is not None]
+    return [sound for entry in pool for sound in (entry if isinstance(entry, list) else [entry])]
 
 
 def beside(folder: str, path: Any) -> Any:

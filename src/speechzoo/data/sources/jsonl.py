@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
-from speechzoo.data.sources.base import Row, Source, Where, beside, opened, put_sound
+from speechzoo.data.sources.base import Row, Source, Where, arrange, beside, opened, parse, sounds_of
 
 
 class JsonLines(Source):
@@ -30,12 +30,17 @@ class JsonLines(Source):
     def _row(self, number: int, where: Where, text: bytes) -> Row:
         row = Row(number, where, f"{self.stem}:{number}")
         try:
-            value = json.loads(text)
+            value = parse(text)
         except ValueError as error:
             row.error = f"not JSON ({error})", "write one JSON object per line"
             return row
         if not isinstance(value, dict):
             row.error = "not a JSON object", 'write {"messages": [...]} on each line'
             return row
-        row.value = put_sound(value, lambda path, _: beside(self.folder, path))
+        row.value = arrange(value, sounds_of(value), lambda sound, _: beside(self.folder, _path(sound)))
         return row
+
+
+def _path(sound: Any) -> Any:
+    """The path of a sound that is given as `datasets.Audio` writes it; anything else as it is."""
+    return sound["path"] if isinstance(sound, dict) and isinstance(sound.get("path"), str) else sound

@@ -8,11 +8,10 @@ columns are not read.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from speechzoo.data.sources.base import Row, Where, beside, put_sound
+from speechzoo.data.sources.base import Row, Where, arrange, beside, parse, sounds_of
 
 COLUMNS = ("id", "messages", "audio", "audios")
 
@@ -31,40 +30,37 @@ def table_row(number: int, where: Where, shard: str, folder: Path, values: dict[
     messages = values.get("messages")
     if isinstance(messages, str):
         try:
-            messages = json.loads(messages)
+            messages = parse(messages)
         except ValueError as error:
             row.error = f"its messages are not JSON ({error})", "write a list of messages, as structs or as JSON text"
             return row
-    pool = [values[column] for column in ("audio", "audios") if values.get(column) is not None]
-    pool = [sound for entry in pool for sound in (entry if isinstance(entry, list) else [entry])]
 
     def place(given: Any, index: int) -> Any:
-        if given is None and pool:
-            given = pool.pop(0)
         if sounds is not None:
             sounds.append(given)
         if isinstance(given, dict):
             return f"{shard}::{number}/{index}"
         return beside(str(folder), given)
 
-    value = {"messages": _plain(messages)}
+    try:
+        value = {"messages": _plain(messages)}
+    except RecursionError:
+        row.error = "its messages are nested too deep", "write a list of messages, as structs or as JSON text"
+        return row
     if values.get("id") is not None:
         value["id"] = values["id"]
-    row.value = put_sound(value, place)
+    row.value = arrange(value, sounds_of(values), place)
     return row
 
 
 def _plain(value: Any) -> Any:
-    """Without the keys that are null because another row has them; a part's own `audio` under `path`."""
+    """Without the keys that are null because another row has them."""
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
     if not isinstance(value, dict):
         return value
     kept = {key: entry if key in ("audio", "path") else _plain(entry) for key, entry in value.items()}
-    kept = {key: entry for key, entry in kept.items() if entry is not None}
-    if kept.get("type") == "audio" and "audio" in kept and "path" not in kept:
-        kept["path"] = kept.pop("audio")
-    return kept
+    return {key: entry for key, entry in kept.items() if entry is not None}
 
 
 def sound_of(given: Any, folder: Path, shard: str, place: str) -> bytes | Path:

@@ -7,7 +7,6 @@ key has one sound, else with the rest of the member's name: `{"type": "audio", "
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tarfile
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from speechzoo.data.sources.base import Row, Source, Where, beside, opened, put_sound
+from speechzoo.data.sources.base import Row, Source, Where, arrange, beside, opened, parse, sounds_of
 
 SOUND = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif")
 NAME = re.compile(r"^(?P<key>(?:.*/)?[^./][^./]*)\.(?P<rest>[^/]+)$")
@@ -85,7 +84,7 @@ class TarShard(Source):
             row.error = f"no {key}.json beside {names}", "write the record as KEY.json beside its sound"
             return row
         try:
-            row.value = json.loads(os.pread(self.file, texts[0].size, texts[0].offset_data))
+            row.value = parse(os.pread(self.file, texts[0].size, texts[0].offset_data))
         except ValueError as error:
             row.error = f"{texts[0].name} is not JSON ({error})", "write one JSON object in it"
             return row
@@ -93,7 +92,7 @@ class TarShard(Source):
             row.error = f"{texts[0].name} is not a JSON object", 'write {"messages": [...]} in it'
             return row
         sounds = [member for member in members if _split(member)[1].lower().endswith(SOUND)]
-        row.value = put_sound(row.value, lambda path, _: self._reference(path, sounds))
+        row.value = arrange(row.value, sounds_of(row.value), lambda path, _: self._reference(path, sounds))
         return row
 
     def _reference(self, path: Any, sounds: list[tarfile.TarInfo]) -> Any:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from xxhash import xxh3_128
 
-BLOCK = 1 << 24
+BLOCK = 1 << 20
 ZEROS = b"0" * 32
 COMMENT = b"speechzoo xxh3-128 "  # of a zip file, followed by 32 hex digits
 END, PLAIN = b"PK\x05\x06", b"\0\0"  # of a zip file: how its end record begins, and its last field without a comment

@@ -146,12 +146,14 @@ def _reason(error: BaseException | None) -> str | None:
             # A text is all that some libraries give.
             if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
                 return os.strerror(number)
+        if "unexpected pos" in str(error):  # all that torch tells of a write that failed
+            return "writing failed half way"
         error = error.__cause__ or error.__context__
     return None
 
 
 def _no_room(folder: Path, need: int | None, what: str, reason: str = os.strerror(errno.ENOSPC)) -> str:
-    needed = "" if need is None else f"{size(need)} needed, "
+    needed = "" if need is None else f"at least {size(need)} needed, "
     free = size(shutil.disk_usage(_existing(folder)).free)
     return f"{what}: {reason}: {needed}{free} free in {folder}; make room there (what was there before is kept)"
 

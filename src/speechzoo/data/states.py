@@ -99,7 +99,7 @@ class StateCache(TensorFiles):
                 some = [examples[number] for number in numbers]
                 tokens = sum(int(np.isin(example.turns, list(example.units)).sum()) for example in some)
                 need = tokens * states.shape[-1] * states.element_size()
-                self.check_room(f"state cache: answers of {len(some)} conversations, {tokens} tokens", need)
+                self.check_room(f"state cache: answers of {len(some)} conversations, {tokens} tokens,", need)
             if not own:
                 continue
             if not states.isfinite().all():

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from speechzoo.digests import DamagedError, read_tensors, sealed_tensors
-from speechzoo.files import check_room, size, write_atomically
+from speechzoo.files import DiskFullError, size, write_atomically
 
 
 class TensorFiles:
@@ -65,8 +65,11 @@ class TensorFiles:
             DiskFullError: if the disk has less.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        check_room(self.folder, need, what)
-        rank_zero_info(f"{what}: {size(need)} of {size(shutil.disk_usage(self.folder).free)} in {self.folder}")
+        free = shutil.disk_usage(self.folder).free
+        text = f"{what} need {size(need)} of the {size(free)} that are free in {self.folder}"
+        if need > free:
+            raise DiskFullError(f"{text}: make room there, or choose another folder")
+        rank_zero_info(text)
 
 
 def batches_within(

@@ -30,6 +30,7 @@ from speechzoo.files import check_room, clear_parts, part_beside, telling_room
 from speechzoo.interop.layout import Weights, read_json
 from speechzoo.models.base import SpeechLLM
 from speechzoo.spec import resolve
+from speechzoo.training.checkpoint_io import save_synced
 
 FORMAT = 1
 SHARD_BYTES = 1 << 30
@@ -102,7 +103,7 @@ class ShardWriter:
             save_file(self.buffer, path, {"format": "pt"})
         else:
             # clone: a view would bring the whole mapped file along
-            torch.save({name: tensor.clone() for name, tensor in self.buffer.items()}, path)
+            save_synced({name: tensor.clone() for name, tensor in self.buffer.items()}, path, seal=False)
         self.buffer, self.size = {}, 0
 
     def close(self) -> None:

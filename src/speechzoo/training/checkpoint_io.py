@@ -67,8 +67,15 @@ class FileCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, *args, **kwargs)
 
 
-def save_synced(data: dict[str, Any], path: Path) -> None:
-    """`torch.save` with a digest, which returns only when the file is on disk."""
+def save_synced(data: dict[str, Any], path: Path, seal: bool = True) -> None:
+    """`torch.save` with a digest, which returns only when the file is on disk.
+
+    Args:
+        seal: False leaves the digest out, for files in somebody else's layout.
+
+    Raises:
+        OSError: if it cannot be written; torch alone would say that a position is unexpected.
+    """
     with path.open("w+b") as file:
         sealed = SealedZip(file)
         try:
@@ -77,7 +84,8 @@ def save_synced(data: dict[str, Any], path: Path) -> None:
             if sealed.error is not None and sealed.error is not error:
                 raise sealed.error from error
             raise
-        sealed.seal()
+        if seal:
+            sealed.seal()
         file.flush()
         os.fsync(file.fileno())
 

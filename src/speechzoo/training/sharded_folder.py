@@ -12,6 +12,7 @@ from torch import distributed as dist
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint import load as dcp_load
 from torch.distributed.checkpoint import save as dcp_save
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -69,7 +70,10 @@ def save_sharded(checkpoint: dict[str, Any], path: Path) -> None:
     with telling_room(path, need):
         try:
             _first(begin)
-            dcp_save(tensors, storage_writer=FileSystemWriter(part, sync_files=True))
+            try:
+                dcp_save(tensors, storage_writer=FileSystemWriter(part, sync_files=True))
+            except CheckpointException as error:  # no Exception, and tracebacks for a text
+                raise OSError(f"{path}: cannot be written ({str(error).strip().splitlines()[-1]})") from error
             own = {file.name: file_digest(file) for file in part.glob(f"__{dist.get_rank()}_*")}
             digests = _gathered(own)
             _first(finish)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechzoo.digests import read_tensors, sealed_tensors
+from speechzoo.digests import DamagedError, read_tensors, sealed_tensors
 from speechzoo.files import write_atomically, write_json
 from speechzoo.vocoders.base import Vocoder
 from speechzoo.vocoders.hifigan import HiFiGANGenerator
@@ -164,7 +164,7 @@ class LatentVocoder(Vocoder):
         vocoder = cls(**config)
         try:
             vocoder.load_state_dict(read_tensors(folder / WEIGHTS))
-        except RuntimeError as error:
+        except (RuntimeError, DamagedError) as error:
             why = " ".join(str(error).split())[:200]
             raise ValueError(f"{folder / WEIGHTS}: does not fit {CONFIG} beside it ({why})") from error
         return vocoder

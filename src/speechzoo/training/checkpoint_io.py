@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from speechzoo.digests import DamagedError, SealedZip, check_zip
@@ -117,7 +118,7 @@ def telling_damage(path: _PATH) -> Iterator[None]:
         raise ValueError(f"{path}: refused or damaged: it holds more than tensors and plain data") from error
     except FileNotFoundError:
         raise
-    except Exception as error:  # of many kinds
+    except (Exception, CheckpointException) as error:  # of many kinds, the last of which is no Exception
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise DamagedError(f"{path}: damaged, or no checkpoint ({told[0][:160]})") from error
 

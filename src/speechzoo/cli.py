@@ -20,7 +20,6 @@ import speechzoo
 
 # Imported so that their classes have short names on the command line.
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
-from speechzoo.files import DiskFullError
 from speechzoo.resolvers import register_resolvers
 from speechzoo.spec import resolve
 from speechzoo.text import ChatPrompt  # noqa: F401
@@ -172,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(import_module(module), function)(argv[1:])
     try:
         run(argv)
-    except (ValueError, FileNotFoundError, DiskFullError) as error:
+    except (ValueError, OSError) as error:
         print(f"speechzoo: {error}", file=sys.stderr)
         return 1
     return 0

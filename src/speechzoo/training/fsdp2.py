@@ -168,6 +168,8 @@ class FSDP2Strategy(ModelParallelStrategy):
                 check_zip(file)
             except DamagedError as error:
                 told = str(error)
+            except OSError:  # all will meet it when they map the file
+                pass
         if told := self.broadcast(told):
             raise DamagedError(told)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny_runs import UNIT_DECODER, saved, write_config, zoo
 
+from speechzoo.cli import main
 from speechzoo.data import encode_batch
-from speechzoo.hub import load_run
+from speechzoo.hub import load, load_run
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import LLaMAOmni, LLaSM
 
@@ -183,3 +185,75 @@ def test_a_foreign_checkpoint_is_named(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="last.ckpt: not a speechzoo checkpoint"):
         load_run(tmp_path)
+
+
+def test_a_changed_byte_is_told_on_every_road(config: Path, runs, tmp_path: Path, capsys) -> None:
+    """In the middle of a weight, which loads without a word otherwise; and a file that was cut off."""
+    folder = tmp_path / "llasm"
+    shutil.copytree(runs["llasm"][0], folder)
+    file = folder / "last.ckpt"
+    whole, weight = file.read_bytes(), saved(file)["state_dict"]["adaptor.linear.weight"]
+    place = whole.index(weight.numpy().tobytes()) + weight.nbytes // 2
+    for damaged, told in (
+        (whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :], "its content does not match its digest"),
+        (whole[: len(whole) // 2], "its end is cut off or changed"),
+    ):
+        file.write_bytes(damaged)
+        line = f"{file}: damaged ({told}): copy it again from where it is whole, or go back to an earlier one"
+        with pytest.raises(ValueError, match=re.escape(line)):
+            load_run(folder)
+        with pytest.raises(ValueError, match=re.escape(line)):
+            zoo("fit", "-c", config, "--name=refused", f"--model.init_args.init_from=['{folder}']")
+        with pytest.raises(ValueError, match=re.escape(line)):
+            zoo("validate", "-c", config, "--name=refused", "--ckpt_path", file)
+        capsys.readouterr()
+        assert main(["fit", "-c", str(config), "--name=refused", "--ckpt_path", str(file)]) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == f"speechzoo: {line}"
+        assert main(["checkpoint", "expand", str(folder), str(tmp_path / "out")]) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == f"speechzoo: {line}" and not (tmp_path / "out").exists()
+    file.write_bytes(whole)
+    moved = file.rename(tmp_path / "moved.ckpt")
+    theirs = dict(runs["llasm"][1].named_parameters())
+    assert all(p.equal(theirs[name]) for name, p in load_run(moved).named_parameters())
+
+
+def test_a_full_disk_ends_training_in_one_line(config: Path, runs, monkeypatch, capsys) -> None:
+    """The last good checkpoint stays, and training goes on from it when there is room again."""
+    arguments = ["fit", "-c", str(config), "--name=full", "--trainer.max_steps=3", *STEADY]
+    zoo("fit", "-c", config, "--name=full", "--trainer.max_steps=1", *STEADY)
+    file = config.parent / "full" / "last.ckpt"
+    before = file.read_bytes()
+    arguments += ["--ckpt_path", str(file)]
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+        capsys.readouterr()
+        assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert re.fullmatch(
+        r"speechzoo: \S+/last\.ckpt: No space left on device: at least \d+ kB needed, 100 kB free in .*",
+        told.splitlines()[-1],
+    )
+    assert "Traceback" not in told
+    assert file.read_bytes() == before and not list(file.parent.glob(".*.part"))
+    assert main(arguments) == 0 and saved(file)["global_step"] == 3
+
+
+def test_a_damaged_file_of_an_expanded_model_is_named(runs, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        assert main(["checkpoint", "expand", str(runs["llasm"][0]), str(out)]) == 1
+    assert "out: No space left on device: at least " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main(["checkpoint", "expand", str(runs["llasm"][0]), str(out)]) == 0
+    moved = out.rename(tmp_path / "moved")
+    kept = load(moved)
+    assert all(p.equal(dict(kept.named_parameters())[n]) for n, p in runs["llasm"][1].named_parameters())
+    for name in ("model.safetensors", "llm/model.safetensors", "encoder.pt", "llm/tokenizer.json", "llm/config.json"):
+        whole = (moved / name).read_bytes()
+        place = len(whole) * 2 // 3
+        (moved / name).write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=re.escape(f"{moved / name}: damaged (its content does not fit config.j")):
+            load(moved)
+        (moved / name).write_bytes(whole)
+    load(moved)

@@ -18,12 +18,16 @@ HOLD = """
 import os, sys, time
 from speechzoo.locks import claim
 held = claim(sys.argv[1], "speechzoo fit")
-if len(sys.argv) > 2:  # a child that was forked, ends, and must not take the lock along
+if len(sys.argv) > 2:  # children that were forked: one ends and must not let go, one outlives and must not hold on
     child = os.fork()
     if not child:
         held.release()
         sys.exit()
     os.waitpid(child, 0)
+    if not os.fork():
+        os.close(1)
+        time.sleep(5)
+        sys.exit()
 print("held", flush=True)
 time.sleep(60)
 """

@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(import_module(module), function)(argv[1:])
     try:
         run(argv)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"speechzoo: {error}", file=sys.stderr)
         return 1
     return 0

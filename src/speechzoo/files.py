@@ -1,16 +1,31 @@
-"""Files that appear whole or not at all, whatever happens to the process that writes them."""
+"""Files that appear whole or not at all, whatever happens to the process that writes them or to the disk."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of a file
+DAY = 86_400.0
+PART = re.compile(r"\.(?P<owner>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.part")
+_cleared: set[Path] = set()
+
 LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """Characters that JSON leaves as they are and some readers take for the end of a line."""
+
+
+class DiskFullError(OSError):
+    """There is too little room; the text says how much is needed and how much is free."""
 
 
 def write_atomically(path: str | Path, content: bytes | str, sync: bool = False) -> None:
@@ -21,21 +36,27 @@ def write_atomically(path: str | Path, content: bytes | str, sync: bool = False)
         sync: wait until the content is on the disk, so that it outlives a power cut too.
 
     Raises:
-        OSError: if the file cannot be written; what was there stays.
+        DiskFullError: if there is too little room; what was there stays.
+        OSError: if the file cannot be written for another reason; what was there stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    if path.parent not in _cleared:
+        _cleared.add(path.parent)
+        clear_parts(path.parent)
+    data = content.encode() if isinstance(content, str) else content
+    part = part_beside(path)
+    with telling_room(path, len(data)):
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: str | Path, value: Any, sync: bool = False) -> None:
@@ -75,3 +96,109 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 def read_jsonl(path: str | Path) -> list[Any]:
     """The records of a JSONL file that speechzoo wrote."""
     return [json.loads(line) for _, line in read_lines(path)]
+
+
+def part_beside(path: Path) -> Path:
+    """A name for what is to become `path`, while it is being written; it tells whose it is (see `clear_parts`)."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
+
+
+def clear_parts(folder: Path) -> None:
+    """Delete the half files and folders (`part_beside`) that killed processes left in a folder.
+
+    What a process of another machine left is deleted when it is a day old.
+    """
+    with suppress(OSError):
+        for part in folder.glob(".*.part"):
+            if (found := PART.fullmatch(part.name)) is None:
+                continue
+            with suppress(OSError):
+                ours = found["owner"].endswith(f".{socket.gethostname()}")
+                if not is_running(int(found["pid"])) if ours else time.time() - part.stat().st_mtime > DAY:
+                    discard(part)
+
+
+def is_running(pid: int) -> bool:
+    """Whether this machine has such a process."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def discard(path: Path) -> None:
+    """Delete a file or folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, need: int, what: str) -> None:
+    """Refuse to begin what will not fit.
+
+    Args:
+        need: bytes that will be written in the folder.
+        what: the file or files, for the message.
+
+    Raises:
+        DiskFullError: if fewer are free.
+    """
+    if need > shutil.disk_usage(_existing(folder)).free:
+        raise DiskFullError(_no_room(folder, need, what))
+
+
+@contextmanager
+def telling_room(path: Path, need: int | None) -> Iterator[None]:
+    """Turns the errors of a full disk, raised by whatever library writes, into one that says what was needed.
+
+    Args:
+        path: what is being written; the block itself takes its half away.
+        need: its size in bytes, None where it is not known.
+
+    Raises:
+        DiskFullError: instead of those errors.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        if (reason := _reason(error)) is None:
+            raise
+        raise DiskFullError(_no_room(path.parent, need, str(path), reason)) from error
+
+
+def _reason(error: BaseException | None) -> str | None:
+    while error is not None:
+        for number in FULL:
+            # A text is all that some libraries give.
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return os.strerror(number)
+        if "unexpected pos" in str(error):  # all that torch tells of a write that failed
+            return "writing failed half way"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _no_room(folder: Path, need: int | None, what: str, reason: str = os.strerror(errno.ENOSPC)) -> str:
+    needed = "" if need is None else f"at least {size(need)} needed, "
+    free = size(shutil.disk_usage(_existing(folder)).free)
+    return f"{what}: {reason}: {needed}{free} free in {folder}; make room there (what was there before is kept)"
+
+
+def size(number: float) -> str:
+    """Bytes as a text."""
+    for unit in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())

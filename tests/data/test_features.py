@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,3 +88,59 @@ def test_too_little_room(wavs: list[Path], tmp_path: Path, encoder: Frames, monk
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(OSError, match="4 clips need"):
         FeatureCache(tmp_path, encoder.fingerprint).build(wavs, encoder)
+
+
+def test_a_flipped_bit_in_cached_states_is_found(wavs: list[Path], tmp_path: Path, encoder: Frames) -> None:
+    cache = FeatureCache(tmp_path, encoder.fingerprint)
+    cache.build(wavs[:1], encoder, progress=False)
+    file, states = cache.file(wavs[0]), cache.get(wavs[0])
+    content = bytearray(file.read_bytes())
+    content[-17] ^= 8
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"0.wav: its cached features are damaged; delete \S+ and start again"):
+        cache.get(wavs[0])
+    file.unlink()
+    cache.build(cache.missing(wavs[:1]), encoder, progress=False)
+    assert cache.get(wavs[0]).equal(states)
+
+
+class Slow(Frames):
+    """Gives another process time to do the same work."""
+
+    def forward(self, audio, lens):
+        time.sleep(0.05)
+        return super().forward(audio, lens)
+
+
+def compute(folder: Path, wavs: list[Path], kill_at: int | None) -> None:
+    torch.manual_seed(0)
+    replace, count = os.replace, itertools.count()
+
+    def dies(one, other) -> None:
+        if next(count) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)  # the entry is written, but has not its name yet
+        replace(one, other)
+
+    os.replace = dies
+    encoder = Slow()
+    cache = FeatureCache(folder, encoder.fingerprint)
+    for _ in range(5):
+        cache.build(wavs, encoder, batch_seconds=0.1, progress=False)
+
+
+def test_processes_that_compute_one_cache_at_once_do_no_damage(wavs: list[Path], tmp_path: Path, encoder) -> None:
+    """One of the three is killed half way; its half file is gone after the next build."""
+    context = multiprocessing.get_context("fork")
+    some = [context.Process(target=compute, args=(tmp_path, wavs, kill_at)) for kill_at in (None, None, 2)]
+    for process in some:
+        process.start()
+    for process in some:
+        process.join()
+    assert [process.exitcode for process in some] == [0, 0, -signal.SIGKILL]
+    assert len(list(tmp_path.rglob(".*.part"))) == 1
+    cache = FeatureCache(tmp_path, encoder.fingerprint)
+    assert cache.missing(wavs) == []  # a half file is not taken for an entry
+    cache.build(wavs, encoder, progress=False)
+    assert sorted(tmp_path.rglob("*.*")) == sorted(cache.file(path) for path in wavs)
+    for path in wavs:
+        torch.testing.assert_close(cache.get(path), encode([path], encoder)[0], atol=1e-3, rtol=1e-3)

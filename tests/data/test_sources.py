@@ -279,6 +279,11 @@ def test_the_index_follows_the_files(tmp_path: Path, wavs: list[Path]) -> None:
     assert len(read_manifest(path, memory=memory)) == 5
     index.write_bytes(index.read_bytes()[:100])  # damaged: made again
     assert len(read_manifest(path, memory=memory)) == 5
+    whole = index.read_bytes()
+    for at in range(0, len(whole), len(whole) // 60):
+        index.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
+        records = read_manifest(path, memory=memory)
+        assert [records[n].clip_samples for n in range(5)] == [[36799]] * 5
     path.write_text(path.read_text().replace('"r1"', '"rx"'))
     with pytest.raises(ValueError, match="m.jsonl:2: is not the record that was checked"):
         records[1]

@@ -165,3 +165,29 @@ def test_a_trial_left_alive_by_a_killed_sweep_is_not_started_twice(write, player
         left.kill()
         left.wait()
     assert len(Runner(load_sweep(write()), out, start=player()).run()) == 6
+
+
+HOLD = """
+import sys, time
+from speechzoo.locks import claim
+held = claim(sys.argv[1], "speechzoo sweep")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_sweep_in_one_folder_is_told_who_has_it(write, tmp_path: Path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE)
+    assert first.stdout is not None and first.stdout.readline()
+    arguments = [str(write(command=["false", "fit"])), "--out", str(out)]
+    try:
+        assert main(arguments) == 1
+        told = capsys.readouterr().err
+        assert f"speechzoo sweep: {out}: in use by process {first.pid} on " in told and "(speechzoo sweep)" in told
+        assert not (out / "sweep.json").exists()
+    finally:
+        first.kill()
+        first.wait()
+    assert main(arguments) == 1 and states(out) == ["failed"] * 6  # it ran: every trial is the program `false`
+    assert not (out / ".lock.held").exists()

@@ -12,11 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from speechzoo.training.checkpoint_io import map_file
 from speechzoo.training.sharded_folder import is_sharded_folder, read_plain
 
 
@@ -121,7 +121,7 @@ class BestCheckpoint(ModelCheckpoint):
         file = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
         if trainer.global_step == 0 or not file.exists():
             return
-        saved = read_plain(file) if is_sharded_folder(file) else torch.load(file, "cpu", weights_only=True, mmap=True)
+        saved = read_plain(file) if is_sharded_folder(file) else map_file(file)
         if (own := saved["callbacks"].get(self.state_key)) is not None:
             self.load_state_dict({**own, "dirpath": self.dirpath})
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import soundfile
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -16,7 +15,6 @@ from speechzoo.audio import SAMPLE_RATE
 from speechzoo.data.sources import clip_file, clip_stamp, read_clip
 from speechzoo.data.tensor_files import TensorFiles, batches_within, share
 from speechzoo.encoders.base import Encoder
-from speechzoo.files import write_atomically
 
 
 class FeatureCache(TensorFiles):
@@ -74,7 +72,7 @@ class FeatureCache(TensorFiles):
             batch_seconds: sound per forward pass, in seconds, padding included.
 
         Raises:
-            OSError: if the disk has too little room.
+            DiskFullError: if the disk has too little room.
             ValueError: if `encoder` is another one than the cache is for, or gives states outside half precision.
         """
         if encoder.fingerprint != self.fingerprint:
@@ -91,7 +89,7 @@ class FeatureCache(TensorFiles):
                 half = value.half()
                 if not half.isfinite().all():
                     raise ValueError(f"{paths[index]}: encoder states do not fit half precision (65504); do not cache")
-                write_atomically(self.file(paths[index]), save({"states": half.cpu().contiguous()}))
+                self.write(self.file(paths[index]), {"states": half.cpu().contiguous()})
 
 
 def clip_key(path: str | Path) -> str:

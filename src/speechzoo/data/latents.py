@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
 
+from speechzoo.digests import read_tensors
 from speechzoo.files import read_lines
 from speechzoo.models.latent_training import LatentBatch
 
@@ -110,9 +109,9 @@ def read_latents(path: str | Path, num_units: int | None = None) -> list[dict[st
             file = path.parent / record["latents"]
             if not file.is_file():
                 raise FileNotFoundError(f"{path}, line {number}: {file} is not there")
-            row["latents"] = load_file(file)["latents"]
+            row["latents"] = read_tensors(file)["latents"]
             _check(row, num_units)
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
         rows.append(row)
     if not rows:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from safetensors.torch import save
 from torch import Tensor
 
 from speechzoo.data.features import clip_key
 from speechzoo.data.tensor_files import TensorFiles, batches_within, share
-from speechzoo.files import write_atomically
 
 
 class Spoken(Protocol):
@@ -90,7 +88,7 @@ class StateCache(TensorFiles):
             batch_size, max_positions: most conversations and LLM positions of a forward pass, padding included.
 
         Raises:
-            OSError: if the disk has too little room.
+            DiskFullError: if the disk has too little room.
             ValueError: if a state is not finite.
         """
         lengths = [examples[number].length for number in numbers]
@@ -110,4 +108,4 @@ class StateCache(TensorFiles):
             rows = iter([row[:length].cpu() for row, length in zip(states, lens.tolist(), strict=True)])
             for number in batch:
                 held = {str(turn): next(rows).clone() for turn in sorted(examples[number].units)}
-                write_atomically(self.file(examples[number]), save(held))
+                self.write(self.file(examples[number]), held)

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning.fabric.utilities.rank_zero import rank_zero_info
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from speechzoo.digests import DamagedError, read_tensors, sealed_tensors
+from speechzoo.files import DiskFullError, size, write_atomically
 
 
 class TensorFiles:
@@ -33,33 +34,41 @@ class TensorFiles:
         """The tensors of a file, by name.
 
         Args:
-            missing, damaged: what to say of a file that is not there, or cannot be read.
+            missing, damaged: what to say of a file that is not there, or is not what was written.
 
         Raises:
             FileNotFoundError: if it is not there.
             ValueError: if it is damaged.
         """
         try:
-            return load_file(file)
+            return read_tensors(file)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{missing} in {self.folder} (a sound file changed after the cache was built, or the folder is not "
                 "shared between machines)"
             ) from error
-        except SafetensorError as error:
-            raise ValueError(f"{damaged}; delete {file}") from error
+        except DamagedError as error:
+            raise ValueError(f"{damaged}; delete {file} and start again: they are computed anew") from error
+
+    def write(self, file: Path, tensors: dict[str, Tensor]) -> None:
+        """Keep tensors in a file, with a digest. Two processes may do so at once: each writes the whole file.
+
+        Raises:
+            DiskFullError: if the disk has too little room.
+        """
+        write_atomically(file, sealed_tensors(tensors))
 
     def check_room(self, what: str, need: int) -> None:
         """Say what will be written and how many bytes it needs.
 
         Raises:
-            OSError: if the disk has less.
+            DiskFullError: if the disk has less.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
-        text = f"{what} need {need / 1e9:.3f} GB of {free / 1e9:.1f} GB in {self.folder}"
+        text = f"{what} need {size(need)} of the {size(free)} that are free in {self.folder}"
         if need > free:
-            raise OSError(text)
+            raise DiskFullError(f"{text}: make room there, or choose another folder")
         rank_zero_info(text)
 
 

@@ -19,6 +19,7 @@ from speechzoo.interop.saved import ShardWriter, new_folder, write_config
 from speechzoo.interop.transfer import copy_encoder
 from speechzoo.llms.hf import HFCausalLM
 from speechzoo.models.base import SpeechLLM
+from speechzoo.training.checkpoint_io import num_bytes
 from speechzoo.training.freeze import is_frozen
 
 NO_LICENCE = {"id": "other", "text": "not stated; the licences of the base models apply"}
@@ -42,6 +43,7 @@ def save_pretrained(
         push_to_hub: also upload the folder under this hub name, with the login of huggingface_hub.
 
     Raises:
+        DiskFullError: if there is too little room.
         FileExistsError: if there is something at `path`.
         ValueError: if the LLM is no `HFCausalLM`, or the encoder no Whisper.
     """
@@ -50,7 +52,7 @@ def save_pretrained(
     if not isinstance(model.llm, HFCausalLM) or not isinstance(model.encoder, WhisperEncoder):
         raise ValueError("save_pretrained writes models with an HFCausalLM and a Whisper encoder")
     origin, path = getattr(model, "saved", {}), Path(path).expanduser()
-    with new_folder(path) as work:
+    with new_folder(path, _need(model)) as work:
         lm = model.llm.lm
         base = lm.get_base_model() if hasattr(lm, "peft_config") else lm
         _write_llm(model.llm, work / "llm", merge_lora)
@@ -86,6 +88,14 @@ def save_pretrained(
         api.create_repo(push_to_hub, exist_ok=True)
         api.upload_folder(repo_id=push_to_hub, folder_path=str(path))
     return path
+
+
+def _need(model: SpeechLLM) -> int:
+    """Bytes that will be written at least: all weights but LoRA's, which may be merged, and the encoder's files."""
+    weights = [p for name, p in model.named_parameters() if not name.startswith("encoder.") and "lora_" not in name]
+    encoder = Path(str(model.specs["encoder"]["init_args"]["model"])).expanduser()
+    files = encoder.rglob("*") if encoder.is_dir() else [encoder]
+    return num_bytes(weights) + sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _with(spec: dict[str, Any], **values: Any) -> dict[str, Any]:

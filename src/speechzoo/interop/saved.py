@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,35 +25,45 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import speechzoo
+from speechzoo.digests import check_files, file_digest
+from speechzoo.files import check_room, clear_parts, part_beside, telling_room
 from speechzoo.interop.layout import Weights, read_json
 from speechzoo.models.base import SpeechLLM
 from speechzoo.spec import resolve
+from speechzoo.training.checkpoint_io import save_synced
 
 FORMAT = 1
 SHARD_BYTES = 1 << 30
 
 
 @contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
+def new_folder(path: str | Path, need: int | None = None) -> Iterator[Path]:
     """A folder to write into, which gets its name only when the block ends well.
 
+    Args:
+        need: bytes that will be written, as far as that is known.
+
     Raises:
+        DiskFullError: if there is too little room.
         FileExistsError: if there is something at `path` already.
     """
     path = Path(path).expanduser()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path}: exists already: choose another folder or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.parent / f".{path.name}.part-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
+    clear_parts(path.parent)
+    if need is not None:
+        check_room(path.parent, need, str(path))
+    work = part_beside(path)
     work.mkdir()
-    try:
-        yield work
-        if path.exists():
-            path.rmdir()
-        work.rename(path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with telling_room(path, need):
+        try:
+            yield work
+            if path.exists():
+                path.rmdir()
+            work.rename(path)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 class ShardWriter:
@@ -94,7 +103,7 @@ class ShardWriter:
             save_file(self.buffer, path, {"format": "pt"})
         else:
             # clone: a view would bring the whole mapped file along
-            torch.save({name: tensor.clone() for name, tensor in self.buffer.items()}, path)
+            save_synced({name: tensor.clone() for name, tensor in self.buffer.items()}, path, seal=False)
         self.buffer, self.size = {}, 0
 
     def close(self) -> None:
@@ -112,8 +121,11 @@ class ShardWriter:
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """`config.json` of the saved form, and the model card."""
-    config = {"format": FORMAT, "speechzoo_version": speechzoo.__version__, **config}
+    """`config.json` of the saved form, with digests of all that is in the folder, and the model card."""
+    # Not of what people edit by hand.
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "generation_config.json"]
+    digests = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
+    config = {"format": FORMAT, "speechzoo_version": speechzoo.__version__, **config, "digests": digests}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "README.md").write_text(model_card(config))
 
@@ -147,9 +159,11 @@ def load_saved(path: str | Path, dtype: str | None = None, **changes: Any) -> Sp
 
     Raises:
         FileNotFoundError, ValueError: if the folder is incomplete or its tensors do not fit its config.
+        DamagedError: if a file is not what was written.
     """
     folder = Path(path).expanduser()
     config = read_saved(folder)
+    check_files(folder, config.get("digests", {}), "config.json")
     settings = inside(config["hyper_parameters"], folder)
     if dtype is not None:
         for part in ("encoder", "llm"):

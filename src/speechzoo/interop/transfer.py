@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
+from speechzoo.digests import check_files
 from speechzoo.interop.layout import Released, Weights, find_source, read_json, read_pickle, sha256
 from speechzoo.interop.saved import ShardWriter, new_folder, read_saved
 
@@ -140,9 +141,11 @@ def export_release(
         ValueError: if the folder was not imported from such a release.
     """
     folder = Path(path).expanduser()
-    source = read_saved(folder).get("source", {})
+    config = read_saved(folder)
+    source = config.get("source", {})
     if source.get("system") != system:
         raise ValueError(f"{folder}: was not imported from {system}, so its released layout is not known")
+    check_files(folder, config.get("digests", {}), "config.json")
     with new_folder(target) as work:
         writer = ShardWriter(work, source["weights"], 5 << 30)
         own = Weights(folder)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from speechzoo.training.checkpoint_io import recover
+from speechzoo.training.checkpoint_io import read_file, recover
 from speechzoo.training.identity import differences, digest, frozen_parts
 from speechzoo.training.sharded_folder import is_sharded_folder, read_whole
 
@@ -95,11 +95,12 @@ def read(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: see `find`.
+        DamagedError: if it is not what was written.
     """
     found = find(path)
     if found.is_dir():
         return read_whole(found)
-    return torch.load(found, map_location="cpu", weights_only=True, mmap=True)
+    return read_file(found)
 
 
 def load_stages(model: LightningModule, paths: list[str]) -> list[dict[str, Any]]:

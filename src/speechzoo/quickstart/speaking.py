@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+import torch
 
 from speechzoo.audio import SAMPLE_RATE, resample, write_audio
+from speechzoo.digests import sealed_tensors
+from speechzoo.files import write_atomically
 from speechzoo.quickstart.apart import follow_parent
 from speechzoo.quickstart.voice import PiperVoice
 
@@ -75,10 +77,8 @@ def _speak(folder: Path, voice: PiperVoice, utterance: Utterance) -> None:
     said = (utterance.text, utterance.speed, utterance.noise, utterance.seed)
     if utterance.latents:
         samples, latents = voice.speak_with_latents(*said)
-        place = folder / utterance.latents
-        unfinished = place.with_name(f".{os.getpid()}-{place.name}")
-        save_file({"latents": np.ascontiguousarray(latents, dtype=np.float16)}, unfinished)
-        unfinished.replace(place)
+        held = torch.from_numpy(np.ascontiguousarray(latents, dtype=np.float16))
+        write_atomically(folder / utterance.latents, sealed_tensors({"latents": held}))
     else:
         samples = voice.speak(*said)
     target = folder / utterance.file

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
+from speechzoo.locks import claim
 from speechzoo.sweeps.file import load_sweep
 from speechzoo.sweeps.runner import Runner
 from speechzoo.sweeps.show import trial_table, watching
@@ -31,13 +31,13 @@ def main(argv: Sequence[str]) -> int:
             for command in runner.plan():
                 print(shlex.join(command))
             return 0
-        folder.mkdir(parents=True, exist_ok=True)
         # Two sweeps in one folder would train into the same checkpoints.
-        with FileLock(folder / ".lock", timeout=0):
+        held = claim(folder, "speechzoo sweep")
+        try:
             runner = Runner(sweep, folder, args.count, args.seed, args.devices, args.per_trial, args.retry_failed)
             return _run(runner, console)
-    except Timeout:
-        print(f"speechzoo sweep: another sweep runs in {folder}", file=sys.stderr)
+        finally:
+            held.release()
     except (ValueError, OSError) as error:
         print(f"speechzoo sweep: {error}", file=sys.stderr)
     except KeyboardInterrupt:

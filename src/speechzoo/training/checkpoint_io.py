@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import pickle
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
+
+from speechzoo.digests import DamagedError, SealedZip, check_zip
+from speechzoo.files import check_room, discard, telling_room
 
 
 class FileCheckpointIO(TorchCheckpointIO):
@@ -22,34 +28,120 @@ class FileCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`."""
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            DiskFullError: if there is too little room: before anything is written where that can be known.
+        """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = part_of(target)
-        discard(part)
-        save_synced(checkpoint, part)
-        put(part, target)
+        part, need = part_of(target), num_bytes(checkpoint)
+        discard(part)  # of a writer that was killed
+        check_room(target.parent, need, str(target))
+        with telling_room(target, need):
+            try:
+                save_synced(checkpoint, part)
+                put(part, target)
+            except BaseException:
+                discard(part)
+                raise
 
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint, a file or a folder."""
+        """Read a checkpoint, a file or a folder.
+
+        Raises:
+            DamagedError: if it is not what was written.
+        """
         from speechzoo.training.sharded_folder import is_sharded_folder, read_whole
 
-        if "://" not in str(path):
-            recover(Path(path))
-            if is_sharded_folder(path):
-                return read_whole(Path(path))
-        return super().load_checkpoint(path, *args, **kwargs)
+        if "://" in str(path):
+            return super().load_checkpoint(path, *args, **kwargs)
+        recover(Path(path))
+        if is_sharded_folder(path):
+            return read_whole(Path(path))
+        if Path(path).is_file():
+            check_zip(path)
+        with telling_damage(path):
+            return super().load_checkpoint(path, *args, **kwargs)
 
 
-def save_synced(data: dict[str, Any], path: Path) -> None:
-    """`torch.save` that returns only when the file is on disk."""
-    with path.open("wb") as file:
-        torch.save(data, file)
+def save_synced(data: dict[str, Any], path: Path, seal: bool = True) -> None:
+    """`torch.save` with a digest, which returns only when the file is on disk.
+
+    Args:
+        seal: False leaves the digest out, for files in somebody else's layout.
+
+    Raises:
+        OSError: if it cannot be written; torch alone would say that a position is unexpected.
+    """
+    with path.open("w+b") as file:
+        sealed = SealedZip(file)
+        try:
+            torch.save(data, sealed)
+        except Exception as error:
+            if sealed.error is not None and sealed.error is not error:
+                raise sealed.error from error
+            raise
+        if seal:
+            sealed.seal()
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """What `save_synced` wrote: plain data and tensors, which stay in the file until they are used.
+
+    The whole file is read once before, in pieces, to compare it with its digest.
+
+    Raises:
+        DamagedError: if it is not what was written.
+    """
+    check_zip(path)
+    return map_file(path)
+
+
+def map_file(path: Path) -> dict[str, Any]:
+    """`read_file` of a file that has been checked."""
+    with telling_damage(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+@contextlib.contextmanager
+def telling_damage(path: _PATH) -> Iterator[None]:
+    """One line that names the file, for all that torch raises where it cannot read one."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: refused or damaged: it holds more than tensors and plain data") from error
+    except FileNotFoundError:
+        raise
+    except (Exception, CheckpointException) as error:  # of many kinds, the last of which is no Exception
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise DamagedError(f"{path}: damaged, or no checkpoint ({told[0][:160]})") from error
+
+
+def num_bytes(data: Any) -> int:
+    """Bytes of all tensors in nested data, what they share counted once; of shards those of the whole."""
+    sizes: dict[Any, int] = {}
+
+    def look(value: Any) -> None:
+        if isinstance(value, DTensor):
+            sizes[id(value)] = value.numel() * value.element_size()
+        elif isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            sizes[storage.data_ptr() or id(value)] = storage.nbytes()
+        elif isinstance(value, Mapping):
+            for item in value.values():
+                look(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                look(item)
+
+    look(data)
+    return sum(sizes.values())
 
 
 def part_of(target: Path) -> Path:
@@ -80,14 +172,6 @@ def recover(target: Path) -> None:
     if old.exists() and not target.exists():
         with contextlib.suppress(FileNotFoundError):  # another process did so meanwhile
             old.rename(target)
-
-
-def discard(path: Path) -> None:
-    """Delete a file or folder, if there is one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _aside(target: Path) -> Path:

@@ -17,7 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from speechzoo.training.checkpoint_io import FileCheckpointIO, recover
+from speechzoo.digests import DamagedError, check_zip
+from speechzoo.training.checkpoint_io import FileCheckpointIO, map_file, recover
 from speechzoo.training.sharded_folder import is_sharded_folder, load_sharded, read_plain, save_sharded
 from speechzoo.training.sharding import cut, local_part, shard, whole
 
@@ -128,6 +129,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             The rest of the checkpoint.
 
         Raises:
+            DamagedError: if it is not what was written.
             ValueError: if it is another model's, or holds no optimizer state while training is to go on.
         """
         path = self.broadcast(str(checkpoint_path))
@@ -140,7 +142,9 @@ class FSDP2Strategy(ModelParallelStrategy):
                 recover(Path(path))
             self.barrier("checkpoint")
             folder = Path(path) if is_sharded_folder(path) else None
-            saved = read_plain(folder) if folder else torch.load(path, "cpu", weights_only=True, mmap=True)
+            if folder is None:
+                self._check(Path(path))
+            saved = read_plain(folder) if folder else map_file(Path(path))
         module.on_load_checkpoint(saved)  # refuses, before anything is overwritten
         weights = dict(module.named_parameters())
         optimizers = [o for o in self.optimizers if module.trainer.state.fn == TrainerFn.FITTING]
@@ -155,6 +159,19 @@ class FSDP2Strategy(ModelParallelStrategy):
         for optimizer, state in zip(optimizers, states, strict=False):
             load_optimizer(optimizer, state)
         return saved
+
+    def _check(self, file: Path) -> None:
+        """Rank 0 alone reads the whole file; what it finds, all raise."""
+        told = ""
+        if self.is_global_zero:
+            try:
+                check_zip(file)
+            except DamagedError as error:
+                told = str(error)
+            except OSError:  # all will meet it when they map the file
+                pass
+        if told := self.broadcast(told):
+            raise DamagedError(told)
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from speechzoo.digests import check_zip
+
 
 class KMeansUnits:
     """Nearest centroid of each encoder frame, runs of the same unit merged.
@@ -60,5 +62,10 @@ class KMeansUnits:
 
     @classmethod
     def load(cls, path: str | Path) -> KMeansUnits:
-        """Read centroids written by `save`."""
+        """Read centroids written by `save`.
+
+        Raises:
+            DamagedError: if the file is not what was written.
+        """
+        check_zip(path)
         return cls(torch.load(path, weights_only=True)["centroids"])

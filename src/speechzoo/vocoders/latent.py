@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from speechzoo.digests import DamagedError, read_tensors, sealed_tensors
 from speechzoo.files import write_atomically, write_json
 from speechzoo.vocoders.base import Vocoder
 from speechzoo.vocoders.hifigan import HiFiGANGenerator
@@ -144,7 +143,7 @@ class LatentVocoder(Vocoder):
         """Write `config.json` and `model.safetensors`, generator included; each appears whole or not at all."""
         folder = Path(folder)
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        write_atomically(folder / WEIGHTS, save(tensors))
+        write_atomically(folder / WEIGHTS, sealed_tensors(tensors))
         write_json(folder / CONFIG, {"class": "LatentVocoder", **self.arguments})
 
     @classmethod
@@ -164,8 +163,8 @@ class LatentVocoder(Vocoder):
             raise ValueError(f"{folder / CONFIG}: describes no LatentVocoder")
         vocoder = cls(**config)
         try:
-            vocoder.load_state_dict(load_file(folder / WEIGHTS))
-        except (RuntimeError, SafetensorError) as error:
+            vocoder.load_state_dict(read_tensors(folder / WEIGHTS))
+        except (RuntimeError, DamagedError) as error:
             why = " ".join(str(error).split())[:200]
             raise ValueError(f"{folder / WEIGHTS}: does not fit {CONFIG} beside it ({why})") from error
         return vocoder

@@ -17,6 +17,7 @@ from rich.console import Console
 from speechzoo.sweeps.file import load_sweep
 from speechzoo.sweeps.runner import Runner
 from speechzoo.sweeps.show import trial_table, watching
+from speechzoo.terminal import tell_error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     except Timeout:
         print(f"speechzoo sweep: another sweep runs in {folder}", file=sys.stderr)
     except (ValueError, OSError) as error:
-        print(f"speechzoo sweep: {error}", file=sys.stderr)
+        tell_error(error, "speechzoo sweep")
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on from here")
         return 130

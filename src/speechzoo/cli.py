@@ -71,6 +71,8 @@ class SaveConfig(SaveConfigCallback):
         (folder / self.config_filename).write_text(dumped)
         for logger in trainer.loggers:
             logger.log_hyperparams(self.config.clone().as_dict())
+        # Lightning would give the loggers the model's settings once more, under names without `model.init_args`.
+        pl_module._log_hyperparams = False
 
 
 class ZooCLI(LightningCLI):

@@ -181,6 +181,13 @@ def test_the_run_folder_repeats_the_run(fitted: Path, tmp_path: Path) -> None:
     assert metrics[0].read_text() == metrics[1].read_text()
 
 
+def test_loggers_get_the_configuration_once(fitted: Path) -> None:
+    """Lightning would add the model's settings, each a second time under another name."""
+    logged = yaml.unsafe_load((fitted / "csv" / "version_0" / "hparams.yaml").read_text())
+    assert {"model", "data", "trainer", "name"} <= set(logged) and not {"encoder", "llm", "freeze"} & set(logged)
+    assert logged["model"]["init_args"]["adaptor"]["init_args"]["stack"] == 4
+
+
 def test_a_second_fit_in_the_same_folder_works(config: Path, tmp_path: Path) -> None:
     zoo("fit", "-c", config, "--trainer.max_steps=1")
     zoo("fit", "-c", config, "--trainer.max_steps=1", "--data.init_args.batch_size=1")

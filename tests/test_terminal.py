@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -173,6 +174,7 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, capsys, content: bytes,
 
 def test_commands_without_what_they_need(tmp_path: Path, capsys) -> None:
     assert "fit needs a configuration: --config recipes/" in told(capsys, "fit", code=2)
+    assert told(capsys, "fitt", code=2) == "speechzoo: there is no command 'fitt'; did you mean fit?"
     assert "validate needs a configuration" in told(capsys, "validate", "--trainer.max_steps=3", code=2)
     assert "is a folder" in told(capsys, "fit", f"-c={tmp_path}".replace("-c=", "--config="), code=2)
     assert f"{tmp_path}/none" in told(capsys, "ask", tmp_path / "none", "--text", "hi")
@@ -199,6 +201,20 @@ def test_a_fault_of_ours_is_one_line(config: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(LLaSM, "training_step", lambda *_: torch.ones(2) @ torch.ones(3))
     line = told(capsys, "fit", "-c", config)
     assert line.startswith("speechzoo: internal error: RuntimeError: ") and "test_terminal.py:" in line
+
+
+def test_ctrl_c_in_training(config: Path, capsys, monkeypatch) -> None:
+    """Lightning lets go of the run, and would end with 1."""
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LLaSM, "training_step", interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert told(capsys, "fit", "-c", config, code=130) == "speechzoo: interrupted"
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning turns it off
 
 
 def test_no_key_for_wandb(config: Path, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,11 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] in FUNCTIONS:
         module, _, function = FUNCTIONS[argv[0]].partition(":")
         return getattr(import_module(module), function)(argv[1:])
+    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        near = get_close_matches(argv[0], COMMANDS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"speechzoo: there is no command {argv[0]!r}; {meant}", file=sys.stderr)
+        return 2
     run(argv)
     return 0
 

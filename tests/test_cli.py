@@ -181,6 +181,13 @@ def test_the_run_folder_repeats_the_run(fitted: Path, tmp_path: Path) -> None:
     assert metrics[0].read_text() == metrics[1].read_text()
 
 
+def test_loggers_get_the_configuration_once(fitted: Path) -> None:
+    """Lightning would add the model's settings, each a second time under another name."""
+    logged = yaml.unsafe_load((fitted / "csv" / "version_0" / "hparams.yaml").read_text())
+    assert {"model", "data", "trainer", "name"} <= set(logged) and not {"encoder", "llm", "freeze"} & set(logged)
+    assert logged["model"]["init_args"]["adaptor"]["init_args"]["stack"] == 4
+
+
 def test_the_command_line_beats_the_hyper_parameters_of_a_checkpoint(fitted: Path, tmp_path: Path) -> None:
     """Lightning's CLI would replace the rate, and even the class of the model, by those of the checkpoint."""
     common = ["-c", fitted / "config.yaml", f"--trainer.default_root_dir={tmp_path}", "--ckpt_path"]

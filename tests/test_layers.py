@@ -13,7 +13,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "speechzoo"
 
 # Each layer may import from the ones above it; inside a layer packages do not know each other.
 LAYERS = [
-    {"types", "spec", "recipes", "files", "locks", "digests", "hf_names", "kv_cache", "ranks", "cpu"},
+    {"types", "spec", "recipes", "files", "locks", "digests", "hf_hub", "hf_names", "kv_cache", "ranks", "cpu"}
+    | {"terminal"},
     {"audio", "text"},
     {"encoders", "adaptors", "llms", "units", "vocoders", "training"},
     {"models"},
@@ -27,6 +28,7 @@ LAYERS = [
     {"resolvers"},
     {"talk"},
     {"bench"},
+    {"arguments"},
     {"cli"},
     {"doctor_command"},
     {"__main__"},

@@ -45,3 +45,29 @@ def test_an_unknown_setting_is_named() -> None:
 def test_the_small_recipes_use_it(name: str) -> None:
     text = recipe(f"quickstart/{name}.yaml").read_text()
     assert "precision: ${cpu:precision}" in text and "dtype: ${cpu:dtype}" in text
+
+
+@pytest.mark.parametrize(
+    ("mode", "sweep", "expected"),
+    [
+        (None, None, "offline"),
+        (None, "abc", "online"),  # a trial of `wandb agent`, which reports to the server
+        ("disabled", "abc", "disabled"),
+        ("online", None, "online"),
+        ("", None, "offline"),
+    ],
+)
+def test_wandb_is_online_for_its_own_agent(tmp_path, monkeypatch, mode, sweep, expected: str) -> None:
+    for name, value in (("WANDB_MODE", mode), ("WANDB_SWEEP_ID", sweep)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    register_resolvers()
+    assert OmegaConf.create({"mode": "${wandb:mode}"}).mode == expected
+    with pytest.raises(OmegaConfBaseException, match=r"only \$\{wandb:mode\} is known"):
+        OmegaConf.to_container(OmegaConf.create({"a": "${wandb:key}"}), resolve=True)
+
+
+def test_no_small_recipe_forces_a_mode() -> None:
+    for path in recipe("quickstart/vocoder.yaml").parent.glob("*.yaml"):
+        assert "mode: ${wandb:mode}" in path.read_text(), path

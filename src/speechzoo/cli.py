@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-import re
+import os
 import sys
-import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -19,10 +17,11 @@ import speechzoo
 
 # Imported so that their classes have short names on the command line.
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
+from speechzoo.arguments import Parser
 from speechzoo.callbacks.checkpoints import separate
 from speechzoo.callbacks.run_folder import RunFolder, checkpoint_of
 from speechzoo.resolvers import register_resolvers
-from speechzoo.spec import resolve
+from speechzoo.terminal import quiet, run_command
 from speechzoo.text import ChatPrompt  # noqa: F401
 
 COMMANDS = {
@@ -58,47 +57,14 @@ FUNCTIONS = {
     "quickstart": "speechzoo.quickstart.command:main",
 }
 
-PARTS = (adaptors, callbacks, data, encoders, llms, models, training, units)
-NONE = re.compile(r"^(--[^=]+=)?None$")
-UNKNOWN = re.compile(r"[Oo]ption '([\w.]+)'|unrecognized arguments: --([\w.]+)|import path string: (\w+)")
-
-
-class Parser(LightningArgumentParser):
-    """Says what is wrong and the nearest spelling; jsonargparse says it after a page of all options."""
-
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
-    ) -> Namespace:
-        """As jsonargparse's, with `None` for `null`: so W&B's agent writes it, and so jsonargparse itself hands a
-        `null` on to the parser of a nested part, which would read a text."""
-        words = sys.argv[1:] if args is None else args
-        return super().parse_args([NONE.sub(r"\1null", word) for word in words], *rest, **options)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the error and exit with 2."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        # The last lines of a message may be the whole config.
-        lines = [line if len(line) < 400 else f"{line[:400]} ..." for line in message.splitlines()]
-        if found := UNKNOWN.search(message):
-            wrong = next(name for name in found.groups() if name).split(".init_args")[0]
-            parser = getattr(ex, "subcommand_parser", None) or self
-            known = {action.dest for action in parser._actions}
-            known |= {name for kind in PARTS for name in kind.__all__}
-            for class_path in re.findall(r"class_path[ =]'([\w.]+)'", message):
-                for kind in inspect.getmro(resolve(class_path)):  # models hand most arguments on to their base
-                    known |= set(inspect.signature(kind.__init__).parameters)
-            if near := get_close_matches(wrong, known, n=1):
-                lines.append(f"did you mean {near[0]!r} instead of {wrong!r}?")
-        self.exit(2, "speechzoo: " + "\n".join(lines) + "\n")
-
 
 class ZooCLI(LightningCLI):
     """Lightning's CLI for speech LLMs."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="name of the run and of its folder")
-        parser.add_argument("--overwrite", type=bool, default=False, help="fit: delete an earlier run of that folder")
+        overwrite = "fit: delete an earlier run of that folder"
+        parser.add_argument("--overwrite", type=bool, nargs="?", const=True, default=False, help=overwrite)
         parser.add_argument("--recipe", type=str, default="", help="free text: where the settings come from")
         parser.add_argument("--vars", type=dict, default={}, help="values that a recipe refers to as ${vars.x}")
         parser.add_lightning_class_args(callbacks.Doctor, "doctor")
@@ -133,8 +99,7 @@ def run(args: ArgsType = None, cli: type[ZooCLI] = ZooCLI) -> ZooCLI:
     """Run fit, validate, test or predict with command-line arguments; the CLI object holds model and trainer."""
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     register_resolvers()
-    # Python users and `speechzoo quickstart` give arguments while sys.argv holds something else: both are meant.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    quiet()
     return cli(
         LightningModule,  # a SpeechLLM, or what trains a part alone, such as LatentVocoderTraining
         LightningDataModule,
@@ -154,12 +119,19 @@ def run(args: ArgsType = None, cli: type[ZooCLI] = ZooCLI) -> ZooCLI:
 def usage() -> str:
     """The list of commands."""
     lines = [f"  {name:<12}{what}" for name, what in COMMANDS.items()]
-    return "\n".join([f"speechzoo {speechzoo.__version__}", "", *lines, "", "speechzoo COMMAND --help tells more"])
+    more = "speechzoo COMMAND --help tells more, --debug where an error came from"
+    return "\n".join([f"speechzoo {speechzoo.__version__}", "", *lines, "", more])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the command `speechzoo`."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Entry point of the command `speechzoo`; returns the exit code."""
+    # Last, so that a user's own classes are found and nothing of the same name is hidden by them.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    return run_command(_dispatch, list(sys.argv[1:] if argv is None else argv))
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -169,11 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] in FUNCTIONS:
         module, _, function = FUNCTIONS[argv[0]].partition(":")
         return getattr(import_module(module), function)(argv[1:])
-    try:
-        run(argv)
-    except (ValueError, OSError) as error:
-        print(f"speechzoo: {error}", file=sys.stderr)
-        return 1
+    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        near = get_close_matches(argv[0], COMMANDS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"speechzoo: there is no command {argv[0]!r}; {meant}", file=sys.stderr)
+        return 2
+    run(argv)
     return 0
 
 

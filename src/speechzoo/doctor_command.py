@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from speechzoo.callbacks import Doctor
@@ -32,12 +31,8 @@ def main(argv: Sequence[str]) -> int:
     if options.help or not rest:
         print(USAGE)
         return 0 if options.help else 2
-    try:
-        cli = run(["fit", *rest], WithoutRunning)
-        return int(_examine(cli, options.json))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"speechzoo: {error}", file=sys.stderr)
-        return 1
+    cli = run(["fit", *rest], WithoutRunning)
+    return int(_examine(cli, options.json))
 
 
 def _examine(cli: ZooCLI, json: str | None) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import check_identity, check_trained, find, read
 from speechzoo.spec import resolve
+from speechzoo.terminal import tell_error
 
 
 def load(path: str | Path, **changes: Any) -> SpeechLLM:
@@ -93,8 +93,7 @@ def checkpoint_main(argv: Sequence[str]) -> int:
         model = load_run(args.run)
         save_pretrained(model, args.output, merge_lora=args.merge_lora)
     except (ValueError, OSError) as error:
-        print(f"speechzoo: {error}", file=sys.stderr)
-        return 1
+        return tell_error(error)
     print(f"{args.output}: {type(model).__name__} of {args.run}")
     encoder = model.specs["encoder"]["init_args"].get("model", "")
     if not Path(str(encoder)).expanduser().exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from omegaconf import OmegaConf
 
 from speechzoo.cpu import fast_bfloat16
@@ -13,10 +15,13 @@ def register_resolvers() -> None:
 
     * `${part:NAME}`: the local path of a small pretrained part, fetched if it is not there yet;
     * `${cpu:precision}` and `${cpu:dtype}`: the Trainer's precision, and the type of frozen weights, that suit this
-      machine's CPU (`fast_bfloat16`).
+      machine's CPU (`fast_bfloat16`);
+    * `${wandb:mode}`: $WANDB_MODE; where it is not set, online for a trial of `wandb agent`, which would else wait for
+      results in vain, and offline for all others.
     """
     OmegaConf.register_resolver("part", _part, replace=True)
     OmegaConf.register_resolver("cpu", _cpu, replace=True)
+    OmegaConf.register_resolver("wandb", _wandb, replace=True)
 
 
 def _part(name: str) -> str:
@@ -28,3 +33,9 @@ def _cpu(setting: str) -> str:
     if setting not in values:
         raise ValueError(f"${{cpu:{setting}}}: only {' and '.join(f'${{cpu:{name}}}' for name in values)} are known")
     return values[setting][fast_bfloat16()]
+
+
+def _wandb(setting: str) -> str:
+    if setting != "mode":
+        raise ValueError(f"${{wandb:{setting}}}: only ${{wandb:mode}} is known")
+    return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_SWEEP_ID") else "offline")

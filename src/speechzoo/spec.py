@@ -69,3 +69,19 @@ def to_factory(spec: Any) -> Callable[..., Any]:
     if not isinstance(spec, Mapping) or "class_path" not in spec or set(spec) - {"class_path", "init_args"}:
         raise ValueError(f"a part is {{class_path: ..., init_args: {{...}}}}, not {spec!r}")
     return functools.partial(resolve(spec["class_path"]), **dict(spec.get("init_args") or {}))
+
+
+def at_least(low: float, owner: str, **settings: float | None) -> None:
+    """Check the numbers that a part was given.
+
+    Args:
+        low: the least a setting may be.
+        owner: the part, as messages call it.
+        settings: by name; None is a setting that was not given.
+
+    Raises:
+        ValueError: for the first that is too small or no number (NaN, infinity).
+    """
+    for name, value in settings.items():
+        if value is not None and not low <= value < float("inf"):
+            raise ValueError(f"{owner}.{name} has to be at least {low}, not {value}")

@@ -20,6 +20,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from speechzoo.hf_hub import hub_options
+from speechzoo.spec import at_least
 from speechzoo.types import AUDIO
 
 CLIP = "\ufffc<audio>\ufffc"
@@ -100,6 +102,7 @@ class ChatPrompt:
             raise ValueError(f"prompt.user needs {{audio}} where the clip goes: {user!r}")
         if audio_tokens is not None and len(audio_tokens) != 2:
             raise ValueError(f"prompt.audio_tokens takes two tokens, [start, end]: {audio_tokens!r}")
+        at_least(1, "prompt", max_length=max_length)
         self.name, self.system, self.user = tokenizer, system, user
         self.chat_template, self.end_of_turn_text = chat_template, end_of_turn
         self.audio_tokens, self.max_length = audio_tokens, max_length
@@ -109,7 +112,7 @@ class ChatPrompt:
         """The tokenizer with the audio tokens added."""
         if not Path(self.name).is_dir() and self.name.startswith((".", "/", "~")):
             raise FileNotFoundError(f"{self.name}: no such tokenizer folder")
-        tokenizer = AutoTokenizer.from_pretrained(self.name)
+        tokenizer = AutoTokenizer.from_pretrained(self.name, **hub_options(self.name))
         self._base_size = len(tokenizer)
         if self.chat_template:
             tokenizer.chat_template = self.chat_template

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import wandb
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from tiny_module import TinyModule, loader, make_batch
+from tiny_vocoders import KINDS, NUM_UNITS, vocoder
 
 from speechzoo.callbacks import SampleTable
 from speechzoo.callbacks.samples import take_questions
@@ -104,6 +107,52 @@ def test_wandb_table_with_sound(tmp_path, make_trainer, monkeypatch, mode):
     assert table["data"][1][:4] == ["q1", "ab", "cd", "answer to q1"]
     staged = [file.read_bytes() for file in (tmp_path / "data" / "artifacts" / "staging").iterdir()]
     assert sum(content[:4] == b"RIFF" for content in staged) >= 3  # the table's own sounds
+
+
+class Speaking(TinyModule):
+    """Answers in units, and makes no sound of them."""
+
+    num_units = NUM_UNITS
+
+    def respond(self, batch: SpeechBatch, max_new_tokens: int):
+        reply = super().respond(batch, max_new_tokens)
+        reply.audio = reply.sample_rate = None
+        reply.units[0] = torch.zeros(0, dtype=torch.long)  # one answer says nothing
+        return reply
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_are_heard_through_a_vocoder(tmp_path, make_trainer, monkeypatch, kind):
+    """W&B gets the sound that the vocoder makes of the answers' units."""
+    made = vocoder(kind, tmp_path / "vocoder")
+    if kind == "latent":
+        made.save(tmp_path / "vocoder")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    wandb.teardown()
+    logger = WandbLogger(save_dir=str(tmp_path), project="tests")
+    table = SampleTable(num=2, vocoder=str(tmp_path / "vocoder"))
+    make_trainer(callbacks=[table], logger=logger).fit(Speaking(), loader(1), loader(1))
+    logger.experiment.finish()
+    wandb.teardown()
+    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/audio/val/samples_answer_audio*.wav")
+    heard, rate = soundfile.read(file, dtype="float32")
+    expected = made(torch.tensor([4, 0])).numpy()
+    assert rate == made.sample_rate and len(heard) == len(expected) > 0
+    assert np.abs(heard - expected).max() < 1e-3 < np.abs(expected).max()
+
+
+def test_a_vocoder_that_does_not_fit_is_refused_before_training(tmp_path, make_trainer):
+    vocoder("latent", tmp_path).save(tmp_path / "vocoder")
+    for module, folder, words in (
+        (TinyModule(), "vocoder", "knows 12 units, this TinyModule speaks no units"),
+        (Speaking(), "none", "none: no such folder"),
+    ):
+        trainer = make_trainer(callbacks=[SampleTable(vocoder=str(tmp_path / folder))])
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            trainer.fit(module, loader(1), loader(1))
+        assert trainer.global_step == 0
 
 
 def test_all_ranks_answer_the_questions_of_rank_zero(tmp_path, make_trainer):

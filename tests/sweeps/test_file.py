@@ -6,6 +6,7 @@ import math
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,6 +156,31 @@ def test_shipped_sweeps(path: Path, monkeypatch) -> None:
             word.removeprefix("--config=") for word in sweep.command_line(values) if word.startswith("--config=")
         ]
         assert len(configs) >= 2 and all(Path(config).is_file() for config in configs)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps_under_wandb_agent(path: Path, tmp_path: Path, monkeypatch) -> None:
+    """The agent of W&B itself makes our command line of each trial, and marks the trial as one of a sweep."""
+    from wandb import wandb_agent
+
+    started = []
+    monkeypatch.setattr(wandb_agent, "AgentProcess", lambda **given: SimpleNamespace(**given))
+    for name, value in (("WANDB_SWEEP_ID", "abc"), ("WANDB_DIR", str(tmp_path)), ("WANDB_RUN_ID", "")):
+        monkeypatch.setenv(name, value)
+    (tmp_path / "wandb" / "sweep-abc").mkdir(parents=True)
+    content, sweep = yaml.safe_load(path.read_text()), load_sweep(path)
+    agent = wandb_agent.Agent.__new__(wandb_agent.Agent)  # the constructor would call the server
+    agent.__dict__ |= {"_sweep_command": content["command"], "_function": None, "_in_jupyter": False}
+    agent.__dict__ |= {"_run_processes": {}, "_forward_signals": False}
+    for number, values in enumerate(sweep.grid()):
+        arguments = {name: {"value": value} for name, value in values.items()}
+        agent._command_run({"run_id": f"r{number}", "program": content["program"], "args": arguments})
+        started.append(agent._run_processes[f"r{number}"])
+        ours = sweep.command_line(values)
+        assert [sys.executable if word == "python" else word for word in started[-1].command] == ours
+        assert started[-1].env["WANDB_RUN_ID"] == f"r{number}" and started[-1].env["WANDB_SWEEP_ID"] == "abc"
+        assert all(f"--{name}={value}" in ours for name, value in values.items())
+    assert len({tuple(one.command) for one in started}) == len(started) > 1
 
 
 def test_shipped_sweeps_have_the_size_they_say() -> None:

@@ -83,19 +83,27 @@ def test_a_trial_gets_its_folder_and_its_place_in_wandb(write, player, tmp_path:
     config.write_text(yaml.safe_dump({"model": model, "trainer": {"logger": loggers}}))
     parameters = {"config": {"value": str(config)}, "model.init_args.adaptor": {"values": ["Linear", "ConcatMLP"]}}
     play = player()
-    Runner(load_sweep(write(parameters=parameters)), tmp_path / "out", start=play).run()
+    place = {"project": "our sweeps", "entity": "us"}
+    Runner(load_sweep(write(parameters=parameters, **place)), tmp_path / "out", start=play).run()
     first, second = play.commands
     for argument in (
         "--name=small-001",
         f"--trainer.default_root_dir={tmp_path}/out/trial_001",
         "--trainer.logger.init_args.group=small",
         "--trainer.logger.init_args.tags=['LLaSM', 'ConcatMLP']",
+        "--trainer.logger.init_args.project=our sweeps",
+        "--trainer.logger.init_args.entity=us",
     ):
         assert argument in second
     assert "--trainer.logger.init_args.tags=['LLaSM', 'Linear']" in first
     one, two = play.environments
     assert one["WANDB_RUN_GROUP"] == two["WANDB_RUN_GROUP"] == "small" and one["WANDB_TAGS"] == "LLaSM,Linear"
     assert one["WANDB_RUN_ID"] != two["WANDB_RUN_ID"]
+    assert two["WANDB_PROJECT"] == "our sweeps" and two["WANDB_ENTITY"] == "us"
+
+    play = player()
+    Runner(load_sweep(write(parameters=parameters)), tmp_path / "other", start=play).run()  # names neither
+    assert not any("project" in word or "entity" in word for command in play.commands for word in command)
 
 
 def test_trials_share_out_the_devices(write, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from talk_parts import vocoder
 
 from speechzoo.models import LLaMAOmni
@@ -98,6 +100,17 @@ def until_said(page, number_of: int) -> None:
     page.wait_for_function(f"document.querySelectorAll('#chat-0 {MESSAGE}').length == {number_of}")
 
 
+def heard_again(page) -> str:
+    """Plays the first clip of the conversation; its length as it is shown."""
+    clip = page.locator("#chat-0 .minimal-audio-player")
+    play = clip.get_by_label("Play")
+    play.click()
+    clip.get_by_label("Pause").wait_for()
+    play.wait_for()  # it has come to its end
+    assert clip.bounding_box()["height"] < 100
+    return clip.inner_text().strip()
+
+
 def test_a_written_question_is_answered_in_words_and_sound(tab) -> None:
     ask(tab, "What is the capital of France?")
     line = finished(tab)
@@ -122,24 +135,28 @@ def test_a_written_question_is_answered_in_words_and_sound(tab) -> None:
 
 
 def test_an_uploaded_and_a_spoken_question(tab, wavs: list[Path]) -> None:
-    tab.locator("button[aria-label='Upload file']").click()
-    tab.locator("input[type=file]").set_input_files(str(wavs[1]))  # 2.3 s at 22.05 kHz
+    assert tab.locator("#upload").is_visible()
+    with tab.expect_file_chooser() as chooser:
+        tab.locator("#upload").click()
+    chooser.value.set_files(str(wavs[1]))  # 2.3 s at 22.05 kHz
     tab.locator("button[aria-label=Play]").wait_for()
     tab.locator("#ask").click()
     finished(tab)
-    assert said(tab)[0] == "(spoken, 2.3 s)"
+    assert heard_again(tab) == "0:02"
     tab.locator("#clear").click()
     until_said(tab, 0)
 
-    tab.locator("button[aria-label='Record audio']").click()
     tab.locator("button.record-button").click()
     tab.wait_for_timeout(1500)
     tab.locator("button.stop-button").click()
     tab.locator("button[aria-label=Play]").wait_for()
     tab.locator("#ask").click()
     finished(tab)
-    spoken = said(tab)[0]
-    assert spoken.startswith("(spoken, ") and 0.5 < float(spoken.split()[1]) < 5
+    assert heard_again(tab) in ("0:00", "0:01", "0:02", "0:03")
+    ask(tab, "and in words?")  # the clip stays where it is
+    until_said(tab, 4)
+    finished(tab)
+    assert heard_again(tab) and said(tab)[2] == "and in words?"
 
 
 def test_two_models_and_two_users_keep_their_answers_apart(tab, browser, address: str) -> None:
@@ -158,8 +175,23 @@ def test_two_models_and_two_users_keep_their_answers_apart(tab, browser, address
     context.close()
 
 
-def test_a_mistake_is_said_and_the_page_goes_on(tab, tmp_path: Path) -> None:
+def test_a_mistake_is_said_in_a_line_and_the_page_goes_on(tab, tmp_path: Path) -> None:
+    hint = tab.locator("#hint")
+    assert not hint.is_visible()
     tab.locator("#ask").click()  # nothing was asked
-    tab.locator(".toast-body, .toast-wrap").first.wait_for()
+    hint.get_by_text("the question is empty: speak or write something").wait_for()
+    assert not tab.locator(".toast-body").count() and not tab.get_by_text("Error", exact=True).count()
+    soundfile.write(tmp_path / "quiet<b>.wav", np.zeros(16_000), 16_000)
+    with tab.expect_file_chooser() as chooser:
+        tab.locator("#upload").click()
+    chooser.value.set_files(str(tmp_path / "quiet<b>.wav"))
+    tab.locator("button[aria-label=Play]").wait_for()
+    assert not hint.is_visible()
+    tab.locator("#ask").click()
+    hint.get_by_text("only silence").wait_for()
+    assert str(tmp_path) not in hint.inner_text() and "/" not in hint.inner_text()
+    tab.locator("button[aria-label=Clear]").first.click()
     ask(tab, "still there?")
     assert "tokens" in finished(tab)
+    assert not hint.is_visible()
+    assert said(tab)[0] == "still there?"

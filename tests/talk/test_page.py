@@ -60,7 +60,7 @@ def test_missing_gradio_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "pip install 'speechzoo[demo]'" in capsys.readouterr().err
 
 
-def test_conversation_and_latency_lines(talker: Talker):
+def test_conversation_and_latency_lines(talker: Talker, wavs: list[Path]):
     page = pytest.importorskip("speechzoo.talk.page", exc_type=ImportError)
     one = answer(talker, state=ANSWERING, text="so far", seconds={"waited": 0.01, "first_text": 0.2})
     shown = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so far"}]
@@ -68,6 +68,13 @@ def test_conversation_and_latency_lines(talker: Talker):
     assert page.latency(one) == "first text 0.20 s"
     one.session.history = [one.message, {"role": "assistant", "content": "so far"}]  # just finished: not shown twice
     assert page.conversation(one) == shown
+    clip = question(wavs[1], "What is this?")
+    one.session.history = [clip, {"role": "assistant", "content": "a tone"}]
+    words, sound = ({"role": "user", "content": content} for content in ("What is this?", {"path": str(wavs[1])}))
+    assert page.conversation(one)[:3] == [words, sound, {"role": "assistant", "content": "a tone"}]
+    clip["content"][1]["path"] = "gone.wav"  # as uploads are after an hour
+    assert page.conversation(one)[1]["content"] == "(spoken, 2.3 s)"
+    one.session.history = []
     failed = answer(talker, state=FAILED, error="too long")
     assert page.conversation(failed)[-1]["content"] == "⚠ too long"
     assert page.latency(answer(talker, ahead=2)) == "waiting for 2 earlier question(s)"

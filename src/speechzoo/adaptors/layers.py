@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechzoo.adaptors.base import Adaptor
+from speechzoo.spec import at_least
 
 
 def stack_frames(states: Tensor, k: int) -> Tensor:
@@ -27,6 +28,7 @@ class Linear(Adaptor):
 
     def __init__(self, in_dim: int, out_dim: int, stack: int = 1) -> None:
         super().__init__()
+        at_least(1, "Linear", stack=stack)
         self.stack = stack
         self.linear = nn.Linear(in_dim * stack, out_dim)
 
@@ -48,6 +50,7 @@ class ConcatMLP(Adaptor):
 
     def __init__(self, in_dim: int, out_dim: int, stack: int = 5, hidden_dim: int = 2048) -> None:
         super().__init__()
+        at_least(1, "ConcatMLP", stack=stack, hidden_dim=hidden_dim)
         self.stack = stack
         self.linear1 = nn.Linear(in_dim * stack, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, out_dim)
@@ -73,9 +76,12 @@ class Conv(Adaptor):
         self, in_dim: int, out_dim: int, strides: list[int] | None = None, hidden_dim: int = 1024, kernel_size: int = 3
     ) -> None:
         super().__init__()
+        at_least(1, "Conv", hidden_dim=hidden_dim, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise ValueError(f"Conv.kernel_size has to be odd, not {kernel_size}")
         self.strides = [2, 2] if strides is None else list(strides)
+        for stride in self.strides:
+            at_least(1, "Conv", strides=stride)
         dims = [in_dim] + [hidden_dim] * len(self.strides)
         self.convs = nn.ModuleList(
             nn.Conv1d(a, b, kernel_size, stride, padding=kernel_size // 2)

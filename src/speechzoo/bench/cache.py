@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from speechzoo.files import write_json
+from speechzoo.terminal import tell_error
 
 CACHES = ("feature_cache", "state_cache")
 ARMS = {"none": (), "features": CACHES[:1], "states": CACHES}
@@ -147,8 +148,7 @@ def main(argv: Sequence[str]) -> int:
         for recipe in options.recipes:
             caches_of(recipe)
     except (FileNotFoundError, ValueError) as error:
-        print(f"speechzoo: {error}", file=sys.stderr)
-        return 1
+        return tell_error(error)
     figures: dict[str, Any] = {
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} CPUs",
         "threads": torch.get_num_threads(),

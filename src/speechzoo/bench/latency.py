@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from speechzoo.data import read_manifest
-from speechzoo.talk.ask import MODEL, quiet
+from speechzoo.talk.ask import MODEL
 from speechzoo.talk.questions import question
 from speechzoo.talk.sources import Talker, open_talker
+from speechzoo.terminal import quiet, tell_error
 from speechzoo.text import Message
 from speechzoo.types import AudioChunk, StreamEnd, TextDelta, UnitDelta
 
@@ -230,7 +231,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.limit < 1:
         parser.error("--limit is at least 1")
-    quiet()
+    quiet(results_only=True)
     try:
         questions = spoken_questions(args.questions, args.limit)
         talker = open_talker(args.model, args.vocoder, args.device)
@@ -238,8 +239,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"no sound is measured: {talker.missing_sound()}", file=sys.stderr)
         result = report(talker, questions, args.max_new_tokens)
     except (ValueError, FileNotFoundError) as error:
-        print(f"speechzoo bench latency: {(str(error).splitlines() or [repr(error)])[0]}", file=sys.stderr)
-        return 1
+        return tell_error(error, "speechzoo bench latency")
     print(table(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from speechzoo.bench.sizes import SIZES, Size, random_model, random_vocoder
 from speechzoo.files import write_atomically, write_jsonl
 from speechzoo.interop.pretrained import save_pretrained
 from speechzoo.interop.saved import new_folder
+from speechzoo.terminal import tell_error
 
 TOKENS, UNITS, SECONDS = 50, 553, 7.5
 """Of an answer, and of a question: the means of InstructS2S-200K (arXiv 2409.06666, section 4.1)."""
@@ -94,7 +94,6 @@ def main(argv: Sequence[str]) -> int:
     try:
         write_parts(options.folder, SIZES[options.size], options.records, options.device)
     except OSError as error:
-        print(f"speechzoo: {error}", file=sys.stderr)
-        return 1
+        return tell_error(error)
     print(f"{options.folder}: random parts of size {options.size}, {options.records} records, overlay.yaml for recipes")
     return 0

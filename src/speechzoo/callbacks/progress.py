@@ -37,15 +37,26 @@ class StageProgress(RichProgressBar):
         self.line_every = line_every
         self._started: tuple[float, int] | None = None
         self._lines = 0
+        self._batch = 0  # batches of the epoch that are done
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._started = time.monotonic(), trainer.global_step
         self._lines = self._share(trainer)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batch = 0
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._batch = batch_idx
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            self.progress.update(self.train_progress_bar_id, total=self.total_train_batches)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._batch = batch_idx + 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.is_enabled and self.line_every and not get_console().is_terminal:
             share = self._share(trainer)
@@ -63,6 +74,20 @@ class StageProgress(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         # Lightning writes "Epoch 0/-2" for a stage that is limited by steps.
         return f"{self.stage} epoch {current_epoch}".strip()
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Batches of this epoch that training will reach.
+
+        Lightning takes the steps that are left for batches, and counts them from the start of the epoch: with
+        accumulation, or resumed inside an epoch, its bars end at 8/4.
+        """
+        trainer = self.trainer
+        batches, window = trainer.num_training_batches, trainer.accumulate_grad_batches
+        if trainer.max_steps < 0:
+            return batches
+        left = max(trainer.max_steps - trainer.global_step, 0)
+        return min(batches, max((self._batch // window + left) * window, self._batch))
 
     def describe(self, trainer: Trainer) -> str:
         """For example "120/400 steps, 0:01:20 left"."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.files import write_jsonl
 from speechzoo.types import AUDIO, SpeechBatch, SpeechReply
+from speechzoo.vocoders import Vocoder, open_vocoder
 
 COLUMNS = ["id", "prompt", "reference", "answer", "heard", "audio", "answer_audio"]
 
@@ -45,16 +46,43 @@ class SampleTable(Callback):
         every_n_val: answer after every n-th validation.
         max_new_tokens: longest answer, in tokens.
         key: name of the table in the loggers.
+        vocoder: folder of a vocoder (see `open_vocoder`) for the units of a model that speaks: the answers are then
+            heard in W&B as well. It runs on the CPU, in rank 0.
+
+    Raises:
+        ValueError: at the start of training, if the vocoder is for other units than the model's, or it speaks none.
     """
 
-    def __init__(self, num: int = 8, every_n_val: int = 1, max_new_tokens: int = 64, key: str = "val/samples") -> None:
-        if num < 1 or every_n_val < 1:
-            raise ValueError(f"num and every_n_val must be at least 1, got {num} and {every_n_val}")
+    def __init__(
+        self,
+        num: int = 8,
+        every_n_val: int = 1,
+        max_new_tokens: int = 64,
+        key: str = "val/samples",
+        vocoder: str | None = None,
+    ) -> None:
+        if num < 1 or every_n_val < 1 or max_new_tokens < 1:
+            given = f"{num}, {every_n_val} and {max_new_tokens}"
+            raise ValueError(f"num, every_n_val and max_new_tokens must be at least 1, got {given}")
         self.num, self.every_n_val, self.max_new_tokens, self.key = num, every_n_val, max_new_tokens, key
         self._validations = 0
         self._questions: list[Questions] = []
         self._complete = False
         self._asked = False  # the sound of the questions is logged once
+        self._vocoder_folder = vocoder
+        self._vocoder: Vocoder | None = None
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage != "fit" or self._vocoder_folder is None or self._vocoder is not None:
+            return
+        units, vocoder = getattr(pl_module, "num_units", None), open_vocoder(self._vocoder_folder)
+        if vocoder.num_units != units:
+            speaks = f"speaks {units} units" if units else "speaks no units"
+            raise ValueError(
+                f"SampleTable.vocoder {self._vocoder_folder}: knows {vocoder.num_units} units, this "
+                f"{type(pl_module).__name__} {speaks}: take the vocoder of its units, or leave it out"
+            )
+        self._vocoder = vocoder
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self._validations}
@@ -90,6 +118,9 @@ class SampleTable(Callback):
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 reply = pl_module.respond(batch, max_new_tokens=self.max_new_tokens)
             if trainer.is_global_zero:
+                if self._vocoder is not None and reply.audio is None and reply.units is not None:
+                    reply.audio = self._vocoder([units.cpu() for units in reply.units])
+                    reply.sample_rate = self._vocoder.sample_rate
                 rows += _rows(questions, reply, pl_module.prompt.decode, _datamodule(trainer))
         if trainer.is_global_zero:
             self._write(trainer, rows)
@@ -198,7 +229,7 @@ def _rows(
             clips = datamodule.clips(name) if _has(datamodule, "clips") else []
         if clips:
             record["audio"] = (torch.cat([c.float() for c in clips]).numpy(), SAMPLE_RATE)
-        if reply.audio is not None and reply.sample_rate is not None:
+        if reply.audio is not None and reply.sample_rate is not None and len(reply.audio[row]):
             record["answer_audio"] = (reply.audio[row].float().cpu().numpy(), reply.sample_rate)
         rows.append(record)
         clip += count

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from speechzoo.doctor.findings import Finding, error, note, ok, warning
+from speechzoo.hf_hub import hub_options
 from speechzoo.ranks import world_size
 from speechzoo.types import AUDIO, SpeechBatch, SpeechOutput
 
@@ -55,7 +56,7 @@ def pretrained_dtype(name: str | None) -> torch.dtype | None:
     if not name:
         return None
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **hub_options(name))
     except (OSError, ValueError):
         return None
     dtype = getattr(config, "dtype", None)

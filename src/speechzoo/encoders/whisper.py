@@ -13,6 +13,7 @@ from whisper.model import LayerNorm, MultiHeadAttention, ResidualAttentionBlock
 from speechzoo.audio import HOP, MAX_SAMPLES, log_mel, mel_lens
 from speechzoo.encoders.base import Encoder
 from speechzoo.encoders.whisper_weights import fingerprint, load_whisper
+from speechzoo.spec import at_least
 
 
 class WhisperEncoder(Encoder):
@@ -153,6 +154,10 @@ class WhisperQueries(WhisperEncoder):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> None:
         super().__init__(model, "padded", None, dtype)
+        at_least(1, "WhisperQueries", num_queries=num_queries)
+        if num_queries > len(self.net.decoder.positional_embedding):
+            positions = len(self.net.decoder.positional_embedding)
+            raise ValueError(f"WhisperQueries.num_queries: {model} has {positions} positions, not {num_queries}")
         self.num_queries = num_queries
         self.start_token = self._start_token if start_token is None else start_token
 

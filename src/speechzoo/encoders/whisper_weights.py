@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import whisper
 from safetensors.torch import load_file
 from torch import nn
 from whisper.model import Linear, ModelDimensions, Whisper
+
+# Where openai-whisper keeps its downloads.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper"
 
 # Hugging Face name -> openai-whisper name, applied in order.
 RENAMES = [
@@ -59,7 +63,13 @@ def load_whisper(model: str) -> tuple[Whisper, int]:
         raise FileNotFoundError(
             f"{model}: no such file, and not a Whisper model name ({', '.join(whisper.available_models())})"
         )
-    net = whisper.load_model(model, device="cpu").float().eval()
+    try:
+        net = whisper.load_model(model, device="cpu").float().eval()
+    except (OSError, RuntimeError) as error:  # the download failed, or came out wrong
+        raise FileNotFoundError(
+            f"{model}: Whisper's weights are not in {CACHE} and cannot be downloaded ({_first_line(error)}): give the "
+            "path of a .pt file or of a Hugging Face folder, or copy the cache from a machine that has them"
+        ) from error
     return net, _start_token(net)
 
 

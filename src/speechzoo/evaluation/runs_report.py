@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +26,7 @@ from speechzoo.evaluation.runs_tables import (
 from speechzoo.evaluation.settings import Group, group_runs, unfair
 from speechzoo.evaluation.tables import Table, markdown
 from speechzoo.files import write_atomically
+from speechzoo.terminal import tell_error
 
 FAIR = "Data, seeds, base models and budgets of the groups are the same as far as their files tell."
 
@@ -96,8 +96,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         paths = compare_runs(find_runs(args.runs), args.out or args.runs[0] / "comparison", args.seed)
     except (ValueError, OSError, ImportError) as error:
-        print(f"speechzoo compare: {error}", file=sys.stderr)
-        return 1
+        return tell_error(error, "speechzoo compare")
     print(paths[0].read_text(encoding="utf-8"))
     print("Written: " + ", ".join(str(path) for path in paths))
     return 0

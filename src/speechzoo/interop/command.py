@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from speechzoo.terminal import tell_error
+
 
 def import_main(argv: Sequence[str]) -> int:
     """`speechzoo import llasm|llama-omni SRC --speech-encoder X --output OUT`; returns the exit code."""
@@ -105,5 +107,4 @@ def _said(work: Callable[[], int]) -> int:
     try:
         return work()
     except (ValueError, OSError) as error:
-        print(f"speechzoo: {error}", file=sys.stderr)
-        return 1
+        return tell_error(error)

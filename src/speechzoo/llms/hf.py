@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
+from speechzoo.hf_hub import hub_options
 from speechzoo.hf_names import cache_argument, recompute_layers
 from speechzoo.kv_cache import growing_cache
 from speechzoo.llms.base import LLM, LLMOutput
@@ -47,7 +48,9 @@ class HFCausalLM(LLM):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        options = hub_options(model)
+        if attn_implementation is not None:
+            options = {**options, "attn_implementation": attn_implementation}
         lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), **options)
         self.dim = lm.get_input_embeddings().weight.shape[1]
         self.new_tokens = new_tokens

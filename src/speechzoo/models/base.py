@@ -21,7 +21,7 @@ from speechzoo.llms import LLM
 from speechzoo.models import checkpoint
 from speechzoo.models.answering import Answering
 from speechzoo.ranks import any_rank, is_sharded
-from speechzoo.spec import to_factory, to_spec
+from speechzoo.spec import at_least, to_factory, to_spec
 from speechzoo.text import ChatPrompt
 from speechzoo.training.exact_loss import global_counts, step_loss
 from speechzoo.training.freeze import freeze, is_frozen, parameter_groups
@@ -75,6 +75,9 @@ class SpeechLLM(Answering, LightningModule, ABC):
         self.optimizer_factory = to_factory(to_spec(optimizer or torch.optim.AdamW))
         self.scheduler_factory = None if lr_scheduler is None else to_factory(to_spec(lr_scheduler))
         self.lr_scale = dict(lr_scale or {})
+        at_least(0, "model.loss_weights", **self.loss_weights)
+        for pattern, factor in self.lr_scale.items():
+            at_least(0, "model.lr_scale", **{repr(pattern): factor})
         self.init_from = [init_from] if isinstance(init_from, str) else list(init_from or [])
         self.save_hyperparameters(
             {

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -17,6 +14,7 @@ from speechzoo.models.checkpoint import find
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.stages import Stages
 from speechzoo.recipes import recipe
+from speechzoo.terminal import quiet
 
 
 class Work:
@@ -80,7 +78,7 @@ class Work:
 
         from speechzoo.cli import run
 
-        quiet()
+        quiet(results_only=True)
         arguments = ["fit", f"--config={recipe(f'quickstart/{name}.yaml')}", f"--vars.out={self.out}"]
         arguments += [f"--seed_everything={self.seed}", f"--data.init_args.seed={self.seed}"]
         arguments += self.scale.overrides.get(name, [])
@@ -93,7 +91,7 @@ class Work:
         """Answers of all systems to the held-out questions, and what they hear in human recordings."""
         from speechzoo.quickstart.examination import examine
 
-        quiet()
+        quiet(results_only=True)
         with self.progress() as bar:
             examine(self.out, self.scale, self.voice(), bar)
 
@@ -115,15 +113,3 @@ class Work:
         """A bar with counts and remaining time."""
         columns = TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         return Progress(*columns, console=self.console)
-
-
-def quiet() -> None:
-    """Leave progress and results on the screen, not the libraries' advice about them."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-    torch.set_warn_always(False)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()

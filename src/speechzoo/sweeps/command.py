@@ -6,7 +6,6 @@ import argparse
 import os
 import shlex
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +16,7 @@ from speechzoo.locks import claim
 from speechzoo.sweeps.file import load_sweep
 from speechzoo.sweeps.runner import Runner
 from speechzoo.sweeps.show import trial_table, watching
+from speechzoo.terminal import tell_error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         finally:
             held.release()
     except (ValueError, OSError) as error:
-        print(f"speechzoo sweep: {error}", file=sys.stderr)
+        tell_error(error, "speechzoo sweep")
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on from here")
         return 130

@@ -41,6 +41,11 @@ class SweepFile:
     run_cap: int | None = None
     content: dict[str, Any] = field(default_factory=dict)  # the file as it was read
 
+    @property
+    def place(self) -> dict[str, str]:
+        """Where its runs belong in W&B: `project` and `entity`, as far as the file names them."""
+        return {key: str(self.content[key]) for key in ("project", "entity") if self.content.get(key)}
+
     def grid(self) -> list[Values]:
         """Every combination, the last name changing fastest (W&B's order).
 

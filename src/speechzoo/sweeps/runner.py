@@ -145,7 +145,8 @@ class Runner:
         command = self.sweep.command_line(trial.values)
         trial.tags = architecture(command)
         name = f"{self.sweep.name}-{trial.number:03d}"
-        command += run_arguments(command, self.folder / trial.name, name, self.sweep.name, trial.tags)
+        group, place = self.sweep.name, self.sweep.place
+        command += run_arguments(command, self.folder / trial.name, name, group, trial.tags, place)
         return command + ([f"--trainer.devices={len(devices)}"] if devices else [])
 
     def _run_one(self, trial: Trial, devices: Sequence[str], changed: Callable[[], None]) -> None:
@@ -182,4 +183,4 @@ class Runner:
         # The folder is part of the id: the same sweep run twice makes different runs in W&B.
         mark = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:8]
         name = f"{self.sweep.name}-{trial.number:03d}"
-        return wandb_environment(f"{mark}-{trial.number:03d}", name, self.sweep.name, trial.tags)
+        return wandb_environment(f"{mark}-{trial.number:03d}", name, self.sweep.name, trial.tags, self.sweep.place)

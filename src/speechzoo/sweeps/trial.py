@@ -53,20 +53,30 @@ def end(pid: int, patience: float = 60.0) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def run_arguments(command: Sequence[str], folder: Path, name: str, group: str, tags: Sequence[str]) -> list[str]:
-    """What a trial's command gets in addition: its run folder, its names in W&B, the checkpoint it goes on from."""
+def run_arguments(
+    command: Sequence[str], folder: Path, name: str, group: str, tags: Sequence[str], place: Mapping[str, str]
+) -> list[str]:
+    """What a trial's command gets in addition: its run folder, its names in W&B, the checkpoint it goes on from.
+
+    Args:
+        place: the sweep file's `project` and `entity`, as far as it names them.
+    """
     arguments = [f"--name={name}", f"--trainer.default_root_dir={folder}"]
     if _last_logger(command) == "WandbLogger":
         # Keys of the last entry of a list can be given one by one; what a recipe says would beat the environment.
         arguments += [f"--trainer.logger.init_args.group={group}", f"--trainer.logger.init_args.tags={list(tags)}"]
+        arguments += [f"--trainer.logger.init_args.{key}={value}" for key, value in place.items()]
     if (folder / "last.ckpt").is_file():
         arguments.append(f"--ckpt_path={folder / 'last.ckpt'}")
     return arguments
 
 
-def wandb_environment(run_id: str, name: str, group: str, tags: Sequence[str]) -> dict[str, str]:
+def wandb_environment(
+    run_id: str, name: str, group: str, tags: Sequence[str], place: Mapping[str, str]
+) -> dict[str, str]:
     """Environment by which all ranks of a trial belong to one W&B run, the same one when it is continued."""
     values = {"WANDB_RUN_ID": run_id, "WANDB_NAME": name, "WANDB_RUN_GROUP": group, "WANDB_TAGS": ",".join(tags)}
+    values |= {f"WANDB_{key.upper()}": value for key, value in place.items()}
     return {**values, "WANDB_RESUME": "allow"}
 
 

@@ -13,6 +13,7 @@ import soundfile
 from speechzoo.talk.questions import question, read_history, write_history
 from speechzoo.talk.session import MAX_NEW_TOKENS, Session
 from speechzoo.talk.sources import open_talker
+from speechzoo.terminal import quiet, tell_error
 from speechzoo.text import Message
 from speechzoo.types import AudioChunk, StreamEnd, TextDelta
 
@@ -37,13 +38,6 @@ def generation(args: argparse.Namespace) -> dict[str, Any]:
     """Options of `Session.ask` that were given."""
     names = ("chunk_units", "max_new_tokens", "temperature", "top_p", "seed")
     return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
-def quiet() -> None:
-    """No progress bars of libraries between the answers."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,12 +69,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"--out: several questions would write {args.out / twice[0]}.wav: rename them, or ask one by one")
     try:
         return _ask(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"speechzoo ask: {(str(error).splitlines() or [repr(error)])[0]}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+    except (ValueError, FileNotFoundError, KeyboardInterrupt) as error:
+        return tell_error(error, "speechzoo ask")
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -89,7 +79,7 @@ def _ask(args: argparse.Namespace) -> int:
     spoken = [] if args.questions == ["-"] else [(name, question(name, args.text)) for name in args.questions]
     if not args.questions:
         spoken = [("text", question(text=args.text))]
-    quiet()
+    quiet(results_only=True)
     talker = open_talker(args.model, args.vocoder, args.device)
     if args.out is not None and not talker.sounds:
         raise ValueError(f"--out: {talker.missing_sound()}")

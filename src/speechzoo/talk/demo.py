@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechzoo.talk.ask import MODEL, add_model_options, generation, quiet
+from speechzoo.talk.ask import MODEL, add_model_options, generation
 from speechzoo.talk.desk import Desk, Lobby
-from speechzoo.talk.sources import CASCADE, Talker, open_talker, open_vocoder
+from speechzoo.talk.sources import CASCADE, Talker, open_talker
+from speechzoo.terminal import quiet, tell_error
+from speechzoo.vocoders import open_vocoder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,12 +29,11 @@ def main(argv: Sequence[str]) -> int:
     except ImportError as error:
         print(f"speechzoo demo: needs gradio ({error}): pip install 'speechzoo[demo]'", file=sys.stderr)
         return 1
-    quiet()
+    quiet(results_only=True)
     try:
         talkers = open_all(args.models, args.vocoder, args.device)
     except (ValueError, FileNotFoundError) as error:
-        print(f"speechzoo demo: {(str(error).splitlines() or [repr(error)])[0]}", file=sys.stderr)
-        return 1
+        return tell_error(error, "speechzoo demo")
     for talker in talkers.values():
         if not talker.sounds:
             print(f"no sound: {talker.missing_sound()}", file=sys.stderr)

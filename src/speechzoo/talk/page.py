@@ -18,7 +18,13 @@ from speechzoo.talk.questions import question
 from speechzoo.talk.session import MAX_NEW_TOKENS
 
 TITLE = "speechzoo"
-CSS = ".sound audio {width: 100%} .latency {font-size: 0.9em; min-height: 2.4em}"
+CSS = (
+    ".sound audio {width: 100%} .latency {font-size: 0.9em; min-height: 2.4em} "
+    "#hint {font-size: 0.9em} #hint:not(:has(p)) {display: none} "
+    # gradio's player of a clip in a chat is as high as half of it, and would send the clip to Hugging Face.
+    ".bubble-wrap .minimal-audio-player {height: 3em !important} "
+    "button[aria-label=Share] {display: none !important}"
+)
 
 
 def web_app(lobby: Lobby) -> FastAPI:
@@ -46,8 +52,11 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 models = gr.CheckboxGroup(names, value=names[:1], label="Models", visible=len(names) > 1)
-                asked_clip = gr.Audio(sources=["microphone", "upload"], type="filepath", label="Spoken question")
+                asked_clip = gr.Audio(sources=["microphone"], type="filepath", label="Spoken question", buttons=[])
+                # Its own button: as a second source of the recorder it would be a small sign behind it.
+                upload = gr.UploadButton("Upload a sound", file_types=["audio"], size="sm", elem_id="upload")
                 asked_text = gr.Textbox(label="Written question, or words with the sound", lines=2, elem_id="text")
+                hint = gr.HTML(elem_id="hint")
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", elem_id="ask")
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")
@@ -76,8 +85,10 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
                 options = {"max_new_tokens": int(tokens), "temperature": float(heat), "chunk_units": int(omega)}
                 answers = user.ask([name for name in names if name in chosen], message, **options)
             except (ValueError, FileNotFoundError) as error:
-                raise gr.Error(_named(str(error), clip), print_exception=False) from error
-            yield {asked_clip: None, asked_text: ""}
+                # A line by the button; gradio's own error would lie over the conversation.
+                yield {hint: f"<p>{html.escape(_named(str(error), clip))}</p>"}
+                return
+            yield {asked_clip: None, asked_text: "", hint: ""}
             playing: set[str] = set()
             for _ in changes(user, answers):
                 update: dict[Any, Any] = {}
@@ -94,19 +105,20 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
 
         def forget(request: gr.Request) -> dict[Any, Any]:
             lobby.user(request.session_hash).clear()
-            return {part: [] if part in chats.values() else "" for part in shown}
+            return {hint: "", **{part: [] if part in chats.values() else "" for part in shown}}
 
         def leave(request: gr.Request) -> None:
             lobby.leave(request.session_hash)
 
         inputs = [models, asked_clip, asked_text, tokens, heat, omega]
-        outputs = [asked_clip, asked_text, *shown]
+        outputs = [asked_clip, asked_text, hint, *shown]
+        upload.upload(lambda file: (file, ""), upload, [asked_clip, hint], queue=False, show_progress="hidden")
         started = [ask.click, asked_text.submit]
         # The desks put questions in line themselves; gradio's queue would hold all users to one at a time.
         gr.on(started, answer, inputs, outputs, concurrency_limit=None, show_progress="hidden")
         stop.click(stop_answers, queue=False)
         # The bin above a conversation too: else the model would remember what the page no longer shows.
-        gr.on([clear.click, *(chat.clear for chat in chats.values())], forget, None, shown, queue=False)
+        gr.on([clear.click, *(chat.clear for chat in chats.values())], forget, None, [hint, *shown], queue=False)
         models.change(
             lambda chosen: [gr.update(visible=name in chosen) for name in names],
             models,
@@ -132,13 +144,15 @@ def changes(user: User, answers: dict[str, Answer]) -> Iterator[None]:
             answer.stop()
 
 
-def conversation(answer: Answer) -> list[dict[str, str]]:
-    """What the model remembers, the question and its answer so far, as a chatbot shows them."""
+def conversation(answer: Answer) -> list[dict[str, Any]]:
+    """What the model remembers, the question and its answer so far, as a chatbot shows them; clips can be played."""
     messages = list(answer.session.history)
     if not (len(messages) > 1 and messages[-2] is answer.message):
         said = answer.text or {WAITING: "…", ANSWERING: "…", FAILED: f"⚠ {answer.error}"}.get(answer.state, "—")
         messages += [answer.message, {"role": "assistant", "content": said}]
-    return [{"role": message["role"], "content": _readable(message["content"])} for message in messages]
+    return [
+        {"role": message["role"], "content": content} for message in messages for content in _shown(message["content"])
+    ]
 
 
 def latency(answer: Answer) -> str:
@@ -163,14 +177,19 @@ def player(name: str, autoplay: bool) -> str:
     return f'<audio controls {"autoplay" if autoplay else ""} src="sound/{name}.wav"></audio>'
 
 
-def _readable(content: str | list[dict[str, Any]]) -> str:
+def _shown(content: str | list[dict[str, Any]]) -> list[str | dict[str, str]]:
+    """A message in the pieces a chatbot has bubbles for: texts, and files of sound while they are there."""
     if isinstance(content, str):
-        return content
-    said = [
-        part["text"] if part["type"] == "text" else f"(spoken, {len(part['array']) / SAMPLE_RATE:.1f} s)"
-        for part in content
-    ]
-    return " ".join(said)
+        return [content]
+    pieces: list[str | dict[str, str]] = []
+    for part in content:
+        if part["type"] == "text":
+            pieces.append(part["text"])
+        elif Path(part["path"]).is_file():
+            pieces.append({"path": part["path"]})
+        else:  # uploads are deleted after an hour
+            pieces.append(f"(spoken, {len(part['array']) / SAMPLE_RATE:.1f} s)")
+    return pieces
 
 
 def _named(error: str, clip: str | None) -> str:

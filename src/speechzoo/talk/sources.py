@@ -21,14 +21,10 @@ from speechzoo.resolvers import register_resolvers
 from speechzoo.spec import to_factory
 from speechzoo.text import ChatPrompt, Message
 from speechzoo.types import StreamEvent
-from speechzoo.vocoders import LatentVocoder, UnitHiFiGAN, Vocoder
+from speechzoo.vocoders import VOCODER_FOLDERS, Vocoder, open_vocoder
 
 CASCADE = "cascade:"
 KEYS = ("recognizer", "language", "llm", "prompt", "voice")
-WHICH = (
-    "the folder of a LatentVocoder (recipes/quickstart/vocoder.yaml trains one) or of fairseq's unit HiFi-GAN "
-    "(config.json and g_00500000)"
-)
 
 
 @dataclass
@@ -70,7 +66,8 @@ class Talker:
         """Why there is no sound and what to give, in one line."""
         units = getattr(self.model, "num_units", None)
         if units:
-            return f"{self.name} speaks {units} units, which need a vocoder: give --vocoder, {WHICH}{self._beside()}"
+            wanted = f"give --vocoder, {VOCODER_FOLDERS}{self._beside()}"
+            return f"{self.name} speaks {units} units, which need a vocoder: {wanted}"
         kind = type(self.model).__name__
         if isinstance(self.model, Cascade):
             return f"{self.name} is a {kind} without a voice: name one as `voice` in its description"
@@ -121,21 +118,6 @@ def fitting(vocoder: Vocoder, model: Any, folder: str | Path) -> Vocoder:
             f"{folder}: knows {vocoder.num_units} units, the model speaks {units}: take the vocoder of its units"
         )
     return vocoder
-
-
-def open_vocoder(folder: str | Path) -> Vocoder:
-    """A vocoder of either kind, in eval mode.
-
-    Raises:
-        FileNotFoundError: if the folder holds none.
-        ValueError: if its files do not fit together.
-    """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; --vocoder takes {WHICH}")
-    if any(folder.glob("g_*")):
-        return UnitHiFiGAN(str(folder)).eval()
-    return LatentVocoder.from_folder(folder)
 
 
 def open_cascade(settings: dict[str, Any], where: str) -> tuple[Cascade, dict[str, Any]]:

@@ -7,6 +7,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from speechzoo.spec import at_least
+
 
 class WarmupCosine(LambdaLR):
     """Linear warm-up, then a half cosine to `final_ratio` of the peak (both papers: cosine, 3 % warm-up).
@@ -21,6 +23,9 @@ class WarmupCosine(LambdaLR):
     def __init__(
         self, optimizer: Optimizer, total_steps: int, warmup_ratio: float = 0.03, final_ratio: float = 0.0
     ) -> None:
+        at_least(0, "WarmupCosine", warmup_ratio=warmup_ratio, final_ratio=final_ratio)
+        if warmup_ratio > 1:
+            raise ValueError(f"WarmupCosine.warmup_ratio is a share of the run, at most 1, not {warmup_ratio}")
         warmup = max(1, math.ceil(total_steps * warmup_ratio))
 
         def factor(step: int) -> float:

@@ -1,0 +1,138 @@
+"""The parser of Lightning's commands: checks what was typed, and says what is wrong with it in one line."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units
+from speechzoo.spec import resolve
+from speechzoo.terminal import debugging
+
+PARTS = (adaptors, callbacks, data, encoders, llms, models, training, units)
+NONE = re.compile(r"^(--[^=]+=)?None$")
+CONFIG = re.compile(r"^(?:-c|--config)(?:=(.*))?$")
+UNKNOWN = re.compile(
+    r"[Oo]ption '([\w.]+)'|unrecognized arguments: --([\w.]+)|import path string: (\w+)|Key '([\w.]+)' is not"
+)
+KEY = re.compile(r'^(\s*).*?Parser key "([\w.]+)":', re.MULTILINE)
+EXPECTED = re.compile(r"Expected an? (<class '[\w.]+'>|typing\.Literal\[[^\]]*\])")
+GIVEN = re.compile(r"(?:Got|Given) value: (.*)")
+NAMES = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "list": "a list",
+    "dict": "a mapping (key: value)", "NoneType": "null",
+}  # fmt: skip
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong and the nearest spelling; jsonargparse says it after a page of all options."""
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
+    ) -> Namespace:
+        """As jsonargparse's, with `None` for `null`: so W&B's agent writes it, and so jsonargparse itself hands a
+        `null` on to the parser of a nested part, which would read a text."""
+        words = list(sys.argv[1:] if args is None else args)
+        if problem := wrong_config(words):
+            self.error(problem)
+        return super().parse_args([NONE.sub(r"\1null", word) for word in words], *rest, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the error and exit with 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        if debugging():
+            traceback.print_exc()
+        line = brief(message)
+        if found := UNKNOWN.search(message):
+            wrong = next(name for name in found.groups() if name).split(".init_args")[0]
+            parser = getattr(ex, "subcommand_parser", None) or self
+            known = {action.dest for action in parser._actions}
+            known |= {name for kind in PARTS for name in kind.__all__}
+            for class_path in re.findall(r"class_path[ =]'([\w.]+)'", message):
+                for kind in inspect.getmro(resolve(class_path)):  # models hand most arguments on to their base
+                    known |= set(inspect.signature(kind.__init__).parameters)
+            if near := get_close_matches(wrong, known, n=1):
+                line += f"; did you mean {near[0]!r} instead of {wrong!r}?"
+        self.exit(2, f"speechzoo: {line}\n")
+
+
+def wrong_config(words: Sequence[str]) -> str | None:
+    """What is wrong with the configuration files of a command line such as `fit --config FILE`; None if nothing is."""
+    if not words or words[0] not in ("fit", "validate", "test", "predict"):
+        return None
+    files = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if match := CONFIG.match(word):
+            files.append(following if match[1] is None else match[1])
+    helped = {"-h", "--help", "--print_config"} & {word.split("=")[0] for word in words}
+    if not files and not helped and not any(word.split("=")[0] == "--model" for word in words):
+        example = "recipes/quickstart/llasm_pretrain.yaml"
+        return f"{words[0]} needs a configuration: --config {example}, or one of your own"
+    for file in files:
+        if not Path(file).is_file():
+            return f"--config {file}: {'is a folder' if Path(file).is_dir() else 'no such file'}"
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            return f"--config {file}{f':{mark.line + 1}' if mark else ''}: not YAML ({error.problem})"
+        except (yaml.YAMLError, ValueError) as error:
+            return f"--config {file}: not YAML ({str(error).splitlines()[0]})"
+        except OSError as error:
+            return f"--config {file}: {error.strerror}"
+        if content is not None and not isinstance(content, dict):
+            return f"--config {file}: holds a {type(content).__name__}, not the settings of a run (key: value)"
+    return None
+
+
+def brief(message: str) -> str:
+    """The line of jsonargparse's message that matters: which key has which wrong value, and what it may be.
+
+    Its messages are trees with a branch for each type that a value may have; the first branch is the part that the
+    class_path chose, so the first chain of keys leads to the culprit.
+    """
+    keys: list[str] = []
+    tail, depth = message, -1
+    for found in KEY.finditer(message):
+        if len(found[1]) <= depth:
+            break
+        keys.append(found[2])
+        tail, depth = message[found.end() :], len(found[1])
+    where = ".".join(keys)
+    if unknown := re.search(r"[Oo]ption '([\w.]+)' is not accepted", tail):
+        owner = re.findall(r"given class_path '([\w.]+)'", message[: len(message) - len(tail) + unknown.end()])
+        owner += re.findall(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", tail)
+        name = owner[-1].rsplit(".", 1)[-1] if owner else "it"
+        return f"{where}: {name} has no setting {unknown[1]!r}"
+    if missing := re.search(r"No module named '[\w.]+'", tail):
+        return f"{where}: {missing[0]} (a module of your own is looked for in the current folder)"
+    given = GIVEN.search(tail)
+    if not where or not given:
+        return re.sub(r"\s+", " ", message)[:400]
+    value = re.sub(r"\. (Got|Given) value: .*", "", given[1])
+    kinds = [_kind(kind) for kind in dict.fromkeys(EXPECTED.findall(tail[: given.start()]))]
+    real = [kind for kind in kinds if kind != "null"]
+    if real:
+        return f"{where}: {value[:100]!r} is not {' or '.join(real)}"
+    if "import path string" in tail:
+        return f"{where}: there is no class {value[:100]!r}"
+    return re.sub(r"\s+", " ", f"{where}: {tail.strip()}")[:400]
+
+
+def _kind(expected: str) -> str:
+    """`<class 'float'>` as `a number`, `typing.Literal['a', 'b']` as `one of 'a', 'b'`."""
+    if "[" in expected:
+        return f"one of {expected.split('[', 1)[1].rstrip(']')}"
+    name = expected.split("'")[1]
+    return NAMES.get(name, name)

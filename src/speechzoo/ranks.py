@@ -16,6 +16,15 @@ def is_sharded(part: nn.Module) -> bool:
     return isinstance(part, FSDPModule)
 
 
+def in_pieces(part: nn.Module) -> bool:
+    """Whether some of a part's weights are shards at this moment: to run it, all processes have to run it now."""
+    if not is_sharded(part):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in part.parameters())
+
+
 def world_size() -> int:
     """Processes that run together; 1 where nothing is distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -54,6 +54,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.shard_mesh: DeviceMesh | None = None
 
     @property
+    def saves_folders(self) -> bool:
+        """Whether each process writes its part of a checkpoint."""
+        return bool(self._save_distributed_checkpoint)
+
+    @property
     def checkpoint_io(self) -> CheckpointIO:
         """The Trainer's plugin, or one that keeps checkpoints whole."""
         if self._checkpoint_io is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +158,7 @@ def test_an_answer_gathers_the_weights_once(out: Path) -> None:
         one, five, many, again, *without = result["gathers"]
         assert one == five == many == again
         assert 0 < one <= result["units"]
-        assert without[0] > 2 * one and without[1] > without[0]  # a process without room: all gather for each token
+        assert one + 4 < without[0] < without[1] - 20  # one process has no room: all gather both layers for each token
         assert len(set(result["held"])) == 1
         assert result["error"] == "in the middle of an answer"
 
@@ -257,3 +259,22 @@ def test_what_learns_in_several_dtypes_is_refused(tiny_llm_dir: Path, tiny_whisp
             Trainer(strategy="fsdp2", accelerator="cpu", devices=1, barebones=True).fit(model, loader)
     finally:
         torch.distributed.destroy_process_group()
+
+
+LEAVING = """
+import atexit, sys
+from torch import distributed as dist
+atexit.register(lambda: print("left behind" if dist.is_initialized() else "taken down"))  # runs after later ones
+import speechzoo.ranks
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
+if sys.argv[2] == "fails":
+    raise ValueError("a run that failed")
+"""
+
+
+@pytest.mark.parametrize("ends", ["well", "fails"])
+def test_a_process_takes_its_group_down_at_its_end(tmp_path: Path, ends: str) -> None:
+    """A gloo thread that is still there when a process ends may abort it."""
+    command = [sys.executable, "-c", LEAVING, str(tmp_path), ends]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "taken down\n" and done.returncode == (ends == "fails"), done.stderr

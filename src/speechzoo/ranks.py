@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -37,3 +39,11 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     told = torch.tensor(int(flag), device=device)
     dist.all_reduce(told, dist.ReduceOp.MAX)
     return bool(told)
+
+
+@atexit.register
+def leave() -> None:
+    """Take the process group down before the process ends: a thread of gloo that is still there aborts it (SIGABRT),
+    after all work was done. Lightning does so for NCCL only."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

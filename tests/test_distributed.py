@@ -169,7 +169,7 @@ def test_answers_of_a_sharded_model_are_those_of_one_process(
     for rank, result in enumerate(read(out, "answers")):
         model = make(ANSWERS, tiny_llm_dir, tiny_whisper_pt)
         model.configure_model()
-        model.load_state_dict(result["whole"])
+        model.load_state_dict(result["whole"], strict=False)  # but for buffers, which are not learnt
         model.eval()
         for index, tokens in enumerate((1, 4 + rank, 20 + 10 * rank, 20 + 10 * rank, 4 + rank, 20 + 10 * rank)):
             assert model.respond(questions(model, rank), max_new_tokens=tokens).text == result["texts"][index]

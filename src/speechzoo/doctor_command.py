@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from speechzoo.callbacks import Doctor
+from speechzoo.callbacks import Doctor, Preflight
 from speechzoo.callbacks.doctor import Examined
 from speechzoo.cli import ZooCLI, run
 
@@ -42,7 +42,8 @@ def _examine(cli: ZooCLI, json: str | None) -> bool:
     doctor.enabled = doctor.only = doctor.verbose = True
     doctor.json = json or doctor.json
     # Nothing is written but the findings: no logger, no checkpoint, no config.
-    trainer.callbacks, trainer.loggers, trainer.num_sanity_val_steps = [doctor], [], 0
+    preflight = [callback for callback in trainer.callbacks if isinstance(callback, Preflight)]
+    trainer.callbacks, trainer.loggers, trainer.num_sanity_val_steps = [doctor, *preflight], [], 0
     for cache in ("feature_cache", "state_cache"):  # filling them may take hours; the path without is looked at
         if hasattr(data, cache):
             setattr(data, cache, None)

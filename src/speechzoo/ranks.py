@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -16,6 +18,15 @@ def is_sharded(part: nn.Module) -> bool:
     return isinstance(part, FSDPModule)
 
 
+def in_pieces(part: nn.Module) -> bool:
+    """Whether some of a part's weights are shards at this moment: to run it, all processes have to run it now."""
+    if not is_sharded(part):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in part.parameters())
+
+
 def world_size() -> int:
     """Processes that run together; 1 where nothing is distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -28,3 +39,11 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     told = torch.tensor(int(flag), device=device)
     dist.all_reduce(told, dist.ReduceOp.MAX)
     return bool(told)
+
+
+@atexit.register
+def leave() -> None:
+    """Take the process group down before the process ends: a thread of gloo that is still there aborts it (SIGABRT),
+    after all work was done. Lightning does so for NCCL only."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -22,6 +22,7 @@ from speechzoo.doctor.dataset import (
     check_steps,
 )
 from speechzoo.doctor.findings import LEVELS, Finding, error, errors, note, settle
+from speechzoo.doctor.memory import Memory
 from speechzoo.doctor.supervision import check_supervision, check_tokens, check_units
 from speechzoo.doctor.weights import (
     check_frames,
@@ -128,7 +129,8 @@ def _settings(trainer: Trainer, model: SpeechLLM) -> list[Finding]:
     spec: Any = model.specs["llm"]
     name = spec.get("init_args", {}).get("model") if isinstance(spec, dict) else None
     half = str(trainer.precision).startswith("16")
-    return check_precision(str(trainer.precision), pretrained_dtype(name) if half else None)
+    precision = check_precision(str(trainer.precision), pretrained_dtype(name) if half else None)
+    return [*precision, *Memory.of(trainer, model).check()]
 
 
 def _whole_data(trainer: Trainer, model: SpeechLLM, data: TrainingData) -> list[Finding]:

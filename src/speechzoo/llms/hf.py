@@ -20,7 +20,7 @@ from speechzoo.llms.decoding import Step, token_steps
 from speechzoo.llms.lora import add_lora
 from speechzoo.llms.sampling import Decoding
 from speechzoo.llms.splice import Spliced, splice
-from speechzoo.ranks import any_rank, is_sharded
+from speechzoo.ranks import any_rank, in_pieces
 from speechzoo.types import AUDIO, IGNORE
 
 
@@ -165,8 +165,10 @@ class HFCausalLM(LLM):
             turns = torch.zeros_like(input_ids)
             row = self.splice(input_ids, attention_mask, turns, speech, speech_lens, padding_side="left")
         cache = growing_cache(self.lm.config)
-        steps = token_steps(self._read, self.head, self.embed, cache, row, decoding, read_last)
-        return self._in_step(steps, input_ids.device) if is_sharded(self) else steps
+        alone = not in_pieces(self)
+        read = self._read if alone else self._read_together
+        steps = token_steps(read, self.head, self.embed, cache, row, decoding, read_last)
+        return steps if alone else self._in_step(steps, input_ids.device)
 
     def _in_step(self, steps: Iterator[Step], device: torch.device) -> Iterator[Step]:
         """The same steps; a process that is done goes on calling the LLM while others are not, as they need it."""
@@ -177,8 +179,6 @@ class HFCausalLM(LLM):
 
     def _read(self, embeds: Tensor, mask: Tensor | None, position_ids: Tensor, cache: Cache) -> Tensor:
         """States `[b, n, H]` of new positions; see `token_steps`."""
-        if is_sharded(self):
-            any_rank(True, embeds.device)
         return self.backbone(
             inputs_embeds=embeds,
             attention_mask=None if mask is None else mask.long(),
@@ -186,3 +186,8 @@ class HFCausalLM(LLM):
             use_cache=True,
             **{self._cache_argument: cache},
         ).last_hidden_state
+
+    def _read_together(self, embeds: Tensor, *rest: Any) -> Tensor:
+        """As `_read`, of weights that all processes gather for it; see `_in_step`."""
+        any_rank(True, embeds.device)
+        return self._read(embeds, *rest)

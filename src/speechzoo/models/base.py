@@ -107,11 +107,22 @@ class SpeechLLM(Answering, LightningModule, ABC):
             self._identity = build_once(self, lambda: self._prepare() or self.identity)
             strategy.shard(self)
         else:
-            self._prepare()
+            try:
+                self._prepare()
+            except torch.OutOfMemoryError as error:  # Lightning builds where the model is to live
+                raise ValueError(
+                    f"the weights of {type(self).__name__} alone do not fit into {strategy.root_device}: "
+                    "trainer.strategy: fsdp2, or a smaller dtype where they are frozen"
+                ) from error
             if self._trainer is not None and (self._trainer.training or self._trainer.ckpt_path):
                 # Now, as a callback may let go of the frozen weights later; one process reads them all, not each.
                 self._identity = strategy.broadcast(self.identity if self._trainer.is_global_zero else None)
         self.train(self.training)
+        if self._trainer is not None and self._trainer.training:
+            # Lightning has no hook between building a model and moving it to its device, where it may not fit.
+            for callback in self._trainer.callbacks:
+                if hasattr(callback, "on_model_built"):
+                    callback.on_model_built(self._trainer, self)
 
     def _prepare(self) -> None:
         self.build()
@@ -262,8 +273,12 @@ class SpeechLLM(Answering, LightningModule, ABC):
                 metric_attribute=f"val_losses.{key}",
             )
 
+    def any_optimizer(self) -> Optimizer:
+        """An optimizer of the configured kind and settings over one number, to be asked what it is like."""
+        return self.optimizer_factory([nn.Parameter(torch.zeros(1))])
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory([nn.Parameter(torch.zeros(1))])
+        optimizer = self.any_optimizer()
         groups = parameter_groups(self, self.lr_scale, optimizer.defaults["lr"])
         optimizer = self.optimizer_factory(groups)
         if self.scheduler_factory is None:

@@ -30,6 +30,9 @@ class FSDP2Strategy(ModelParallelStrategy):
     one ordinary file by default, which any strategy and number of processes resumes from. Lightning's `fsdp` (FSDP1) is
     another thing and not supported by speechzoo's models.
 
+    With `precision: bf16-mixed` what learns is gathered in bfloat16; shards, sums of gradients and Adam's moments are
+    float32. An answer gathers the LLM once, if it fits.
+
     Args:
         replicate_size: HSDP: so many groups hold a whole copy each, and only gradients travel between groups; give the
             number of nodes to keep weights inside a node. 1: one copy in all.
@@ -50,6 +53,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().__init__(1, 1, save_distributed_checkpoint, process_group_backend, timeout)
         self.replicate_size, self.reshard_after_forward = replicate_size, reshard_after_forward
         self.shard_mesh: DeviceMesh | None = None
+
+    @property
+    def saves_folders(self) -> bool:
+        """Whether each process writes its part of a checkpoint."""
+        return bool(self._save_distributed_checkpoint)
 
     @property
     def checkpoint_io(self) -> CheckpointIO:
@@ -83,7 +91,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     def shard(self, model: nn.Module) -> None:
         """Shard a model that rank 0 holds; its `configure_model` calls this, see `speechzoo.training.sharding`."""
         assert self.shard_mesh is not None
-        shard(model, self.shard_mesh, self.root_device, self.reshard_after_forward)
+        half = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+        shard(model, self.shard_mesh, self.root_device, self.reshard_after_forward, half)
 
     # -- saving -----------------------------------------------------------------------------------------------------
 

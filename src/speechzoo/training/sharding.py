@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from speechzoo.ranks import any_rank
 from speechzoo.training.hollow import fill
 
 OUTSIDE = ("generate", "generate_states", "embed", "decode")
 """Methods beside `forward` that models call on their parts: there too the weights have to be gathered."""
+
+ANSWERS = ("generate", "generate_states")
+"""Those that run the part once a token: its weights stay gathered from the first token to the last."""
 
 
 def blocks(part: nn.Module) -> Iterator[nn.Module]:
@@ -30,7 +36,13 @@ def blocks(part: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, device: torch.device, reshard_after_forward: bool = True) -> None:
+def shard(
+    model: nn.Module,
+    mesh: DeviceMesh,
+    device: torch.device,
+    reshard_after_forward: bool = True,
+    half: torch.dtype | None = None,
+) -> None:
     """Shard every part (child) of a model over the processes, block by block; a collective call.
 
     Each unit gets rank 0's numbers just before it is cut, so that beside its shards a process holds one unit at most.
@@ -40,23 +52,32 @@ def shard(model: nn.Module, mesh: DeviceMesh, device: torch.device, reshard_afte
         mesh: one dimension, or (replicate, shard).
         device: where the shards live.
         reshard_after_forward: let a unit's weights go between forward and backward: less memory, one more gather.
+        half: what autocast computes in: units that learn are gathered in it. Their shards keep their dtype (float32),
+            and their gradients are summed over the processes in float32. Inputs and buffers are left as they are, so
+            that what autocast leaves in float32 (the residual stream, norms, rotary embedding, losses) stays so.
 
     Raises:
         ValueError: if a trainable parameter is left whole: its ranks would drift apart in silence. Or if what learns
             in a unit has several dtypes, which FSDP2 cannot reduce together.
     """
     own = [name for name, parameter in model.named_parameters(recurse=False) if parameter.requires_grad]
+    mixed = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False) if half else MixedPrecisionPolicy()
     for name, part in model.named_children():
         if not any(True for _ in part.parameters()):
             continue
         _refuse_ties(name, [*blocks(part)], part)
+        learns = any(parameter.requires_grad for parameter in part.parameters())
         for unit in [*blocks(part), part]:
+            policy = mixed if half and _learning(unit) and _takes_half(unit, device) else MixedPrecisionPolicy()
             _refuse_dtypes(name, unit)
             fill(unit, device)
-            fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward)
+            if policy.param_dtype:
+                _restore_embedded(unit)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=policy)
         if isinstance(part, nn.ModuleList | nn.ModuleDict):
             own.append(name)  # never called itself
-        _gather_in(part, [method for method in OUTSIDE if hasattr(part, method)])
+        methods = [method for method in OUTSIDE if hasattr(part, method)]
+        _gather_in(part, methods, reshard_after_forward, half if learns else None, device)
     own += [name for name, parameter in model.named_parameters() if not _is_safe(parameter)]
     if own:
         raise ValueError(
@@ -78,12 +99,18 @@ def _refuse_ties(name: str, layers: list[nn.Module], part: nn.Module) -> None:
             raise ValueError(f"{name}: {key} shares a weight with a layer, which cannot be sharded")
 
 
-def _refuse_dtypes(name: str, unit: nn.Module) -> None:
-    """torch would say so too, in the first step and without names. What is sharded already belongs to inner units."""
+def _learning(unit: nn.Module) -> dict[torch.dtype, str]:
+    """What learns in a unit: a name for each dtype. What is sharded already belongs to inner units."""
     learning: dict[torch.dtype, str] = {}
     for key, parameter in unit.named_parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor):
             learning.setdefault(parameter.dtype, key)
+    return learning
+
+
+def _refuse_dtypes(name: str, unit: nn.Module) -> None:
+    """torch would say so too, in the first step and without names."""
+    learning = _learning(unit)
     if len(learning) > 1:
         told = " and ".join(f"{key} in {str(kind).removeprefix('torch.')}" for kind, key in learning.items())
         raise ValueError(
@@ -92,21 +119,60 @@ def _refuse_dtypes(name: str, unit: nn.Module) -> None:
         )
 
 
+def _own(unit: nn.Module) -> Iterator[nn.Module]:
+    """Modules of a unit that have parameters which no inner unit has taken."""
+    for module in unit.modules():
+        if any(not isinstance(parameter, DTensor) for parameter in module.parameters(recurse=False)):
+            yield module
+
+
+def _takes_half(unit: nn.Module, device: torch.device) -> bool:
+    """Whether its norms take float32 with weights in half precision: torch's own do not, but where autocast (on GPUs)
+    casts their weights back."""
+    stubborn: tuple[type, ...] = (_BatchNorm,)
+    if device.type == "cpu":
+        stubborn += (nn.LayerNorm, nn.GroupNorm)
+    return not any(isinstance(module, stubborn) for module in _own(unit))
+
+
+def _restore_embedded(unit: nn.Module) -> None:
+    """Give embeddings of a table that is gathered in half precision the table's own dtype.
+
+    Autocast leaves it alone, and the residual stream and the angles of rotary embeddings take it over from there.
+    """
+    for module in _own(unit):
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(lambda _, __, out, dtype=module.weight.dtype: out.to(dtype))
+
+
 def _is_safe(parameter: nn.Parameter) -> bool:
     return isinstance(parameter, DTensor) or not parameter.requires_grad
 
 
-def _gather_in(part: FSDPModule, methods: list[str]) -> None:
-    """Make FSDP treat methods like `forward`, unless they are called from inside `forward` or one of themselves."""
+def _gather_in(
+    part: FSDPModule, methods: list[str], reshard: bool, half: torch.dtype | None, device: torch.device
+) -> None:
+    """Make FSDP treat methods like `forward`, unless they are called from inside `forward` or one of themselves.
+
+    Weights gathered in `half` cannot be multiplied with float32: whoever calls without autocast gets it here.
+    """
     depth = 0
+    cast = torch.autocast(device.type, half or torch.bfloat16)
+    casting = False
 
     def enter(*_: Any) -> None:
-        nonlocal depth
+        nonlocal depth, casting
         depth += 1
+        if depth == 1 and half is not None and not torch.is_autocast_enabled(device.type):
+            cast.__enter__()
+            casting = True
 
     def leave(*_: Any) -> None:
-        nonlocal depth
+        nonlocal depth, casting
         depth -= 1
+        if not depth and casting:
+            cast.__exit__(None, None, None)
+            casting = False
 
     def guarded(plain: Callable[..., Any], gathered: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(plain)
@@ -116,8 +182,20 @@ def _gather_in(part: FSDPModule, methods: list[str]) -> None:
             enter()
             try:
                 return gathered(*args, **kwargs)
+            except BaseException:
+                if hasattr(part, "reset_iter_state"):  # of newer versions of torch: a forward that ended half-way
+                    part.reset_iter_state()
+                raise
             finally:
                 leave()
+
+        return method
+
+    def holding(plain: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(plain)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            with held_whole(part, reshard, half, device):
+                return plain(*args, **kwargs)
 
         return method
 
@@ -125,8 +203,41 @@ def _gather_in(part: FSDPModule, methods: list[str]) -> None:
     part.register_forward_hook(leave, always_call=True)
     for name in methods:
         plain = getattr(part, name)
+        if name in ANSWERS:
+            setattr(part, name, holding(plain))
         register_fsdp_forward_method(part, name)
         setattr(part, name, guarded(plain, getattr(part, name)))
+
+
+@contextmanager
+def held_whole(part: FSDPModule, reshard: bool, half: torch.dtype | None, device: torch.device) -> Iterator[None]:
+    """Gather all weights of a part once and keep them, then let them go; a collective call at its beginning alone.
+
+    Inside, the processes need not keep in step. Where a process has no room for the whole part all of them do without,
+    and each call of a layer gathers its weights.
+    """
+    if any_rank(not _has_room(part, half, device), device):
+        yield
+        return
+    units = [module for module in part.modules() if isinstance(module, FSDPModule)]
+    try:
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(reshard, recurse=False)
+            unit.reshard()
+
+
+def _has_room(part: nn.Module, half: torch.dtype | None, device: torch.device) -> bool:
+    """Whether a GPU can hold all weights of a part beside what it holds, with some memory to work in."""
+    if device.type != "cuda":
+        return True
+    widths = [(p.numel(), half.itemsize if half and p.requires_grad else p.element_size()) for p in part.parameters()]
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return sum(n * width for n, width in widths) < 0.9 * (torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def whole(tensor: Any) -> Any:

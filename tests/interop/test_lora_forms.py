@@ -36,6 +36,7 @@ FORMS = {
     "one_layer": {**NARROW, "layers_to_transform": 1, "layers_pattern": "layers", "lora_dropout": 0.1},
     "bias": {"bias": "all", "task_type": "CAUSAL_LM", "fan_in_fan_out": False},
     "bias_lora": {"bias": "lora_only"},
+    "biased": {**NARROW, "lora_bias": True},
     "saved_table": {**NARROW, "modules_to_save": ["embed_tokens"]},
     "saved_head": {"modules_to_save": ["lm_head"]},
     "saved_both": {"modules_to_save": ["embed_tokens", "lm_head"]},
@@ -198,7 +199,7 @@ def test_a_merged_bfloat16_llm_is_not_rounded(tmp_path, llm_dirs, tiny_whisper_p
     model.llm.float()
     assert loss(alone) == pytest.approx(loss(model), rel=1e-5)
     narrow = speechzoo.load(tmp_path / "merged", dtype="bfloat16")
-    assert {p.dtype for p in narrow.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in narrow.llm.lm.parameters()} == {torch.bfloat16}
     assert loss(narrow.float()) == pytest.approx(loss(model), rel=3e-2)
 
 

@@ -76,12 +76,12 @@ def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
     """Outcome: losses and scores as mean ± sd over seeds, with 95 % bootstrap intervals of the scores."""
     shown, measures = varying(groups), measures_of(groups)
     short = short_names(shown)
-    header = ["Model", *(short[key] for key in shown), "Seeds", "Train loss", "Validation loss"]
+    header = ["Run", "Model", *(short[key] for key in shown), "Seeds", "Train loss", "Validation loss"]
     for measure in measures:
         header.append(f"{measure.name} {'↑' if measure.higher_is_better else '↓'}")
     table = Table(header, caption="Mean ± standard deviation over seeds; in brackets 95 % bootstrap over questions.")
     for group in groups:
-        cells = [group.architecture, *(group.settings.get(key, MISSING) for key in shown)]
+        cells = [group.names, group.architecture, *(group.settings.get(key, MISSING) for key in shown)]
         cells.append(", ".join(run.seed for run in group.runs))
         row = [Cell(cell) for cell in cells]
         row += [mean_sd(group.values("train_loss"), four), mean_sd(group.values("val_loss"), four)]
@@ -97,8 +97,8 @@ def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
 
 def cost_table(groups: Sequence[Group]) -> Table:
     """Size and cost, all stages together: parameters, seconds, tokens, memory."""
-    header = ["Runs", "Trainable", "Total", "Time", "Steps", "Tokens", "Supervised", "Conversations", "Peak memory"]
-    table = Table(["Model", *header], caption="Cost of a run, all its stages together; mean ± sd over seeds.")
+    header = ["n", "Trainable", "Total", "Time", "Steps", "Tokens", "Supervised", "Conversations", "Peak memory"]
+    table = Table(["Runs of", *header], caption="Cost of a run, all its stages together; mean ± sd over seeds.")
     for group in groups:
         table.add(
             group.label,
@@ -120,15 +120,16 @@ def difference_table(groups: Sequence[Group], seed: int = 0) -> Table | None:
     """Each pair of groups on the questions both answered; None if no two did."""
     measures = [measure for measure in measures_of(groups) if measure.key != "heard_wer"]
     table = Table(
-        ["First minus second", "n", *(measure.name for measure in measures)],
+        ["First minus second", "n", "Difference"],
         caption="Percentage points on the n questions both answered; paired bootstrap, 95 % interval, two-sided p "
         "(not corrected for many comparisons). Bold: the interval leaves out 0.",
     )
     for a, b in combinations(groups, 2):
         found = [difference(a, b, measure, seed) for measure in measures]
         if any(found):
-            n = max(entry[1] for entry in found if entry is not None)
-            table.add(f"{a.label} − {b.label}", str(n), *(_difference(entry) for entry in found))
+            table.add(f"{a.label} − {b.label}")
+            for measure, entry in zip(measures, found, strict=True):
+                table.add(measure.name, str(entry[1] if entry else 0), _difference(entry))
     return table if table.rows else None
 
 

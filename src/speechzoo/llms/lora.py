@@ -107,7 +107,9 @@ def merged(model: PeftModel) -> PreTrainedModel:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"LoRA cannot be merged into the LLM: {reason}: leave out the merging") from error
-    ends = [layer.weight for layer in (plain.get_input_embeddings(), plain.get_output_embeddings()) if layer is not None]
+    ends = [
+        layer.weight for layer in (plain.get_input_embeddings(), plain.get_output_embeddings()) if layer is not None
+    ]
     if tied and not (len(ends) == 2 and torch.equal(*ends)):
         plain.config.tie_word_embeddings = False
     return plain.eval()

@@ -121,4 +121,4 @@ def test_padding_to_a_window_counts_and_is_told(wavs, tmp_path, tiny_whisper_pt,
         encoder.register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(len(args[0])))
         FeatureCache(tmp_path, encoder.fingerprint).build(wavs, encoder, batch_seconds=60.0)
         assert len(sizes) == passes and sum(sizes) == 4
-    assert len(said) == 2 and "4 clips, 2 minutes of sound" in said[0] and "about 1 min" in said[0]
+    assert len(said) == 2 and "4 clips (2 minutes of sound" in said[0] and "about 1 min" in said[0]

@@ -102,9 +102,9 @@ class FeatureCache(TensorFiles):
                 share_of_sound = sum(computed[index] for index in batch) * world_size / sum(computed)
                 about = max(1, round((time.monotonic() - begun) / share_of_sound / 60))
                 rank_zero_info(
-                    f"feature cache: {len(paths)} clips, {sum(computed) / SAMPLE_RATE / 60:.0f} minutes of sound as the "
-                    f"encoder computes them, are encoded before the first step: about {about} min on this device, "
-                    "once; later runs find them"
+                    f"feature cache: encoding {len(paths)} clips ({sum(computed) / SAMPLE_RATE / 60:.0f} minutes of "
+                    f"sound, the encoder's padding included) before the first step: about {about} min on this device, "
+                    "once: later runs find them"
                 )
             for index, value in zip(batch, states, strict=True) if own else ():
                 half = value.half()

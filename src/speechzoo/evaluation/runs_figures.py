@@ -31,8 +31,8 @@ WRAP = 34  # letters of a line of a label
 def plot_curves(groups: Sequence[Group]) -> bytes | None:
     """Loss of the last stage over steps and over tokens, a colour a group, a line a run; None without curves.
 
-    The groups are named below the panels. Validation where it was measured twice or more, else training. Tokens at a step are the stage's tokens times the
-    share of its steps: `metrics.csv` does not hold them.
+    The groups are named below the panels. Validation where it was measured twice or more, else training. Tokens at a
+    step are the stage's tokens times the share of its steps: `metrics.csv` does not hold them.
     """
     lines = []
     for index, group in enumerate(groups):

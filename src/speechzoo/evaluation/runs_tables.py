@@ -120,16 +120,15 @@ def difference_table(groups: Sequence[Group], seed: int = 0) -> Table | None:
     """Each pair of groups on the questions both answered; None if no two did."""
     measures = [measure for measure in measures_of(groups) if measure.key != "heard_wer"]
     table = Table(
-        ["First minus second", "n", "Difference"],
+        ["First minus second", "n", *(measure.name for measure in measures)],
         caption="Percentage points on the n questions both answered; paired bootstrap, 95 % interval, two-sided p "
         "(not corrected for many comparisons). Bold: the interval leaves out 0.",
     )
     for a, b in combinations(groups, 2):
         found = [difference(a, b, measure, seed) for measure in measures]
         if any(found):
-            table.add(f"{a.label} − {b.label}")
-            for measure, entry in zip(measures, found, strict=True):
-                table.add(measure.name, str(entry[1] if entry else 0), _difference(entry))
+            n = max(entry[1] for entry in found if entry is not None)
+            table.add(f"{a.label} − {b.label}", str(n), *(_difference(entry) for entry in found))
     return table if table.rows else None
 
 

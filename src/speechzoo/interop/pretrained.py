@@ -44,8 +44,8 @@ def save_pretrained(
 
     Args:
         path: new folder.
-        merge_lora: add LoRA weights to the LLM's own, which are written in float32, so that nothing is rounded; default:
-            keep them apart.
+        merge_lora: add LoRA weights to the LLM's own, written in float32, so that nothing is rounded; default: keep
+            them apart.
         licence: `{"id", "text"}` of the weights; default: that of the release a model was imported from.
         push_to_hub: also upload the folder under this hub name, with the login of huggingface_hub.
 
@@ -165,9 +165,7 @@ def _prove(model: SpeechLLM, work: Path, path: Path) -> None:
         if name.startswith("val_losses.") or tensor.is_meta or (merging and name.startswith("llm.lm.")):
             continue
         if name == "llm.new_embeddings":  # as they are used: in the type of the table
-            tensor, found[name] = (
-                t.to(again.llm.lm.get_input_embeddings().weight.dtype) for t in (tensor, found[name])
-            )
+            tensor, found[name] = tensor.to(table.dtype), found[name].to(table.dtype)
         other = found.get(name)
         if other is None or other.dtype != tensor.dtype or not torch.equal(tensor.cpu(), other):
             was, now = (None if t is None else str(t.dtype).removeprefix("torch.") for t in (tensor, other))

@@ -105,7 +105,7 @@ def log_mel(
         lens = mel_lens(audio_lens)
         # Zeros after the end, so that no clip sees the reflection that centred STFT makes at the end of the batch.
         audio = F.pad(audio, (0, int(lens.max()) * HOP + N_FFT - audio.shape[1]))
-    window = torch.hann_window(N_FFT, device=audio.device).to(dtype)
+    window = torch.hann_window(N_FFT, dtype=torch.float32, device=audio.device).to(dtype)  # default may be bfloat16
     spectrum = torch.stft(audio.to(dtype), N_FFT, HOP, window=window, return_complex=True)[..., :-1].abs() ** 2
     spectrum = spectrum[..., : int(lens.max())]
     with torch.autocast(audio.device.type, enabled=False):  # eight bits of mantissa would be heard

@@ -87,7 +87,7 @@ def checkpoint_main(argv: Sequence[str]) -> int:
     expand = actions.add_parser("expand", help=text, description=text, allow_abbrev=False)
     expand.add_argument("run", help="run folder, .ckpt file or folder of shards")
     expand.add_argument("output", type=Path, help="new folder, for speechzoo.load")
-    expand.add_argument("--merge-lora", action="store_true", help="add LoRA weights to the LLM's own")
+    expand.add_argument("--merge-lora", action="store_true", help="add LoRA weights to the LLM's own, in float32")
     args = parser.parse_args(argv)
     try:
         model = load_run(args.run)
@@ -95,6 +95,8 @@ def checkpoint_main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         return tell_error(error)
     print(f"{args.output}: {type(model).__name__} of {args.run}")
+    if args.merge_lora and model.specs["llm"]["init_args"].get("dtype", "float32") != "float32":
+        print("its LLM is in float32, so that merging rounded nothing; speechzoo.load(..., dtype=) makes it narrower")
     encoder = model.specs["encoder"]["init_args"].get("model", "")
     if not Path(str(encoder)).expanduser().exists():
         print(f"its frozen encoder {encoder} is named, not copied: loading fetches it where it is missing")

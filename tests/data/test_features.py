@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from standin import Frames
 from speechzoo.audio import read_audio
 from speechzoo.data import FeatureCache
 from speechzoo.data.features import encode
+from speechzoo.encoders import WhisperEncoder, WhisperQueries
 
 
 @pytest.fixture
@@ -144,3 +146,39 @@ def test_processes_that_compute_one_cache_at_once_do_no_damage(wavs: list[Path],
     assert sorted(tmp_path.rglob("*.*")) == sorted(cache.file(path) for path in wavs)
     for path in wavs:
         torch.testing.assert_close(cache.get(path), encode([path], encoder)[0], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_cached_queries_are_those_of_training(wavs: list[Path], tmp_path: Path, tiny_whisper_pt: Path, bf16) -> None:
+    """Whatever shares a pass with a clip: LLaSM's 64 states, as the encoder gives them for the clip alone."""
+    context = partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
+    encoder = WhisperQueries(str(tiny_whisper_pt), num_queries=7, start_token=3)
+    cache = FeatureCache(tmp_path, encoder.fingerprint)
+    cache.build(wavs, encoder, progress=False, context=context)
+    for path in wavs:
+        audio = read_audio(path)
+        with torch.no_grad(), context():
+            alone = encoder(audio[None], torch.tensor([len(audio)]))[0]
+        assert alone.shape == (1, 7, 32) and (alone.dtype == torch.bfloat16) == bf16
+        torch.testing.assert_close(cache.get(path), alone[0].float(), atol=4e-2 if bf16 else 2e-3, rtol=0)
+
+
+def test_states_of_another_precision_are_others(wavs: list[Path], tmp_path: Path, encoder: Frames) -> None:
+    FeatureCache(tmp_path, encoder.fingerprint).build(wavs, encoder, progress=False)
+    assert FeatureCache(tmp_path, encoder.fingerprint, "32-true").missing(wavs) == []
+    assert FeatureCache(tmp_path, encoder.fingerprint, "bf16-mixed").missing(wavs) == sorted(wavs)
+
+
+def test_padding_to_a_window_counts_and_is_told(wavs, tmp_path, tiny_whisper_pt, monkeypatch) -> None:
+    """Four short clips, 30 s each to the encoder: two a pass, not all at once; before it, what and for how long."""
+    from speechzoo.data import features
+
+    said: list[str] = []
+    monkeypatch.setattr(features, "rank_zero_info", said.append)
+    for window, passes in (("padded", 2), ("trimmed", 1)):
+        encoder = WhisperEncoder(str(tiny_whisper_pt), window=window)
+        sizes: list[int] = []
+        encoder.register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(len(args[0])))
+        FeatureCache(tmp_path, encoder.fingerprint).build(wavs, encoder, batch_seconds=60.0)
+        assert len(sizes) == passes and sum(sizes) == 4
+    assert len(said) == 2 and "4 clips (2 minutes of sound" in said[0] and "about 1 min" in said[0]

@@ -132,6 +132,18 @@ def test_more_than_the_window_is_refused(tiny_whisper_pt):
         WhisperEncoder(str(tiny_whisper_pt))(audio, lens)
 
 
+@torch.no_grad()
+def test_queries_do_not_depend_on_the_batch(tiny_whisper_pt, clips):
+    encoder = WhisperQueries(str(tiny_whisper_pt), num_queries=5, start_token=3)
+    audio, audio_lens = clips
+    states, lens = encoder(audio, audio_lens)
+    assert states.shape == (len(audio), 5, 32) and lens.tolist() == [5] * len(audio)
+    assert (states[0] - states[1]).abs().max() > 1e-3  # else nothing is heard
+    for row, samples in enumerate(audio_lens.tolist()):
+        alone = encoder(audio[row : row + 1, :samples], audio_lens[row : row + 1])[0]
+        torch.testing.assert_close(states[row], alone[0], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", [WhisperEncoder, WhisperQueries])
 @torch.no_grad()
 def test_dtype_is_that_of_the_weights_and_states(tiny_whisper_pt, clips, kind):

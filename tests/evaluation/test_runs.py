@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from speechzoo.evaluation import Answer, save_answers
 from speechzoo.evaluation.runs import find_runs
+from speechzoo.evaluation.runs_figures import WRAP, label_lines, plot_bars, plot_curves, wrap
 from speechzoo.evaluation.runs_report import compare_runs, main
 from speechzoo.evaluation.runs_tables import difference, interval, measures_of, result_table, scores
 from speechzoo.evaluation.settings import group_runs, unfair
@@ -62,11 +64,11 @@ def test_mean_and_sd_over_seeds(tmp_path: Path) -> None:
     groups = group_runs(find_runs(paths))
     assert [group.label for group in groups] == ["LLaSM, lr=0.1", "LLaSM, lr=0.01"]  # seeds and names are no settings
     table = result_table(groups)
-    assert table.header[:5] == ["Model", "lr", "Seeds", "Train loss", "Validation loss"]
+    assert table.header[:6] == ["Run", "Model", "lr", "Seeds", "Train loss", "Validation loss"]
     first = dict(zip(table.header, table.rows[0], strict=True))
     assert str(first["Seeds"]) == "0, 1, 2"
     assert str(first["Validation loss"]) == "1.3000 ± 0.3606"  # sqrt((.09 + .01 + .16) / 2)
-    assert str(table.rows[1][4]) == "3.0000 ± 1.0000"
+    assert str(table.rows[1][5]) == "3.0000 ± 1.0000"
     assert first["Exact match ↑"].text == "75.0 %" and first["Exact match ↑"].detail.startswith("± 25.0 [")
     (exact,) = [measure for measure in measures_of(groups) if measure.key == "exact_match"]
     assert scores(groups[0], exact) == [0.5, 0.75, 1.0]
@@ -87,6 +89,60 @@ def test_settings_that_follow_from_another_are_no_columns(tmp_path: Path) -> Non
     mlp = {"adaptor": {"class_path": "ConcatMLP", "init_args": {"stack": 4, "hidden_dim": 2048}}}
     runs = find_runs([make_run(tmp_path / "a", **plain), make_run(tmp_path / "b", **mlp)])
     assert [group.label for group in group_runs(runs)] == ["LLaSM, adaptor=Linear", "LLaSM, adaptor=ConcatMLP"]
+
+
+def column(groups, name: str) -> list[str]:
+    table = result_table(groups)
+    return [str(row[table.header.index(name)]) for row in table.rows]
+
+
+def llm(**init: object) -> dict:
+    return {"llm": {"class_path": "HFCausalLM", "init_args": {"model": "llm", **init}}}
+
+
+def test_lists_and_dictionaries_are_settings_that_differ(tmp_path: Path) -> None:
+    def groups(name: str, *values: dict) -> list:
+        return group_runs(find_runs([make_run(tmp_path / name / f"r{i}", **v) for i, v in enumerate(values)]))
+
+    some = groups("none", llm(lora=None), llm(lora={"r": 4, "lora_alpha": 8}), llm(lora={"r": 8, "lora_alpha": 8}))
+    assert column(some, "lora") == ["none", "{lora_alpha: 8, r: 4}", "{lora_alpha: 8, r: 8}"]
+    assert column(some, "Run") == ["r0", "r1", "r2"]
+    assert [g.label for g in some][:2] == ["LLaSM, lora=none", "LLaSM, lora={lora_alpha: 8, r: 4}"]
+    each = groups("each", llm(lora={"r": 4}), llm(lora={"r": 4, "use_dora": True}), llm(lora={"r": 8}))
+    assert column(each, "r") == ["4", "4", "8"] and column(each, "use_dora") == ["–", "True", "–"]
+    lists = groups("lists", {"freeze": ["^encoder"]}, {"freeze": ["^encoder", "^llm"]}, {"freeze": None})
+    assert column(lists, "freeze") == ["['^encoder']", "['^encoder', '^llm']", "none"]
+    weights = groups("weights", {"loss_weights": {"lm": 1.0}}, {"loss_weights": {"lm": 1.0, "ctc": 0.5}})
+    assert column(weights, "ctc") == ["–", "0.5"]
+
+
+def test_many_settings_leave_labels_that_can_be_read(tmp_path: Path) -> None:
+    """Runs are called by name there; their table says what each is, and nothing is cut in a figure."""
+    options = [{**llm(lora={"r": r}), "freeze": [f"^part_{r}\\."], "system": "word " * 9 + str(r)} for r in range(40)]
+    paths = [make_run(tmp_path / f"trial_{i:03d}", lr=0.1 / (i + 1), right=i % 5, **o) for i, o in enumerate(options)]
+    groups = group_runs(find_runs(paths))
+    assert len(groups) == 40 and [g.label for g in groups] == [f"trial_{i:03d}" for i in range(40)]
+    assert result_table(groups).header[:6] == ["Run", "Model", "freeze", "r", "lr", "system"]
+    text = "LLaSM, lora={r: 4, lora_alpha: 8}, " * 4
+    assert wrap(text).replace("\n", " ") == text.strip() and max(map(len, wrap(text).splitlines())) <= WRAP
+    assert label_lines("short") == 1
+    sizes = [struct.unpack(">II", plot_bars(some, measures_of(some))[16:24]) for some in (groups[:5], groups)]
+    assert sizes[0][0] == sizes[1][0] < 2000 and sizes[1][1] > 6 * sizes[0][1] / 2  # a row each, not narrower columns
+    wide = struct.unpack(">II", plot_curves(groups)[16:24])
+    assert wide[0] < 2000 and wide[1] > struct.unpack(">II", plot_curves(groups[:5])[16:24])[1]
+
+
+def test_runs_of_one_recorded_step_have_no_curves(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / name, lr=lr) for name, lr in (("a", 0.1), ("b", 0.2))]
+    for path in paths:
+        file = path / "csv" / "version_0" / "metrics.csv"
+        file.write_text("epoch,step,train/loss,val/loss\n0,4,3.0,\n0,4,,2.5\n")
+    assert plot_curves(group_runs(find_runs(paths))) is None
+
+
+def test_named_manifests_are_data(tmp_path: Path) -> None:
+    runs = find_runs([make_run(tmp_path / n, data={"a": "one.jsonl", "b": f"{n}.jsonl"}) for n in ("x", "y")])
+    assert "training data differ" in "\n".join(unfair(group_runs(runs)))
 
 
 def test_what_makes_a_comparison_unfair(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -26,10 +30,11 @@ class FeatureCache(TensorFiles):
     Args:
         folder: where the states are kept; several encoders may share it.
         fingerprint: `Encoder.fingerprint` of the encoder they come from.
+        precision: the Trainer's, in which they are computed; states of another one are not found.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str) -> None:
-        super().__init__(folder, fingerprint)
+    def __init__(self, folder: str | Path, fingerprint: str, precision: str = "32-true") -> None:
+        super().__init__(folder, fingerprint if precision == "32-true" else f"{fingerprint} {precision}")
         self.fingerprint = fingerprint
 
     def file(self, path: str | Path) -> Path:
@@ -60,6 +65,7 @@ class FeatureCache(TensorFiles):
         encoder: Encoder,
         batch_seconds: float = 120.0,
         progress: bool = True,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -69,7 +75,8 @@ class FeatureCache(TensorFiles):
         sharded. Give every process the same list (`missing()` of one of them).
 
         Args:
-            batch_seconds: sound per forward pass, in seconds, padding included.
+            batch_seconds: sound per forward pass, in seconds, padding (to the encoder's window too) included.
+            context: of the forward passes, such as autocast in the precision of training.
 
         Raises:
             DiskFullError: if the disk has too little room.
@@ -82,9 +89,21 @@ class FeatureCache(TensorFiles):
         lengths = [_samples(path) for path in paths]
         frames = int(encoder.out_lens(torch.tensor(lengths)).sum())
         self.check_room(f"feature cache: {len(lengths)} clips", frames * encoder.out_dim * 2)
-        batches = batches_within(range(len(paths)), lengths, batch_seconds * SAMPLE_RATE)
-        for batch, own in share(batches, rank, world_size, "encoding speech", progress):
-            states = encode([paths[index] for index in batch], encoder)
+        # Small passes: of 4 padded clips, which stay in the caches of a CPU; and 40 would be 20 minutes of sound.
+        computed = encoder.computed_lens(torch.tensor(lengths)).tolist()
+        batches = batches_within(range(len(paths)), computed, batch_seconds * SAMPLE_RATE)
+        begun = time.monotonic()
+        for step, (batch, own) in enumerate(share(batches, rank, world_size, "encoding speech", progress)):
+            with context():
+                states = encode([paths[index] for index in batch], encoder)
+            if step == 0 and progress:
+                share_of_sound = sum(computed[index] for index in batch) * world_size / sum(computed)
+                about = max(1, round((time.monotonic() - begun) / share_of_sound / 60))
+                rank_zero_info(
+                    f"feature cache: encoding {len(paths)} clips ({sum(computed) / SAMPLE_RATE / 60:.0f} minutes of "
+                    f"sound, the encoder's padding included) before the first step: about {about} min on this device, "
+                    "once: later runs find them"
+                )
             for index, value in zip(batch, states, strict=True) if own else ():
                 half = value.half()
                 if not half.isfinite().all():

@@ -238,7 +238,7 @@ class SpeechDataModule(LightningDataModule):
             raise ValueError(f"data.state_cache is for models with a unit decoder, not for {type(model).__name__}")
         trainer = self._trainer()
         if self._states_of is None:
-            source = "encoder states in half precision" if self.feature_cache is not None else "sound"
+            source = "cached encoder states" if self.feature_cache is not None else "sound"
             self._states_of = model.states_fingerprint(f"{trainer.precision} {source}")
         cache = StateCache(folder, self._states_of)
         missing = cache.missing(dataset.examples) if trainer.is_global_zero else []
@@ -265,11 +265,12 @@ class SpeechDataModule(LightningDataModule):
         """The cache, holding every clip of the dataset; each process computes its share of what is missing."""
         if getattr(model, "encoder", None) is None or not model.encoder_is_frozen:
             raise ValueError("data.feature_cache needs a frozen encoder: leave it out, or freeze the encoder")
-        cache = FeatureCache(folder, model.encoder.fingerprint)
         trainer = self._trainer()
+        cache = FeatureCache(folder, model.encoder.fingerprint, trainer.precision)
         missing = cache.missing(dataset.examples.clips()) if trainer.is_global_zero else None
         missing = trainer.strategy.broadcast(missing)
-        cache.build(missing, model.encoder, rank=trainer.global_rank, world_size=trainer.world_size)
+        rank = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        cache.build(missing, model.encoder, context=trainer.precision_plugin.forward_context, **rank)
         trainer.strategy.barrier("feature cache")
         return cache
 

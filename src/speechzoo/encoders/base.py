@@ -27,6 +27,10 @@ class Encoder(nn.Module, ABC):
     def out_lens(self, audio_lens: Tensor) -> Tensor:
         """Frames for clips of so many samples: the only place that knows. `[N] -> [N]`."""
 
+    def computed_lens(self, audio_lens: Tensor) -> Tensor:
+        """Samples that `forward` computes for clips of so many: more where each is padded to a window. `[N] -> [N]`."""
+        return audio_lens
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:

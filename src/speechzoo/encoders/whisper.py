@@ -97,6 +97,9 @@ class WhisperEncoder(Encoder):
             return torch.full_like(audio_lens, MAX_SAMPLES // HOP // 2)
         return mel_lens(audio_lens) // 2
 
+    def computed_lens(self, audio_lens: Tensor) -> Tensor:
+        return torch.full_like(audio_lens, MAX_SAMPLES) if self.window == "padded" else audio_lens
+
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.state_dict(), f"{type(self).__name__} {self.window} {self.layer}")
@@ -122,6 +125,20 @@ class MaskedBlock(ResidualAttentionBlock):
 
     def forward(self, x: Tensor, inside: Tensor | None = None) -> Tensor:
         x = x + attend(self.attn, self.attn_ln(x), inside)
+        return x + self.mlp(self.mlp_ln(x))
+
+
+class QueryBlock(ResidualAttentionBlock):
+    """A block of Whisper's decoder whose self-attention runs once where all clips have the same states, as before the
+    first block they have.
+
+    Shape: `[1 or N, Q, D], [N, F, D] -> [N, Q, D]`.
+    """
+
+    def forward(self, x: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attn(self.attn_ln(x), mask=mask)[0]
+        x = x.expand(len(states), -1, -1)
+        x = x + self.cross_attn(self.cross_attn_ln(x), states)[0]
         return x + self.mlp(self.mlp_ln(x))
 
 
@@ -158,6 +175,8 @@ class WhisperQueries(WhisperEncoder):
         if num_queries > len(self.net.decoder.positional_embedding):
             positions = len(self.net.decoder.positional_embedding)
             raise ValueError(f"WhisperQueries.num_queries: {model} has {positions} positions, not {num_queries}")
+        for block in self.net.decoder.blocks:
+            block.__class__ = QueryBlock
         self.num_queries = num_queries
         self.start_token = self._start_token if start_token is None else start_token
 
@@ -175,13 +194,12 @@ class WhisperQueries(WhisperEncoder):
     def queries(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Decoder states that cross-attend to encoder states. Shape: `[N, 1500, D] -> [N, num_queries, D], [N]`."""
         decoder = self.net.decoder
-        n = states.shape[0]
-        start = torch.full((n, self.num_queries), self.start_token, device=states.device)
+        start = torch.full((1, self.num_queries), self.start_token, device=states.device)
         x = decoder.token_embedding(start) + decoder.positional_embedding[: self.num_queries]
         x = x.to(states.dtype)
         for block in decoder.blocks:
-            x = block(x, states, mask=decoder.mask)
-        return decoder.ln(x), start.new_full((n,), self.num_queries)
+            x = block(x, states, decoder.mask)
+        return decoder.ln(x), start.new_full((len(states),), self.num_queries)
 
     def out_lens(self, audio_lens: Tensor) -> Tensor:
         return torch.full_like(audio_lens, self.num_queries)

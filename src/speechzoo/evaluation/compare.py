@@ -170,10 +170,13 @@ def pair_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
         "First system minus second in percentage points on the n questions both answered; "
         "paired bootstrap, 95 % interval, two-sided p (not corrected for many comparisons)."
     )
-    table = Table(["Pair", "n", *(m.name for m in shown)], caption=caption)
+    # A measure a row, and not a column: a dozen columns of intervals fit no page.
+    table = Table(["Pair and measure", "n", "Difference"], caption=caption)
     for a, b, differences in pairs:
-        n = max((n for _, n in differences.values()), default=0)
-        table.add(f"{a.name} − {b.name}", str(n), *(_difference(differences.get(m.key)) for m in shown))
+        table.add(f"{a.name} − {b.name}")
+        for measure in shown:
+            entry = differences.get(measure.key)
+            table.add(measure.name, str(entry[1] if entry else 0), _difference(entry))
     return table
 
 

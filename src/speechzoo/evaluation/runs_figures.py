@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,32 +24,40 @@ COLOURS = (
     "#5b6470",
 )  # told apart in print
 SHOWN = ("wer", "exact_match", "unit_error_rate")  # the others are in the table
-LEGEND = 12  # more groups than this are not named in a figure
+STYLES = ("-", "--", ":", "-.")  # with the colours, 32 groups look different
+WRAP = 34  # letters of a line of a label
 
 
 def plot_curves(groups: Sequence[Group]) -> bytes | None:
     """Loss of the last stage over steps and over tokens, a colour a group, a line a run; None without curves.
 
-    Validation where it was measured twice or more, else training. Tokens at a step are the stage's tokens times the
-    share of its steps: `metrics.csv` does not hold them.
+    The groups are named below the panels. Validation where it was measured twice or more, else training. Tokens at a
+    step are the stage's tokens times the share of its steps: `metrics.csv` does not hold them.
     """
     lines = []
     for index, group in enumerate(groups):
         for run in group.runs:
             train, val = run.curves()
-            if train[0].size or val[0].size:
+            if max(train[0].size, val[0].size) > 1:  # one point is no curve; the bars and the table have it
                 lines.append((index, run, train, val))
     if not lines:
         return None
     use_val = all(val[0].size > 1 for *_, val in lines)
-    figure, (left, right) = _figure(width=9.2, height=3.2, panels=2)
+    shown = list(dict.fromkeys(index for index, *_ in lines))
+    columns = 2 if len(shown) > 1 else 1
+    below = sum(
+        max(label_lines(groups[index].label) for index in shown[at : at + columns])
+        for at in range(0, len(shown), columns)
+    )
+    figure, (left, right) = _figure(width=9.2, height=3.3 + 0.15 * below, panels=2)
     named = set()
     for index, run, train, val in lines:
         steps, losses = val if use_val else train
         tokens, total = run.last("tokens"), run.last("steps")
-        label = groups[index].label if index not in named and len(groups) <= LEGEND else None
+        label = wrap(groups[index].label, 2 * WRAP) if index not in named else None
         named.add(index)
         style = {"color": COLOURS[index % len(COLOURS)], "lw": 1.3, "marker": "o" if steps.size < 12 else None, "ms": 3}
+        style["ls"] = STYLES[index // len(COLOURS) % len(STYLES)]
         left.plot(steps + 1, losses, label=label, **style)
         if tokens and total:
             right.plot((steps + 1) * tokens / total, losses, **style)
@@ -57,8 +66,7 @@ def plot_curves(groups: Sequence[Group]) -> bytes | None:
     right.set_xlabel("tokens (positions of the LLM)")
     for axis in (left, right):
         axis.grid(color="#e4e7eb", lw=0.7)
-    if any(line.get_label()[0] != "_" for line in left.lines):
-        left.legend(frameon=False, fontsize=7)
+    figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=7)
     return _png(figure)
 
 
@@ -80,16 +88,29 @@ def plot_bars(groups: Sequence[Group], measures: Sequence[Measure], seed: int = 
         panels.append((f"{measure.name}, % [95 %]", values, spread))
     if not panels:
         return None
-    figure, axes = _figure(width=max(2.6, 0.5 * len(groups) + 1.4) * len(panels), height=3.4, panels=len(panels))
+    labels = [wrap(group.label) for group in groups]
+    height = 0.9 + sum(0.16 + 0.14 * (label.count("\n") + 1) for label in labels)
+    figure, axes = _figure(width=2.4 + 2.4 * len(panels), height=max(2.0, height), panels=len(panels))
     for axis, (title, values, spread) in zip(axes, panels, strict=True):
-        for x, (runs, (below, above)) in enumerate(zip(values, spread, strict=True)):
+        for y, (runs, (below, above)) in enumerate(zip(values, spread, strict=True)):
             if not runs:
                 continue
-            axis.bar(x, statistics.fmean(runs), width=0.62, color=COLOURS[x % len(COLOURS)], alpha=0.75)
+            axis.barh(y, statistics.fmean(runs), height=0.62, color=COLOURS[y % len(COLOURS)], alpha=0.75)
             if below or above:
-                axis.errorbar(x, statistics.fmean(runs), yerr=[[below], [above]], color="#1c2430", lw=1.2, capsize=3)
-            axis.plot(np.full(len(runs), x), runs, "o", color="#1c2430", ms=2.5)
+                axis.errorbar(statistics.fmean(runs), y, xerr=[[below], [above]], color="#1c2430", lw=1.2, capsize=3)
+            axis.plot(runs, np.full(len(runs), y), "o", color="#1c2430", ms=2.5)
         axis.set_title(title, fontsize=9, loc="left")
-        axis.set_xticks(range(len(groups)), [g.label for g in groups], rotation=35, ha="right", fontsize=7, color=GREY)
-        axis.set_ylim(bottom=0)
+        axis.set_yticks(range(len(groups)), labels if axis is axes[0] else [], fontsize=7, color=GREY)
+        axis.set_ylim(len(groups) - 0.5, -0.5)
+        axis.set_xlim(left=0)
     return _png(figure)
+
+
+def wrap(label: str, width: int = WRAP) -> str:
+    """A label on as many lines as it takes; nothing is cut."""
+    return "\n".join(textwrap.wrap(label, width)) or label
+
+
+def label_lines(label: str) -> int:
+    """Lines that it takes in the legend."""
+    return wrap(label, 2 * WRAP).count("\n") + 1

@@ -76,12 +76,12 @@ def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
     """Outcome: losses and scores as mean ± sd over seeds, with 95 % bootstrap intervals of the scores."""
     shown, measures = varying(groups), measures_of(groups)
     short = short_names(shown)
-    header = ["Model", *(short[key] for key in shown), "Seeds", "Train loss", "Validation loss"]
+    header = ["Run", "Model", *(short[key] for key in shown), "Seeds", "Train loss", "Validation loss"]
     for measure in measures:
         header.append(f"{measure.name} {'↑' if measure.higher_is_better else '↓'}")
     table = Table(header, caption="Mean ± standard deviation over seeds; in brackets 95 % bootstrap over questions.")
     for group in groups:
-        cells = [group.architecture, *(group.settings.get(key, MISSING) for key in shown)]
+        cells = [group.names, group.architecture, *(group.settings.get(key, MISSING) for key in shown)]
         cells.append(", ".join(run.seed for run in group.runs))
         row = [Cell(cell) for cell in cells]
         row += [mean_sd(group.values("train_loss"), four), mean_sd(group.values("val_loss"), four)]
@@ -97,8 +97,8 @@ def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
 
 def cost_table(groups: Sequence[Group]) -> Table:
     """Size and cost, all stages together: parameters, seconds, tokens, memory."""
-    header = ["Runs", "Trainable", "Total", "Time", "Steps", "Tokens", "Supervised", "Conversations", "Peak memory"]
-    table = Table(["Model", *header], caption="Cost of a run, all its stages together; mean ± sd over seeds.")
+    header = ["n", "Trainable", "Total", "Time", "Steps", "Tokens", "Supervised", "Conversations", "Peak memory"]
+    table = Table(["Runs of", *header], caption="Cost of a run, all its stages together; mean ± sd over seeds.")
     for group in groups:
         table.add(
             group.label,

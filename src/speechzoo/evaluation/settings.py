@@ -27,6 +27,7 @@ BOOKKEEPING = (
     *("trainer.enable_checkpointing", "trainer.limit_test_batches", "trainer.limit_predict_batches"),
     *("trainer.num_sanity_val_steps", "trainer.enable_autolog_hparams", "trainer.model_registry"),
 )
+LONGEST = 60  # letters of a label that names settings; else runs are called by name, and their table says the rest
 TOLERANCE = 0.05  # budgets that differ by less count as the same
 MISSING = "–"
 
@@ -40,6 +41,12 @@ class Group:
     runs: list[Run]
     label: str = ""
 
+    @property
+    def names(self) -> str:
+        """Names of its runs, at most two of them."""
+        names = [run.name for run in self.runs]
+        return ", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]} ({len(names)})"
+
     def values(self, name: str, how: str = "last") -> list[float]:
         """A quantity of each run that has it; `how` is last, total or peak (see `Run`)."""
         values = [getattr(run, how)(name) for run in self.runs]
@@ -49,8 +56,10 @@ class Group:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Groups in the order of their first run; `label` tells each from the others."""
     groups: dict[tuple[str, str], Group] = {}
-    for run in runs:
-        name, found = architecture(run), settings(run)
+    every = [settings(run) for run in runs]
+    whole = _somewhere_whole(every)
+    for run, found in zip(runs, every, strict=True):
+        name, found = architecture(run), _fold(found, whole)
         key = name, repr(sorted(found.items()))
         groups.setdefault(key, Group(name, found, [])).runs.append(run)
     result = list(groups.values())
@@ -59,6 +68,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     for group in result:
         parts = [f"{short[key]}={group.settings[key]}" for key in shown if key in group.settings]
         group.label = ", ".join([group.architecture, *parts])
+        if len(group.label) > LONGEST:
+            group.label = group.names
     labels = [group.label for group in result]
     for group in result:
         if labels.count(group.label) > 1:  # differ in the presence of a setting only
@@ -84,7 +95,8 @@ def settings(run: Run) -> dict[str, str]:
         for key, value in flatten(config).items():
             if key in SEEDS or any(key == name or key.startswith(f"{name}.") for name in BOOKKEEPING):
                 continue
-            if key in DATA:
+            if (whole := next((name for name in DATA if key.startswith(f"{name}.")), key)) in DATA:
+                key = whole  # several sets by name are one setting
                 value = ", ".join(_manifest(name, run.folder) for name in _texts(_at(config, key)))
             elif key == "model.init_args.init_from":
                 value = ", ".join(Path(name).name for name in _texts(_at(config, key))) or "none"
@@ -97,7 +109,8 @@ def settings(run: Run) -> dict[str, str]:
 def varying(groups: Sequence[Group]) -> list[str]:
     """Settings that vary within an architecture: the columns of a table of the groups.
 
-    A setting that only some runs have, and all of these alike, follows from another one and is left out.
+    A setting that only some runs have follows from another one, such as the class of a part, and is left out if all of
+    these have it alike; but not an entry of a dictionary (`lora.use_dora`), which others lack for no such reason.
     """
     found: list[str] = []
     for name in dict.fromkeys(group.architecture for group in groups):
@@ -169,7 +182,36 @@ def _different(what: str, values: dict[str, str]) -> list[str]:
 
 def _differing(found: Sequence[dict[str, str]]) -> list[str]:
     keys = dict.fromkeys(key for one in found for key in one)
-    return [key for key in keys if len({one[key] for one in found if key in one}) > 1]
+    return [key for key in keys if len({one.get(key, MISSING) for one in found if key in one or _free(key, one)}) > 1]
+
+
+def _free(key: str, lacking: dict[str, str]) -> bool:
+    """Whether a key is an entry of a dictionary that is set otherwise where it is lacking."""
+    above = key.rpartition(".")[0]
+    if not above or above.endswith("init_args") or "." not in above:
+        return False
+    part = above.rpartition(".init_args.")[0]  # its owner has to be there
+    return not part or f"{part}.class_path" in lacking or any(name.startswith(f"{part}.") for name in lacking)
+
+
+def _somewhere_whole(every: Sequence[dict[str, str]]) -> set[str]:
+    """Settings that are a dictionary in some runs and a single value, such as none, in others."""
+    inner = {key[:at] for one in every for key in one for at in range(len(key)) if key[at] == "."}
+    return {key for one in every for key in one} & inner
+
+
+def _fold(found: dict[str, str], whole: set[str]) -> dict[str, str]:
+    """The same settings, with the dictionaries in `whole` as one value: `{r: 4, lora_alpha: 8}`."""
+    result: dict[str, str] = {}
+    inside: dict[str, list[str]] = {}
+    for key, value in found.items():
+        above = next((name for name in sorted(whole) if key.startswith(f"{name}.")), None)
+        if above is None:
+            result[key] = value
+        else:
+            inside.setdefault(above, []).append(f"{key.removeprefix(above + '.')}: {value}")
+            result[above] = "{" + ", ".join(inside[above]) + "}"
+    return result
 
 
 def _at(config: dict[str, Any], key: str) -> Any:

@@ -28,6 +28,7 @@ import speechzoo
 from speechzoo.digests import check_files, file_digest
 from speechzoo.files import check_room, clear_parts, part_beside, telling_room
 from speechzoo.interop.layout import Weights, read_json
+from speechzoo.llms.lora import base_name
 from speechzoo.models.base import SpeechLLM
 from speechzoo.spec import resolve
 from speechzoo.training.checkpoint_io import save_synced
@@ -173,7 +174,8 @@ def load_saved(path: str | Path, dtype: str | None = None, **changes: Any) -> Sp
     model.configure_model()
     weights = Weights(folder)
     own = dict(model.named_parameters())
-    required = {name for name in own if not name.startswith(("encoder.", "llm."))}
+    # LoRA's weights too: what is absent would stay as it was born, at random.
+    required = {name for name in own if not name.startswith(("encoder.", "llm.")) or base_name(name) is None}
     if required - set(weights) or set(weights) - set(own):
         wrong = sorted((required - set(weights)) | (set(weights) - set(own)))
         raise ValueError(f"{folder}: model.safetensors does not fit config.json: {wrong[:3]}")

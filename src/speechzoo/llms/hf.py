@@ -60,7 +60,7 @@ class HFCausalLM(LLM):
             # A table of their own, so that they learn also where the LLM is frozen (LLaSM stage 1).
             self.new_embeddings = nn.Parameter(rows)
             self.register_buffer("new_ids", torch.tensor(new_tokens), persistent=False)
-        self.lm = add_lora(lm, lora) if lora else lm
+        self.lm = lm if lora is None else add_lora(lm, lora)
         self._cache_argument = cache_argument(self.backbone)
         if gradient_checkpointing:  # after LoRA, which would add hooks that only reentrant checkpoints need
             recompute_layers(lm)

@@ -128,6 +128,8 @@ class SpeechLLM(Answering, LightningModule, ABC):
         self.build()
         self._stages = checkpoint.load_stages(self, self.init_from)
         freeze(self, self.freeze_patterns)
+        if self._trainer is not None and self._trainer.training:
+            checkpoint.check_frozen(self, self.init_from)
 
     @property
     def identity(self) -> dict[str, Any]:

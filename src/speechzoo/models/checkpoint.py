@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from speechzoo.llms.lora import base_name
 from speechzoo.training.checkpoint_io import read_file, recover
 from speechzoo.training.identity import differences, digest, frozen_parts
 from speechzoo.training.sharded_folder import is_sharded_folder, read_whole
@@ -73,6 +74,29 @@ def check_identity(model: LightningModule, saved: dict[str, Any], replaced: Iter
     found = differences({**theirs, "bases": kept[0]}, {**ours, "bases": kept[1]})
     if found:
         raise ValueError(f"{type(model).__name__}: this checkpoint stands on other weights: {'; '.join(found)}")
+
+
+def check_frozen(model: LightningModule, stages: Iterable[str]) -> None:
+    """Refuse to train on weights that are frozen as they were born: no checkpoint holds them, and they are drawn anew.
+
+    Args:
+        stages: checkpoints whose weights were loaded.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    born = {
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+        and (name.startswith("adaptor.") or (name.startswith("llm.") and base_name(name) is None))
+    }
+    born = born.difference(*(read(path)["state_dict"] for path in stages)) if born else born
+    if born:
+        raise ValueError(
+            f"model.freeze: {len(born)} random weights would not learn and not be saved, so that the run could not be "
+            f"loaded again: {sorted(born)[0]} ...: let them learn, load them with init_from, or leave the part out"
+        )
 
 
 def find(path: str | Path) -> Path:

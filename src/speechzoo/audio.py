@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import lru_cache
 from io import BytesIO
@@ -67,7 +68,7 @@ def read_audio(path: str | Path | BinaryIO, sample_rate: int = SAMPLE_RATE, name
     """
     named = str(name or path)
     if isinstance(path, (str, Path)):
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise FileNotFoundError(f"{named}: no such audio file")
         if Path(path).suffix.lower() == ".raw":  # without a header: libsndfile would want to be told all
             raise _undecodable(named, "a .raw file does not say what its samples are")

@@ -43,3 +43,26 @@ def write_json(path: str | Path, value: Any, sync: bool = False) -> None:
 def write_jsonl(path: str | Path, records: Iterable[Any], sync: bool = False) -> None:
     """Write one JSON record a line; see `write_atomically`."""
     write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), sync)
+
+
+def keep_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse to write over what is read, by whatever name: links, relative paths, another spelling.
+
+    Raises:
+        ValueError: naming the first output that is one of the inputs.
+    """
+    inputs = [Path(path).expanduser() for path in inputs]
+    for output in (Path(path).expanduser() for path in outputs):
+        for path in inputs:
+            if same_file(output, path):
+                raise ValueError(
+                    f"{output}: is also an input ({path}), which would be overwritten: name another output"
+                )
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths name one file, hard links included; those of files that are not there by their folders."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return os.path.realpath(one) == os.path.realpath(other)

@@ -29,7 +29,7 @@ from speechzoo.data.sources import Row, Source, clip_file, file_stamp, open_sour
 from speechzoo.data.sources.access import in_shard
 from speechzoo.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 BLOCK = 256  # records and sounds of a shard looked at together
 PATHS = 50_000  # sound files outside looked at together
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from speechzoo.files import keep_inputs
+
 
 def import_main(argv: Sequence[str]) -> int:
     """`speechzoo import llasm|llama-omni SRC --speech-encoder X --output OUT`; returns the exit code."""
@@ -88,6 +90,8 @@ def verify_main(argv: Sequence[str]) -> int:
 
         from speechzoo.interop.verify import report, verify
 
+        if args.json:
+            keep_inputs([args.json], Path(args.folder).expanduser().rglob("*"))
         # Loading bars and advice about tokenizers would stand above the table.
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()

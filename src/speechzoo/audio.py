@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -77,26 +76,23 @@ def read_audio(path: str | Path | BinaryIO, sample_rate: int = SAMPLE_RATE, name
         content = path.read()
     pieces: list[tuple[np.ndarray, int]] = []
     try:
-        with soundfile.SoundFile(BytesIO(content)) as sound:
-            kind = sound.format
-        pieces = [_decode(stream, named) for stream in streams(content, kind)]
+        pieces = [_decode(stream, named) for stream in streams(content)]
     except (soundfile.LibsndfileError, TypeError) as error:
         raise _undecodable(named, getattr(error, "error_string", error)) from error
     count = sum(len(samples) for samples, _ in pieces)
     if count == 0:
-        raise SoundError(f"{named}: holds no samples", RECORD_AGAIN)
+        raise SoundError(f"{named}: holds no samples", AGAIN)
     rates = {rate for _, rate in pieces}
     if len(rates) == 1:  # resampled as one: each part alone would begin and end with the filter's edge
         pieces = [(np.concatenate([samples for samples, _ in pieces]), rates.pop())]
     audio = np.concatenate([resample(samples, rate, sample_rate) for samples, rate in pieces])
     if not len(audio):
         rate = pieces[0][1]
-        raise SoundError(f"{named}: {count} sample(s) at {rate} Hz are none at {sample_rate} Hz", RECORD_AGAIN)
+        raise SoundError(f"{named}: {count} sample(s) at {rate} Hz are none at {sample_rate} Hz", AGAIN)
     return torch.from_numpy(audio)
 
 
-RECORD_AGAIN = "record it again"
-CONVERT_AGAIN = "convert it again from its source"
+AGAIN = "record or convert it again, or remove it"
 
 
 class _Forward(soundfile.SoundFile):
@@ -115,12 +111,12 @@ def _decode(stream: Stream, named: str) -> tuple[np.ndarray, int]:
             check_level(block, named)
             blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
     count = sum(map(len, blocks))
-    missing = max(stream.missing, 1 - count / max(stream.least, 1))
+    missing = max(stream.missing, _short_of(stream.least, count))
     if declared := DECLARED.search(log):  # libsndfile repairs the length of a cut wav, and only its log tells
         if int(declared[1]) < PLACEHOLDER:
-            missing = max(missing, 1 - int(declared[2]) / max(int(declared[1]), 1))
+            missing = max(missing, _short_of(int(declared[1]), int(declared[2])))
     elif frames < UNKNOWN and not stream.endless:
-        missing = max(missing, 1 - count / max(frames, 1))
+        missing = max(missing, _short_of(frames, count))
     if missing > 0.01:
         raise SoundError(f"{named}: cut off, {missing:.0%} of the declared sound is missing", "copy the file again")
     if stream.cut:
@@ -131,8 +127,12 @@ def _decode(stream: Stream, named: str) -> tuple[np.ndarray, int]:
 UNKNOWN = 1 << 62
 
 
+def _short_of(declared: int, found: int) -> float:
+    return 1 - found / declared if declared > 0 else 0.0
+
+
 def _undecodable(named: str, why: object) -> SoundError:
-    return SoundError(f"{named}: cannot be decoded as audio ({why})", CONVERT_AGAIN)
+    return SoundError(f"{named}: cannot be decoded as audio ({why})", AGAIN)
 
 
 def check_level(samples: np.ndarray, named: str) -> float:
@@ -143,7 +143,7 @@ def check_level(samples: np.ndarray, named: str) -> float:
     """
     peak = float(np.abs(samples).max(initial=0.0))
     if not peak < float("inf"):
-        raise SoundError(f"{named}: holds values that are not finite", CONVERT_AGAIN)
+        raise SoundError(f"{named}: holds values that are not finite", AGAIN)
     if peak > LOUDEST:
         hint = "divide them by the range of the numbers they were, 32768 for 16 bits"
         raise SoundError(f"{named}: holds samples up to {peak:.6g}, where full scale is 1", hint)
@@ -158,7 +158,7 @@ def check_question(audio: Tensor, named: str) -> Tensor:
     """
     peak = check_level(audio.numpy(), named)
     if peak < SILENCE:
-        hint = "raise the level (is the microphone on?), or leave it out"
+        hint = "it is only silence; remove it, or raise the level (is the microphone on?)"
         raise SoundError(f"{named}: silent (peak {peak:.1e} of full scale)", hint)
     return audio
 
@@ -172,7 +172,7 @@ def from_array(samples: Any, named: str) -> Tensor:
     array = samples.detach().cpu() if isinstance(samples, Tensor) else samples
     array = array.float().numpy() if isinstance(array, Tensor) and array.is_floating_point() else np.asarray(array)
     if array.ndim != 1 or not len(array):
-        raise SoundError(f"{named}: an audio array is [T] samples, not of shape {list(array.shape)}", RECORD_AGAIN)
+        raise SoundError(f"{named}: an audio array is [T] samples at 16 kHz, not of shape {list(array.shape)}", AGAIN)
     if array.dtype == np.uint8:
         array = (array.astype(np.float32) - 128) / 128
     elif array.dtype in (np.int8, np.int16, np.int32):

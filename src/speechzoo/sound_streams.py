@@ -44,26 +44,40 @@ class _Endless(BytesIO):
         return 1 << 40 if asked else super().tell()
 
 
-RIFF = re.compile(rb"(?:RIFF|RIFX|RF64).{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)
+HEADS = re.compile(
+    rb"(?:RIFF|RIFX|RF64).{4}WAVE|FORM.{4}AIF[FC]|\.snd\x00\x00.{6}\x00\x00\x00[\x01-\x1b]|caff\x00\x01\x00\x00desc"
+    rb"|riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00",
+    re.DOTALL,
+)
+"""Beginnings of wav, AIFF, AU, CAF and Wave64 files: long enough to be no samples."""
 FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
 
-def streams(content: bytes, kind: str) -> list[Stream]:
-    """The streams of a sound file, in order; one for formats that are not known to be joined.
-
-    Args:
-        kind: format of the (first) stream, as libsndfile names it.
-    """
+def streams(content: bytes) -> list[Stream]:
+    """The streams of a sound file, in order; all of it as one where its format is not known to be joined."""
+    start = _skip_id3(content, 0)
     found: list[Stream] = []
-    if kind == "FLAC":
-        found = [_flac(part) for part in _split(content, FLAC)]
-    elif kind == "OGG":
+    if HEADS.match(content):
+        found = [Stream(part, missing=_missing_of_rf64(part)) for part in _split(content, HEADS)]
+    elif FLAC.match(content, start):
+        found = [_flac(part) for part in _split(content[start:], FLAC)]
+    elif content.startswith(b"OggS"):
         found = _ogg(content)
-    elif kind == "MP3":
-        found = _mpeg(content)
-    elif RIFF.match(content):
-        found = [Stream(part) for part in _split(content, RIFF)]
+    elif start or _resume(content, start - 1, START) < min(len(content), start + START):
+        found = _mpeg(content, start)
     return found or [Stream(content)]
+
+
+START = 8192
+"""Bytes within which the first two frames of MPEG audio begin; other formats would show something like it further on."""
+
+
+def _missing_of_rf64(content: bytes) -> float:
+    """Share of a wav of 64-bit sizes that is not there (EBU Tech 3306); libsndfile does not tell."""
+    if content[:4] != b"RF64" or content[12:16] != b"ds64" or len(content) < 28:
+        return 0.0
+    size = unpack_from("<Q", content, 20)[0] + 8
+    return 1 - len(content) / size if len(content) < size < 1 << 48 else 0.0
 
 
 def _split(content: bytes, mark: re.Pattern[bytes]) -> list[bytes]:
@@ -152,7 +166,7 @@ def _frame(content: bytes, at: int) -> _Frame | None:
     return _Frame(at, size, (version, layer, hz, mono), side)
 
 
-def _mpeg(content: bytes) -> list[Stream]:
+def _mpeg(content: bytes, at: int) -> list[Stream]:
     """Streams of MPEG audio, counted frame by frame.
 
     Size and first bit rate say nothing of the length where the bit rate varies, and the count of a first header frame
@@ -160,7 +174,6 @@ def _mpeg(content: bytes) -> list[Stream]:
     """
     found: list[Stream] = []
     run: list[_Frame] = []
-    at = _skip_id3(content, 0)
     while at < len(content):
         frame = _frame(content, at)
         whole = frame is not None and at + frame.size <= len(content) + 1  # the last byte may be left out padding
@@ -169,7 +182,7 @@ def _mpeg(content: bytes) -> list[Stream]:
         if frame is not None and not run and not found and not _follows(content, frame):
             frame = None
         if frame is None:
-            at = _resume(content, at, run[-1] if run else None)
+            at = _resume(content, at)
             continue
         if run and (frame.kind != run[-1].kind or _promised(content, frame) is not None):
             found.append(_counted(content, run, False))
@@ -190,14 +203,19 @@ def _follows(content: bytes, frame: _Frame) -> bool:
     return after is not None and after.kind == frame.kind
 
 
-def _resume(content: bytes, at: int, last: _Frame | None) -> int:
-    """The next place where a frame may be, past tags and what is none."""
-    if content[at : at + 3] == b"ID3":
+def _resume(content: bytes, at: int, within: int | None = None) -> int:
+    """The next place where a frame begins that another one follows, past tags and what is none.
+
+    Args:
+        within: bytes to look through; None for all.
+    """
+    if content[at : at + 3] == b"ID3" and at >= 0:
         return max(_skip_id3(content, at), at + 1)
     if content[at : at + 3] == b"TAG" and len(content) - at <= 128:
         return len(content)
+    last = len(content) if within is None else min(len(content), at + 1 + within)
     while True:
-        at = content.find(b"\xff", at + 1)
+        at = content.find(b"\xff", at + 1, last)
         if at < 0:
             return len(content)
         frame = _frame(content, at)
@@ -232,5 +250,6 @@ def _counted(content: bytes, run: list[_Frame], cut: bool) -> Stream:
     head = bytearray(content[first.at : first.at + first.size])  # it may also tell the encoder's delay
     if count > promised:
         head[mark - first.at + 8 : mark - first.at + 12] = count.to_bytes(4, "big")
-        head[mark - first.at + 7] &= ~2  # bytes of the first file
+    if content[mark + 7] & 2:  # else mpg123 warns on standard error
+        head[mark - first.at + 12 : mark - first.at + 16] = (end - first.at).to_bytes(4, "big")
     return Stream(bytes(head) + content[first.at + first.size : end], least, missing, cut and count < promised)

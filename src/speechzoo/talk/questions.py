@@ -25,7 +25,8 @@ def read_question(path: str | Path) -> Tensor:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no sound, empty, cut off, not scaled, silent or longer than Whisper's 30 s; one line that names the file.
+        ValueError: if it is no sound, empty, cut off, not scaled, silent or longer than Whisper's 30 s; one line that
+            names the file.
     """
     named = shown(path)
     samples = check_question(read_clip(path if is_data(path) else Path(path).expanduser()), named)

@@ -58,7 +58,7 @@ def streams(content: bytes) -> list[Stream]:
     start = _skip_id3(content, 0)
     found: list[Stream] = []
     if HEADS.match(content):
-        found = [Stream(part, missing=_missing_of_rf64(part)) for part in _split(content, HEADS)]
+        found = [Stream(_sized(part), missing=_missing_of_rf64(part)) for part in _split(content, HEADS)]
     elif FLAC.match(content, start):
         found = [_flac(part) for part in _split(content[start:], FLAC)]
     elif content.startswith(b"OggS"):
@@ -70,6 +70,21 @@ def streams(content: bytes) -> list[Stream]:
 
 START = 8192
 """Bytes within which the first two frames of MPEG audio begin; other formats would show something like it further on."""
+
+
+def _sized(content: bytes) -> bytes:
+    """A wav whose header was written before its sound, and says 0, with the size of the sound that follows."""
+    at = 12
+    while content[:4] == b"RIFF" and at + 8 < len(content):
+        size = unpack_from("<I", content, at + 4)[0]
+        if content[at : at + 4] == b"data":
+            whole = unpack_from("<I", content, 4)[0]
+            if size == 0 and (whole <= at or whole >= 0x7FFF_0000):  # else there is none, and other chunks follow
+                rest = min(len(content) - at - 8, 0xFFFF_FFFF)
+                return content[: at + 4] + rest.to_bytes(4, "little") + content[at + 8 :]
+            break
+        at += 8 + size + size % 2
+    return content
 
 
 def _missing_of_rf64(content: bytes) -> float:

@@ -126,7 +126,7 @@ def test_wrong_histories(content: str, message: str, tmp_path: Path, capsys: pyt
     ("name", "samples", "message"),
     [
         ("long.wav", np.sin(np.arange(640_000) / 10), "40.0 s long; a question takes at most 30 s"),
-        ("silent.wav", np.zeros(16_000), "only silence"),
+        ("silent.wav", np.zeros(16_000), "silent (peak 0.0e+00 of full scale)"),
         ("empty.wav", np.zeros(0), "holds no samples"),
         ("none.wav", None, "no such audio file"),
     ],

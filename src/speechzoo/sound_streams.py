@@ -69,7 +69,7 @@ def streams(content: bytes) -> list[Stream]:
 
 
 START = 8192
-"""Bytes within which the first two frames of MPEG audio begin; other formats would show something like it further on."""
+"""Bytes within which the first two frames of MPEG audio begin; other formats may show the like further on."""
 
 
 def _sized(content: bytes) -> bytes:

@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "speechzoo"
 LAYERS = [
     {"types", "spec", "recipes", "files", "locks", "digests", "hf_hub", "hf_names", "kv_cache", "ranks", "cpu"}
     | {"terminal"},
+    {"sound_streams"},
     {"audio", "text"},
     {"encoders", "adaptors", "llms", "units", "vocoders", "training"},
     {"models"},

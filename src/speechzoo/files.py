@@ -202,3 +202,26 @@ def size(number: float) -> str:
 def _existing(folder: Path) -> Path:
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def keep_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse to write over what is read, by whatever name: links, relative paths, another spelling.
+
+    Raises:
+        ValueError: naming the first output that is one of the inputs.
+    """
+    inputs = [Path(path).expanduser() for path in inputs]
+    for output in (Path(path).expanduser() for path in outputs):
+        for path in inputs:
+            if same_file(output, path):
+                raise ValueError(
+                    f"{output}: is also an input ({path}), which would be overwritten: name another output"
+                )
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths name one file, hard links included; those of files that are not there by their folders."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return os.path.realpath(one) == os.path.realpath(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -37,6 +38,21 @@ def test_cut_wav_says_how_much(sound: Path) -> None:
     cut = sound / "cut.wav"
     cut.write_bytes((sound / "a.wav").read_bytes()[: 44 + 16_000])
     assert "cut off, 75% of the declared sound is missing" in str(inspect_audio(cut).error)
+
+
+def test_results_of_an_earlier_meaning_are_forgotten(sound: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "memory.json"
+    info = check_audio([sound / "a.wav"], memory)[sound / "a.wav"]
+    old = {key.partition("|")[2]: {**value, "samples": 7} for key, value in json.loads(memory.read_text()).items()}
+    memory.write_text(json.dumps(old))
+    assert check_audio([sound / "a.wav"], memory)[sound / "a.wav"] == info
+    assert info.samples == 32_000 and len(json.loads(memory.read_text())) == 1
+
+
+def test_sound_inside_a_manifest_is_told() -> None:
+    path = Path("data:audio/wav;base64," + "A" * 5000)
+    info = check_audio([path])[path]
+    assert "sound inside a manifest" in str(info.error) and len(str(info.error)) < 200
 
 
 def test_piped_wav_is_whole(sound: Path) -> None:

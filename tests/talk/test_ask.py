@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_wrong_histories(content: str, message: str, tmp_path: Path, capsys: pyt
     ("name", "samples", "message"),
     [
         ("long.wav", np.sin(np.arange(640_000) / 10), "40.0 s long; a question takes at most 30 s"),
-        ("silent.wav", np.zeros(16_000), "only silence"),
+        ("silent.wav", np.zeros(16_000), "silent (peak 0.0e+00 of full scale)"),
         ("empty.wav", np.zeros(0), "holds no samples"),
         ("none.wav", None, "no such audio file"),
     ],
@@ -204,3 +205,91 @@ def test_cascades_from_a_run_and_from_a_file(
     file.write_text("recognizer: [")
     with pytest.raises(ValueError, match="c.yaml: not YAML"):
         open_talker(str(file))
+
+
+def test_answers_never_replace_what_is_read(wavs: list[Path], voiced: Path, tmp_path: Path, capsys, monkeypatch):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name, wav in zip(("q1.wav", "q2.wav"), wavs, strict=False):
+        (folder / name).write_bytes(wav.read_bytes())
+    (tmp_path / "soft.wav").symlink_to(folder / "q1.wav")
+    (tmp_path / "hard.wav").hardlink_to(folder / "q1.wav")
+    (tmp_path / "link").symlink_to(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    one, two = str(folder / "q1.wav"), str(folder / "q2.wav")
+    part = {"type": "audio", "path": "d/q1.wav"}
+    talked = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "yes"}]
+    (tmp_path / "h.json").write_text(json.dumps(talked))
+    monkeypatch.setattr(command, "open_talker", lambda *_: pytest.fail("the model was loaded"))
+    for arguments in [
+        [one, two, "--out", str(folder)],
+        [one, two, "--out", str(tmp_path / "link")],
+        [one, "--out", one],
+        [one, "--out", str(tmp_path / "soft.wav")],
+        [one, "--out", str(tmp_path / "hard.wav")],
+        [one, "--out", str(folder / ".." / "d" / "q1.wav")],
+        [one, "--save-history", one],
+        [two, "--history", str(tmp_path / "h.json"), "--out", one],
+        [two, "--history", str(tmp_path / "h.json"), "--out", str(tmp_path / "h.json")],
+    ]:
+        assert command.main(["run", *arguments, "--vocoder", str(voiced)]) == 1
+        error = capsys.readouterr().err
+        assert "is also an input" in error and error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_conversation_goes_on_in_its_file(wavs: list[Path], tmp_path: Path):
+    saved = str(tmp_path / "h.json")
+    assert command.main(["run", str(wavs[0]), "--save-history", saved, *SHORT]) == 0
+    assert command.main(["run", "--text", "more", "--history", saved, "--save-history", saved, *SHORT]) == 0
+    assert len(read_history(saved)) == 4
+
+
+def test_sounds_inside_a_history(wavs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture):
+    data = base64.b64encode(wavs[0].read_bytes()).decode()
+    uri = f"data:audio/wav;base64,{data}"
+    assert len(uri) > 255
+    expected = read_question(wavs[0])
+    for part in [
+        {"type": "audio", "url": uri},
+        {"type": "audio", "audio_url": uri},
+        {"type": "audio", "path": uri},
+        {"type": "audio_url", "audio_url": {"url": uri}},
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+    ]:
+        talked = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "yes"}]
+        (tmp_path / "h.json").write_text(json.dumps(talked))
+        assert torch.equal(read_history(tmp_path / "h.json")[0]["content"][0]["array"], expected)
+        again = tmp_path / "again.json"
+        asked = ["run", "--text", "more", "--history", str(tmp_path / "h.json"), "--save-history", str(again), *SHORT]
+        assert command.main(asked) == 0
+        assert torch.equal(read_history(again)[0]["content"][0]["array"], expected)
+    capsys.readouterr()
+    for wrong, message in [("data:audio/wav;base64,@@@@", "not base64"), ("data:audio/wav;base64", "holds no data")]:
+        talked[0]["content"] = [{"type": "audio", "url": wrong}]
+        (tmp_path / "h.json").write_text(json.dumps(talked))
+        assert command.main(["run", "--text", "more", "--history", str(tmp_path / "h.json")]) == 1
+        error = capsys.readouterr().err
+        assert "h.json" in error and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "message"),
+    [
+        (np.full(1, 0.5), 48_000, "are none at 16000 Hz"),
+        (np.full(100, 0.5), 16_000, "too short to give the LLM one position"),
+        (np.array([0.1, np.nan] * 9000), 16_000, "not finite"),
+        (np.array([100.0, -20_000.0] * 9000), 16_000, "full scale is 1"),
+    ],
+)
+def test_the_checks_of_training(omni: LLaMAOmni, samples, rate: int, message: str, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(omni, "audio_positions", lambda lens: lens // 320)
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    assert command.main(["run", str(tmp_path / "a.wav")]) == 1
+    error = capsys.readouterr().err
+    assert "a.wav" in error and message in error and error.count("\n") == 1
+    with pytest.raises(ValueError, match=message):
+        answer(omni, [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "a.wav")}]}])
+    if rate == 16_000:
+        with pytest.raises(ValueError, match=message):
+            answer(omni, [{"role": "user", "content": [{"type": "audio", "array": samples}]}])

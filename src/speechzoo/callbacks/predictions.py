@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from speechzoo.files import json_line
+from speechzoo.files import json_line, keep_inputs
 from speechzoo.types import SpeechBatch, SpeechReply
 
 
@@ -25,10 +25,22 @@ class AnswerWriter(Callback):
         self.filename = filename
         self._file: TextIO | None = None
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to write over the questions.
+
+        Raises:
+            ValueError: if the file that will be written is a manifest that is read.
+        """
+        records = getattr(getattr(trainer, "datamodule", None), "records", {}) if stage == "predict" else {}
+        sources = [source for one in records.get("predict", {}).values() for source in one.sources]
+        keep_inputs([self._path(trainer)], sources)
+
+    def _path(self, trainer: Trainer) -> Path:
         path = Path(trainer.default_root_dir) / self.filename
-        if trainer.world_size > 1:
-            path = path.with_suffix(f".{trainer.global_rank}{path.suffix}")
+        return path.with_suffix(f".{trainer.global_rank}{path.suffix}") if trainer.world_size > 1 else path
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        path = self._path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", encoding="utf-8")
 

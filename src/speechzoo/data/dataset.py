@@ -12,10 +12,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from speechzoo.audio import SAMPLE_RATE, SoundError, check_question, from_array
 from speechzoo.data.collate import Item, Side, collate
 from speechzoo.data.examples import Example, Examples, Positions, units_of
 from speechzoo.data.features import FeatureCache
 from speechzoo.data.manifest import Records, check_for_model, good_ones, settle
+from speechzoo.data.parts import plain, shown
 from speechzoo.data.sources import read_clip
 from speechzoo.data.states import StateCache
 from speechzoo.text import ChatPrompt, Message
@@ -110,19 +112,30 @@ def encode_batch(
     conversations: Sequence[Sequence[Message]],
     answer: bool = False,
     padding_side: Side = "left",
+    audio_positions: Positions | None = None,
 ) -> SpeechBatch:
     """A batch from conversations in memory, to ask a model from Python.
 
-    Audio parts are `{"type": "audio", "path": file}` or `{"type": "audio", "array": samples}` (`[T]` at 16 kHz).
+    Audio parts are `{"type": "audio", "path": file}` or `{"type": "audio", "array": samples}` (`[T]` at 16 kHz: floats
+    with full scale 1, or integers of 8, 16 or 32 bits), or in the forms that `speechzoo.data.parts.plain` knows.
 
     Args:
+        audio_positions: positions clips take in the LLM; finds those that are too short.
         answer: True for conversations with answers to learn (give `padding_side="right"`), False to have them answered.
+
+    Raises:
+        FileNotFoundError, ValueError: if a sound is not there, or is none that a manifest may hold (see
+            `speechzoo.audio`).
     """
     items = []
-    for number, messages in enumerate(conversations):
+    for number, given in enumerate(conversations):
+        messages = [plain(message) for message in given]
         encoded = prompt.encode(messages, answer)
         parts: list[Any] = [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
-        clips = [_clip(part) for part in parts if part["type"] == "audio"]
+        parts = [part for part in parts if part["type"] == "audio"]
+        clips = [_clip(part, f"sound {place} of conversation {number}") for place, part in enumerate(parts, start=1)]
+        if audio_positions is not None:
+            check_positions(clips, parts, audio_positions)
         units = {turn: torch.tensor(values) for turn, values in units_of(messages).items()} if answer else {}
         items.append(
             Item(str(number), torch.tensor(encoded.ids), torch.tensor(encoded.turns), audio=clips, units=units)
@@ -130,11 +143,23 @@ def encode_batch(
     return collate(items, prompt.pad_id, padding_side)
 
 
-def _clip(part: dict[str, Any]) -> Tensor:
-    samples = part.get("array")
-    if samples is None:
-        return read_clip(part["path"])
-    samples = torch.as_tensor(samples, dtype=torch.float32)
-    if samples.ndim != 1 or not len(samples):
-        raise ValueError(f"an audio array is [T] samples at 16 kHz, not of shape {list(samples.shape)}")
-    return samples
+def check_positions(clips: Sequence[Tensor], parts: Sequence[dict[str, Any]], audio_positions: Positions) -> None:
+    """Refuse clips that give the LLM nothing to hear.
+
+    Raises:
+        SoundError: naming the first.
+    """
+    if not clips:
+        return
+    for clip, part, count in zip(clips, parts, audio_positions(torch.tensor([*map(len, clips)])).tolist(), strict=True):
+        if count < 1:
+            named = shown(part.get("path", "a clip"))
+            text = f"{named}: {len(clip) / SAMPLE_RATE * 1000:.0f} ms is too short to give the LLM one position"
+            raise SoundError(text, "record it again")
+
+
+def _clip(part: dict[str, Any], named: str) -> Tensor:
+    if part.get("array") is None:
+        return check_question(read_clip(part["path"]), shown(part["path"]))
+    named = shown(part.get("path", named))
+    return check_question(from_array(part["array"], named), named)

@@ -132,6 +132,8 @@ def encode(paths: Sequence[str | Path], encoder: Encoder) -> list[Tensor]:
 
 
 def _samples(path: str | Path) -> int:
-    """16 kHz samples by the header: good enough to plan, the clip itself is decoded later."""
-    info = soundfile.info(clip_file(path))
-    return int(info.frames * SAMPLE_RATE / info.samplerate) + 1
+    """16 kHz samples by the header, good enough to plan; where that does not know or may be wrong, by decoding."""
+    with soundfile.SoundFile(clip_file(path)) as sound:
+        if sound.format in ("WAV", "AIFF") or (sound.format == "FLAC" and sound.frames < 1 << 36):
+            return int(sound.frames * SAMPLE_RATE / sound.samplerate) + 1
+    return len(read_clip(path))

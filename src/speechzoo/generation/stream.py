@@ -40,7 +40,11 @@ def stream(
     if not conversation:
         raise ValueError("there is no message to answer")
     several = not isinstance(conversation[0], dict)
-    batch = encode_batch(model.prompt, conversation if several else [conversation])
+    batch = encode_batch(
+        model.prompt,
+        conversation if several else [conversation],
+        audio_positions=getattr(model, "audio_positions", None),
+    )
     device = next((p.device for p in model.parameters()), None) if isinstance(model, torch.nn.Module) else None
     return model.stream(batch if device is None else batch.to(device), **options)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from speechzoo.files import keep_inputs
 from speechzoo.terminal import tell_error
 
 
@@ -90,6 +91,8 @@ def verify_main(argv: Sequence[str]) -> int:
 
         from speechzoo.interop.verify import report, verify
 
+        if args.json:
+            keep_inputs([args.json], Path(args.folder).expanduser().rglob("*"))
         # Loading bars and advice about tokenizers would stand above the table.
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()

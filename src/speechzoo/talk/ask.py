@@ -10,7 +10,9 @@ from typing import Any, TextIO
 
 import soundfile
 
-from speechzoo.talk.questions import question, read_history, write_history
+from speechzoo.data.parts import is_data
+from speechzoo.files import keep_inputs, same_file
+from speechzoo.talk.questions import check_audible, question, read_history, sounds_of, write_history
 from speechzoo.talk.session import MAX_NEW_TOKENS, Session
 from speechzoo.talk.sources import open_talker
 from speechzoo.terminal import quiet, tell_error
@@ -76,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
 def _ask(args: argparse.Namespace) -> int:
     # Questions first: a wrong name should not cost the loading of a model.
     history = read_history(args.history) if args.history else []
+    keep_inputs(*_paths(args, history))
     spoken = [] if args.questions == ["-"] else [(name, question(name, args.text)) for name in args.questions]
     if not args.questions:
         spoken = [("text", question(text=args.text))]
@@ -83,6 +86,8 @@ def _ask(args: argparse.Namespace) -> int:
     talker = open_talker(args.model, args.vocoder, args.device)
     if args.out is not None and not talker.sounds:
         raise ValueError(f"--out: {talker.missing_sound()}")
+    for _, message in spoken:
+        check_audible(talker.model, [*history, message])
     session = Session(talker, history, **generation(args))
     mute = 0
     for name, message in spoken or _lines(sys.stdin):
@@ -100,6 +105,24 @@ def _ask(args: argparse.Namespace) -> int:
     if args.save_history:
         write_history(args.save_history, session.history)
     return int(mute > 0)
+
+
+def _paths(args: argparse.Namespace, history: Sequence[Message]) -> tuple[list[Path], list[Path]]:
+    """The files that will be written, and those that are read."""
+    heard = [Path(part["path"]) for part in sounds_of(history) if not is_data(part["path"])]
+    told = [Path(name) for name in args.questions if name != "-"]
+    read = [*told, *heard, *([Path(args.history)] if args.history else [])]
+    written = [Path(args.save_history)] if args.save_history else []
+    if args.save_history and args.history and same_file(Path(args.save_history), Path(args.history)):
+        read.remove(Path(args.history))  # it is to go on: what is written begins with what was read
+    if args.out is not None and not args.out.is_dir():
+        written.append(args.out)
+    elif args.out is not None and told:
+        written += [args.out / f"{name.stem}.wav" for name in told]
+    elif args.out is not None:
+        # One of line-1.wav, line-2.wav, ...: how many is not known yet.
+        written += [path for path in args.out.iterdir() if path.name.lower().startswith("line-")]
+    return written, [*read, *(path for path in (Path(args.model), Path(args.vocoder or "")) if path.is_file())]
 
 
 def _lines(source: TextIO) -> Iterator[tuple[str, Message]]:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechzoo.audio import MAX_SECONDS, SAMPLE_RATE, read_audio
-from speechzoo.data.audio_check import SILENCE
+from speechzoo.audio import MAX_SECONDS, SAMPLE_RATE, SoundError, check_question
+from speechzoo.data.dataset import check_positions
+from speechzoo.data.parts import is_data, plain, shown
 from speechzoo.data.schema import check_messages
+from speechzoo.data.sources import read_clip
 from speechzoo.files import write_json
 from speechzoo.text import Message
 
@@ -23,17 +25,14 @@ def read_question(path: str | Path) -> Tensor:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no sound, empty, silent or longer than Whisper's 30 s; one line that names the file.
+        ValueError: if it is no sound, empty, cut off, not scaled, silent or longer than Whisper's 30 s; one line that
+            names the file.
     """
-    samples = read_audio(Path(path).expanduser())
+    named = shown(path)
+    samples = check_question(read_clip(path if is_data(path) else Path(path).expanduser()), named)
     seconds = len(samples) / SAMPLE_RATE
     if seconds > MAX_SECONDS:
-        raise ValueError(f"{path}: {seconds:.1f} s long; a question takes at most {MAX_SECONDS:.0f} s: cut it")
-    peak = float(samples.abs().max())
-    if not peak < float("inf"):
-        raise ValueError(f"{path}: holds values that are not finite")
-    if peak < SILENCE:
-        raise ValueError(f"{path}: only silence (peak {peak:.1e} of full scale): is the microphone on?")
+        raise ValueError(f"{named}: {seconds:.1f} s long; a question takes at most {MAX_SECONDS:.0f} s: cut it")
     return samples
 
 
@@ -56,7 +55,8 @@ def read_history(path: str | Path) -> list[Message]:
     """A conversation so far: a JSON list of `{"role", "content"}` messages, as in manifests and in Hugging Face's chat
     templates; the sounds of its questions are read.
 
-    Paths of sounds (`path`, `audio` or `url` of an audio part) are relative to the file.
+    Paths of sounds (`path`, `audio` or `url` of an audio part) are relative to the file; `data:` URIs hold the sound
+    itself.
 
     Raises:
         FileNotFoundError: if the file or one of its sounds is not there.
@@ -75,7 +75,7 @@ def read_history(path: str | Path) -> list[Message]:
         raise ValueError(f"{path}: holds no list of messages")
     if not messages:
         return []
-    messages = [_plain(message) for message in messages]
+    messages = [plain(message) for message in messages]
     only_system = len(messages) == 1 and isinstance(messages[0], dict) and messages[0].get("role") == "system"
     # A system message alone is a fine beginning, which the schema of records does not know.
     rest = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}] if only_system else []
@@ -86,8 +86,12 @@ def read_history(path: str | Path) -> list[Message]:
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else []:
             if part["type"] == "audio":
-                part["path"] = str(file.parent / part["path"])
-                part["array"] = read_question(part["path"])
+                if not is_data(part["path"]):
+                    part["path"] = str(file.parent / Path(part["path"]).expanduser())
+                try:
+                    part["array"] = read_question(part["path"])
+                except SoundError as error:
+                    raise ValueError(f"{path}: {error}") from error
     return messages
 
 
@@ -131,8 +135,7 @@ def fitting(model: Any, messages: Sequence[Message], room: int) -> list[Message]
 def prompt_length(model: Any, messages: Sequence[Message]) -> int:
     """Positions of a prompt in the LLM, clips included."""
     encoded = model.prompt.encode(messages, answer=False)
-    lens = [len(part["array"]) for m in messages if not isinstance(m["content"], str) for part in m["content"]
-            if part["type"] == "audio"]  # fmt: skip
+    lens = [len(part["array"]) for part in sounds_of(messages)]
     if not lens:
         return len(encoded.ids)
     if hasattr(model, "audio_positions"):
@@ -142,24 +145,31 @@ def prompt_length(model: Any, messages: Sequence[Message]) -> int:
     return len(encoded.ids) - encoded.num_audio + heard
 
 
+def sounds_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The audio parts of messages, in order."""
+    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    return [part for content in contents for part in content if part["type"] == "audio"]
+
+
+def check_audible(model: Any, messages: Sequence[Message]) -> None:
+    """Refuse sounds that are too short for a model to hear anything of.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    if hasattr(model, "audio_positions"):
+        parts = sounds_of(messages)
+        check_positions([part["array"] for part in parts], parts, model.audio_positions)
+
+
 WORDS = 6
 """Tokens a second of fast speech becomes when it is written down."""
-
-
-def _plain(message: Any) -> Any:
-    """A message with audio parts in the form of manifests."""
-    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-        return message
-    parts = []
-    for part in message["content"]:
-        if isinstance(part, dict) and part.get("type") == "audio":
-            part = {"type": "audio", "path": next((part[key] for key in ("path", "audio", "url") if key in part), "")}
-        parts.append(part)
-    return {**message, "content": parts}
 
 
 def _named(part: dict[str, Any], folder: Path) -> dict[str, Any]:
     if part["type"] != "audio":
         return part
+    if is_data(part["path"]):
+        return {"type": "audio", "path": part["path"]}
     where = Path(part["path"]).expanduser().resolve()
     return {"type": "audio", "path": os.path.relpath(where, folder.resolve())}

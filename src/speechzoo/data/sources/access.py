@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from speechzoo.audio import SAMPLE_RATE, read_audio
+from speechzoo.data.parts import data_bytes, is_data, shown
 from speechzoo.data.sources.base import Source, file_stamp
 from speechzoo.data.sources.huggingface import PREFIX, HuggingFace, parts
 from speechzoo.data.sources.jsonl import JsonLines
@@ -95,12 +96,14 @@ def in_shard(clip: str | Path) -> bool:
 
 
 def clip_file(clip: str | Path) -> Path | BytesIO:
-    """What to decode: a path, or the bytes of a sound in a shard.
+    """What to decode: a path, or the bytes of a sound in a shard or a `data:` URI.
 
     Raises:
         OSError: if the shard is not there any more.
         ValueError: if there is no such sound in it.
     """
+    if is_data(clip):
+        return BytesIO(data_bytes(str(clip)))
     if not in_shard(clip):
         return Path(clip)
     name, _, place = str(clip).rpartition(MARK)
@@ -109,9 +112,9 @@ def clip_file(clip: str | Path) -> Path | BytesIO:
 
 
 def read_clip(clip: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """`read_audio` for a path or a reference. Shape: `[T]`, float32, at `sample_rate` Hz."""
+    """`read_audio` for a path, a reference or a `data:` URI. Shape: `[T]`, float32, at `sample_rate` Hz."""
     file = clip_file(clip)
-    return read_audio(file, sample_rate, name=str(clip))
+    return read_audio(file, sample_rate, name=shown(clip))
 
 
 def clip_stamp(clip: str | Path) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from weakref import finalize
 
+from speechzoo.data.parts import is_data
+
 Where = tuple[int, int]
 """Place of a record: two numbers that its source understands."""
 
@@ -149,8 +151,9 @@ def sounds_of(values: dict[str, Any]) -> list[Any]:
 
 
 def beside(folder: str, path: Any) -> Any:
-    """A path relative to a folder made absolute; anything but a text that is not empty as it is."""
-    return os.path.join(folder, path) if isinstance(path, str) and path else path
+    """A path relative to a folder made absolute; anything but a text that is not empty, and `data:` URIs, as it is."""
+    named = isinstance(path, str) and path and not is_data(path)
+    return os.path.join(folder, path) if named else path
 
 
 def needs(module: str) -> Any:

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "speechzoo"
 
 # Each layer may import from the ones above it; inside a layer packages do not know each other.
 LAYERS = [
-    {"types", "spec", "recipes", "files", "hf_names", "kv_cache", "ranks", "cpu"},
+    {"types", "spec", "recipes", "files", "hf_names", "kv_cache", "ranks", "cpu", "trust"},
     {"audio", "text"},
     {"encoders", "adaptors", "llms", "units", "vocoders", "training"},
     {"models"},

@@ -55,7 +55,7 @@ def pretrained_dtype(name: str | None) -> torch.dtype | None:
     if not name:
         return None
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):
         return None
     dtype = getattr(config, "dtype", None)

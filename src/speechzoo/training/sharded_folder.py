@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint import load as dcp_load
 from torch.distributed.checkpoint import save as dcp_save
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from speechzoo.training.checkpoint_io import discard, part_of, put, save_synced
+from speechzoo.training.shard_reader import ShardReader
 
 PLAIN = "meta.pt"
 
@@ -69,7 +70,7 @@ def load_sharded(path: Path, saved: dict[str, Any], weights: dict[str, Tensor], 
         saved: from `read_plain`.
     """
     tensors: dict[str, Any] = {name: weight.data for name, weight in weights.items()}
-    names = FileSystemReader(path).read_metadata().state_dict_metadata
+    names = ShardReader(path).read_metadata().state_dict_metadata
     states = []
     for number, optimizer in enumerate(optimizers):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -80,7 +81,7 @@ def load_sharded(path: Path, saved: dict[str, Any], weights: dict[str, Tensor], 
                 _, index, key = name.split(".", 2)
                 tensors[name] = state[int(index)][key] = torch.zeros_like(parameters[int(index)].data)
         states.append({**saved_state, "state": state})
-    dcp_load(tensors, storage_reader=FileSystemReader(path))
+    dcp_load(tensors, storage_reader=ShardReader(path))
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(state)
 
@@ -90,10 +91,10 @@ def read_whole(path: Path) -> dict[str, Any]:
     saved = read_plain(path)
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in FileSystemReader(path).read_metadata().state_dict_metadata.items()
+        for name, entry in ShardReader(path).read_metadata().state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
-    dcp_load(tensors, storage_reader=FileSystemReader(path), no_dist=True)
+    dcp_load(tensors, storage_reader=ShardReader(path), no_dist=True)
     for name in [name for name in tensors if name.startswith("optimizer_")]:
         number, index, key = name.removeprefix("optimizer_").split(".", 2)
         saved["optimizer_states"][int(number)]["state"][int(index)][key] = tensors.pop(name)

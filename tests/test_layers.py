@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "speechzoo"
 # Each layer may import from the ones above it; inside a layer packages do not know each other.
 LAYERS = [
     {"types", "spec", "recipes", "files", "locks", "digests", "hf_hub", "hf_names", "kv_cache", "ranks", "cpu"}
-    | {"terminal"},
+    | {"terminal", "trust"},
     {"sound_streams"},
     {"audio", "text"},
     {"encoders", "adaptors", "llms", "units", "vocoders", "training"},

@@ -11,12 +11,14 @@ from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import check_identity, check_trained, find, read
 from speechzoo.spec import resolve
 from speechzoo.terminal import tell_error
+from speechzoo.trust import check_model
 
 
-def load(path: str | Path, **changes: Any) -> SpeechLLM:
+def load(path: str | Path, trust_code: bool = False, **changes: Any) -> SpeechLLM:
     """A model from a folder of speechzoo's saved form, its hub name, a run folder or a `.ckpt` file.
 
     Args:
+        trust_code: see `load_run`.
         changes: constructor arguments to replace; for a saved form also `dtype` (`float32`, `bfloat16`, `float16`).
 
     Raises:
@@ -27,11 +29,11 @@ def load(path: str | Path, **changes: Any) -> SpeechLLM:
 
     local = Path(path).expanduser()
     if local.is_file() or (local.is_dir() and not is_saved(local)):
-        return load_run(local, **changes)
-    return load_saved(find_source(path), **changes)
+        return load_run(local, trust_code, **changes)
+    return load_saved(find_source(path), trust_code=trust_code, **changes)
 
 
-def load_run(path: str | Path, **changes: Any) -> SpeechLLM:
+def load_run(path: str | Path, trust_code: bool = False, **changes: Any) -> SpeechLLM:
     """The model of a run folder or checkpoint, built and in eval mode on the CPU.
 
     Base weights come from where the run's configuration says, earlier stages from its `init_from` (or, if they are not
@@ -39,11 +41,13 @@ def load_run(path: str | Path, **changes: Any) -> SpeechLLM:
 
     Args:
         path: a run folder (its `last.ckpt`) or a `.ckpt` file written by speechzoo.
+        trust_code: also take classes that are not speechzoo's or torch's own, which the checkpoint names and Python
+            then imports and runs; they are printed.
         changes: constructor arguments to replace, e.g. `init_from` where folders were moved.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
-        ValueError: if the checkpoint does not say which model it holds, or does not fit it.
+        ValueError: if the checkpoint does not say which model it holds, or does not fit it; if it names a foreign class.
     """
     file = find(path)
     saved = read(file)
@@ -51,6 +55,7 @@ def load_run(path: str | Path, **changes: Any) -> SpeechLLM:
     if class_path is None:
         raise ValueError(f"{file}: not a speechzoo checkpoint (it names no model class)")
     arguments = saved["hyper_parameters"]
+    check_model(class_path, arguments, file, trust_code, replaced=changes)
     if "init_from" in arguments:
         arguments = {**arguments, "init_from": [_found(stage, file) for stage in arguments["init_from"]]}
     model = resolve(class_path)(**{**arguments, **changes})
@@ -88,9 +93,10 @@ def checkpoint_main(argv: Sequence[str]) -> int:
     expand.add_argument("run", help="run folder, .ckpt file or folder of shards")
     expand.add_argument("output", type=Path, help="new folder, for speechzoo.load")
     expand.add_argument("--merge-lora", action="store_true", help="add LoRA weights to the LLM's own, in float32")
+    expand.add_argument("--trust-code", action="store_true", help="import other people's classes that the run names")
     args = parser.parse_args(argv)
     try:
-        model = load_run(args.run)
+        model = load_run(args.run, args.trust_code)
         save_pretrained(model, args.output, merge_lora=args.merge_lora)
     except (ValueError, OSError) as error:
         return tell_error(error)

@@ -112,7 +112,7 @@ class ChatPrompt:
         """The tokenizer with the audio tokens added."""
         if not Path(self.name).is_dir() and self.name.startswith((".", "/", "~")):
             raise FileNotFoundError(f"{self.name}: no such tokenizer folder")
-        tokenizer = AutoTokenizer.from_pretrained(self.name, **hub_options(self.name))
+        tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **hub_options(self.name))
         self._base_size = len(tokenizer)
         if self.chat_template:
             tokenizer.chat_template = self.chat_template

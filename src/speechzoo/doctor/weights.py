@@ -56,7 +56,7 @@ def pretrained_dtype(name: str | None) -> torch.dtype | None:
     if not name:
         return None
     try:
-        config = AutoConfig.from_pretrained(name, **hub_options(name))
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_options(name))
     except (OSError, ValueError):
         return None
     dtype = getattr(config, "dtype", None)

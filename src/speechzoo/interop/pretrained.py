@@ -213,7 +213,7 @@ def _write_tokenizer(name: str, folder: Path) -> None:
             if (Path(name) / file).is_file():
                 shutil.copyfile(Path(name) / file, folder / file)
     else:
-        AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(folder)
 
 
 def _copy_rest(model: SpeechLLM, work: Path, config: dict[str, Any]) -> None:

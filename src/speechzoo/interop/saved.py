@@ -32,6 +32,7 @@ from speechzoo.llms.lora import base_name
 from speechzoo.models.base import SpeechLLM
 from speechzoo.spec import resolve
 from speechzoo.training.checkpoint_io import save_synced
+from speechzoo.trust import check_model
 
 FORMAT = 1
 SHARD_BYTES = 1 << 30
@@ -151,19 +152,21 @@ def read_saved(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def load_saved(path: str | Path, dtype: str | None = None, **changes: Any) -> SpeechLLM:
+def load_saved(path: str | Path, dtype: str | None = None, trust_code: bool = False, **changes: Any) -> SpeechLLM:
     """The model in a folder of the saved form, in eval mode on the CPU.
 
     Args:
         dtype: of all weights (`float32`, `bfloat16`, `float16`); default: as they were saved.
+        trust_code: also take classes that are not speechzoo's or torch's own; they are printed.
         changes: constructor arguments to replace, e.g. `freeze`.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder is incomplete or its tensors do not fit its config.
+        FileNotFoundError, ValueError: if the folder is incomplete, names a foreign class, or its tensors do not fit.
         DamagedError: if a file is not what was written.
     """
     folder = Path(path).expanduser()
     config = read_saved(folder)
+    check_model(config["model_class"], config["hyper_parameters"], folder / "config.json", trust_code, changes)
     check_files(folder, config.get("digests", {}), "config.json")
     settings = inside(config["hyper_parameters"], folder)
     if dtype is not None:

@@ -48,9 +48,10 @@ class HFCausalLM(LLM):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        options = hub_options(model)
+        # None would ask on the terminal whether to run a model's own code, and do so after a y.
+        options = {**hub_options(model), "trust_remote_code": False}
         if attn_implementation is not None:
-            options = {**options, "attn_implementation": attn_implementation}
+            options["attn_implementation"] = attn_implementation
         lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), **options)
         self.dim = lm.get_input_embeddings().weight.shape[1]
         self.new_tokens = new_tokens

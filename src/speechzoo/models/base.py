@@ -28,6 +28,7 @@ from speechzoo.training.freeze import freeze, is_frozen, parameter_groups
 from speechzoo.training.fsdp2 import FSDP2Strategy
 from speechzoo.training.hollow import build_once
 from speechzoo.training.loss_metric import LossMean
+from speechzoo.trust import check_parts
 from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
 
 
@@ -314,6 +315,17 @@ class SpeechLLM(Answering, LightningModule, ABC):
         saved["trained"] = checkpoint.trained_names(self)
         saved["identity"] = self.identity
         saved["model_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust_code: bool = False, **kwargs: Any) -> Any:
+        """As Lightning's, for plain data and parts of ours alone; `speechzoo.hub.load_run` is the usual way.
+
+        Raises:
+            ValueError: if the checkpoint names a foreign class as a part, and `trust_code` is not given.
+        """
+        named = checkpoint.read(checkpoint_path).get("hyper_parameters", {})
+        check_parts({key: part for key, part in named.items() if key not in kwargs}, checkpoint_path, trust_code)
+        return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **kwargs})
 
     def on_load_checkpoint(self, saved: dict[str, Any]) -> None:
         checkpoint.check_trained(self, saved)

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from speechzoo.models import checkpoint
 from speechzoo.spec import to_factory, to_spec
+from speechzoo.trust import check_parts
 from speechzoo.vocoders import LatentNetConfig, LatentVocoder
 from speechzoo.vocoders.hifigan import HiFiGANGenerator
 
@@ -78,6 +79,13 @@ class LatentVocoderTraining(LightningModule):
                 "lr_scheduler": to_spec(lr_scheduler),
             }
         )
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust_code: bool = False, **kwargs: Any) -> Any:
+        """See `SpeechLLM.load_from_checkpoint`."""
+        named = checkpoint.read(checkpoint_path).get("hyper_parameters", {})
+        check_parts({key: part for key, part in named.items() if key not in kwargs}, checkpoint_path, trust_code)
+        return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **kwargs})
 
     def configure_model(self) -> None:
         """Build the vocoder around the voice's generator. Called by Lightning; again it does nothing."""

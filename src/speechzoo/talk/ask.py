@@ -33,6 +33,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="draw tokens at this temperature (default: the likeliest)")
     parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens of so much probability")
     parser.add_argument("--seed", type=int, help="of the draws")
+    parser.add_argument("--trust-code", action="store_true", help="import other people's classes that the model names")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
 
 
@@ -83,7 +84,7 @@ def _ask(args: argparse.Namespace) -> int:
     if not args.questions:
         spoken = [("text", question(text=args.text))]
     quiet(results_only=True)
-    talker = open_talker(args.model, args.vocoder, args.device)
+    talker = open_talker(args.model, args.vocoder, args.device, args.trust_code)
     if args.out is not None and not talker.sounds:
         raise ValueError(f"--out: {talker.missing_sound()}")
     for _, message in spoken:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     quiet(results_only=True)
     try:
-        talkers = open_all(args.models, args.vocoder, args.device)
+        talkers = open_all(args.models, args.vocoder, args.device, args.trust_code)
     except (ValueError, FileNotFoundError) as error:
         return tell_error(error, "speechzoo demo")
     for talker in talkers.values():
@@ -43,11 +43,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def open_all(sources: Sequence[str], vocoder: str | None, device: str | None) -> dict[str, Talker]:
+def open_all(
+    sources: Sequence[str], vocoder: str | None, device: str | None, trust_code: bool = False
+) -> dict[str, Talker]:
     """Models by name; a vocoder goes to those whose units it knows.
 
     Args:
         sources: `MODEL` or `NAME=MODEL`; the name otherwise is the last part of the path.
+        trust_code: see `open_talker`.
 
     Raises:
         ValueError, FileNotFoundError: see `open_talker`; also if the vocoder is for none of them.
@@ -58,7 +61,7 @@ def open_all(sources: Sequence[str], vocoder: str | None, device: str | None) ->
         name = name or _short(rest)
         while name in talkers:
             name += "'"
-        talkers[name] = open_talker(rest, device=device)
+        talkers[name] = open_talker(rest, device=device, trust_code=trust_code)
     if vocoder is not None:
         sound = open_vocoder(vocoder)
         speaking = [t for t in talkers.values() if getattr(t.model, "num_units", None) == sound.num_units]

@@ -20,6 +20,7 @@ from speechzoo.models.events import Voice
 from speechzoo.resolvers import register_resolvers
 from speechzoo.spec import to_factory
 from speechzoo.text import ChatPrompt, Message
+from speechzoo.trust import check_parts
 from speechzoo.types import StreamEvent
 from speechzoo.vocoders import VOCODER_FOLDERS, Vocoder, open_vocoder
 
@@ -78,7 +79,12 @@ class Talker:
         return f"; there is {found}" if (found / "config.json").is_file() else ""
 
 
-def open_talker(source: str, vocoder: str | Path | None = None, device: str | torch.device | None = None) -> Talker:
+def open_talker(
+    source: str,
+    vocoder: str | Path | None = None,
+    device: str | torch.device | None = None,
+    trust_code: bool = False,
+) -> Talker:
     """A model by its description, in eval mode.
 
     Args:
@@ -86,12 +92,13 @@ def open_talker(source: str, vocoder: str | Path | None = None, device: str | to
             YAML or JSON file that describes a cascade (see `open_cascade`).
         vocoder: folder of a vocoder; default: the one inside a saved form, if there is one.
         device: default: the first GPU if there is one, else the CPU.
+        trust_code: also take classes that are not speechzoo's own; they are printed.
 
     Raises:
         FileNotFoundError, ValueError: one line each, if something is not there, or does not fit.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    talker = Talker(source, *_open(source))
+    talker = Talker(source, *_open(source, trust_code))
     if isinstance(talker.model, Cascade):
         if vocoder is not None:
             raise ValueError(f"{source}: a cascade makes sound by its voice, it has no units for --vocoder")
@@ -120,7 +127,7 @@ def fitting(vocoder: Vocoder, model: Any, folder: str | Path) -> Vocoder:
     return vocoder
 
 
-def open_cascade(settings: dict[str, Any], where: str) -> tuple[Cascade, dict[str, Any]]:
+def open_cascade(settings: dict[str, Any], where: str, trust_code: bool = False) -> tuple[Cascade, dict[str, Any]]:
     """A cascade and its sound.
 
     Args:
@@ -129,19 +136,23 @@ def open_cascade(settings: dict[str, Any], where: str) -> tuple[Cascade, dict[st
             `{class_path, init_args}`), `prompt` (arguments of `ChatPrompt`, where the LLM is none of ours), `voice`
             (`piper-joe`, the quickstart's, or `{class_path, init_args}`).
         where: what messages call it.
+        trust_code: also take an `llm` or a `voice` of classes that are not speechzoo's own.
 
     Raises:
-        ValueError: if a key is unknown or missing.
+        ValueError: if a key is unknown or missing, or names a foreign class: a description may lie in a folder that
+            was downloaded, so it is trusted no more than what comes with weights.
     """
     if unknown := sorted(set(settings) - set(KEYS)):
         raise ValueError(f"{where}: a cascade has no {unknown[0]!r}; there are {', '.join(KEYS)}")
     if missing := [key for key in ("recognizer", "llm") if not settings.get(key)]:
         raise ValueError(f"{where}: names no {missing[0]}")
     llm, prompt = settings["llm"], settings.get("prompt")
+    named = {key: settings[key] for key in ("llm", "voice") if isinstance(settings.get(key), dict)}
+    check_parts(named, where, trust_code)
     if isinstance(llm, str) and _is_ours(llm):
         if prompt is not None:
             raise ValueError(f"{where}: `prompt` is that of {llm}; leave it out")
-        owner = load(llm)
+        owner = load(llm, trust_code)
         llm, chat = owner.llm, owner.prompt
     else:
         tokenizer = llm if isinstance(llm, str) else (llm.get("init_args") or {}).get("model")
@@ -153,10 +164,10 @@ def open_cascade(settings: dict[str, Any], where: str) -> tuple[Cascade, dict[st
     return cascade, {"voice": _voice(settings["voice"])} if settings.get("voice") else {}
 
 
-def _open(source: str) -> tuple[SpeechLLM | Cascade, dict[str, Any]]:
+def _open(source: str, trust_code: bool) -> tuple[SpeechLLM | Cascade, dict[str, Any]]:
     if source.startswith(CASCADE):
         run = source[len(CASCADE) :]
-        owner = load(run)
+        owner = load(run, trust_code)
         whisper = getattr(owner, "specs", {}).get("encoder", {}).get("init_args", {}).get("model")
         if not whisper:
             raise ValueError(f"{source}: the encoder of {run} is no Whisper; describe the cascade in a YAML file")
@@ -165,8 +176,8 @@ def _open(source: str) -> tuple[SpeechLLM | Cascade, dict[str, Any]]:
     if path.suffix in (".yaml", ".yml", ".json"):
         if not path.is_file():
             raise FileNotFoundError(f"{source}: no such file")
-        return open_cascade(_read(path), source)
-    return load(source), {}
+        return open_cascade(_read(path), source, trust_code)
+    return load(source, trust_code), {}
 
 
 def _read(path: Path) -> dict[str, Any]:

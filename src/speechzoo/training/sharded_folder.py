@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint import load as dcp_load
 from torch.distributed.checkpoint import save as dcp_save
 from torch.distributed.checkpoint.api import CheckpointException
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from speechzoo.digests import DamagedError, check_files, file_digest
 from speechzoo.files import check_room, discard, telling_room
 from speechzoo.training.checkpoint_io import num_bytes, part_of, put, read_file, save_synced, telling_damage
+from speechzoo.training.shard_reader import ShardReader
 
 PLAIN = "meta.pt"
 
@@ -144,7 +145,7 @@ def load_sharded(path: Path, saved: dict[str, Any], weights: dict[str, Tensor], 
     if found := [text for text in _gathered(told) if text]:
         raise DamagedError(found[0])
     tensors: dict[str, Any] = {name: weight.data for name, weight in weights.items()}
-    names = FileSystemReader(path).read_metadata().state_dict_metadata
+    names = ShardReader(path).read_metadata().state_dict_metadata
     states = []
     for number, optimizer in enumerate(optimizers):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -155,7 +156,7 @@ def load_sharded(path: Path, saved: dict[str, Any], weights: dict[str, Tensor], 
                 _, index, key = name.split(".", 2)
                 tensors[name] = state[int(index)][key] = torch.zeros_like(parameters[int(index)].data)
         states.append({**saved_state, "state": state})
-    dcp_load(tensors, storage_reader=FileSystemReader(path))
+    dcp_load(tensors, storage_reader=ShardReader(path))
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(state)
 
@@ -179,8 +180,8 @@ def read_whole(path: Path) -> dict[str, Any]:
 def _read_tensors(path: Path) -> dict[str, Any]:
     tensors: dict[str, Any] = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in FileSystemReader(path).read_metadata().state_dict_metadata.items()
+        for name, entry in ShardReader(path).read_metadata().state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
-    dcp_load(tensors, storage_reader=FileSystemReader(path), no_dist=True)
+    dcp_load(tensors, storage_reader=ShardReader(path), no_dist=True)
     return tensors

@@ -222,8 +222,10 @@ class SpeechLLM(Answering, LightningModule, ABC):
         for name, value in out.losses.items():
             if local[name]:
                 self.log(f"train/{name}_loss", value.detach(), prog_bar=True, batch_size=len(batch))
-        for name, number in out.counters.items():
-            self.log(f"train/{name}", float(number), batch_size=len(batch), reduce_fx="sum", on_epoch=True)
+        for name, number in out.counters.items():  # of all processes, each of which has the same names
+            self.log(
+                f"train/{name}", float(number), batch_size=len(batch), reduce_fx="sum", on_epoch=True, sync_dist=True
+            )
         self.log(
             "train/loss", sum(self.loss_weights[n] * v.detach() for n, v in out.losses.items()), batch_size=len(batch)
         )

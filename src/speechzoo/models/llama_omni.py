@@ -77,6 +77,7 @@ class LLaMAOmni(SpeechLLM):
                 states = result.hidden[:1, :1]
             out = self.unit_decoder(states, batch.input_ids.new_ones(1))
             result.sums["ctc"] = 0.0 * out.logits.sum()
+            result.counters["infeasible_units"] = 0
             return
         states, lens = batch.answer_states, batch.answer_state_lens
         if states is None:

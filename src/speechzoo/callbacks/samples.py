@@ -43,11 +43,11 @@ class SampleTable(Callback):
     Args:
         num: questions to answer.
         every_n_val: answer after every n-th validation.
-        max_new_tokens: longest answer, in tokens.
+        max_new_tokens: longest answer, in tokens; default: the model's own setting, 64 if it has none.
         key: name of the table in the loggers.
     """
 
-    def __init__(self, num: int = 8, every_n_val: int = 1, max_new_tokens: int = 64, key: str = "val/samples") -> None:
+    def __init__(self, num: int = 8, every_n_val: int = 1, max_new_tokens: int | None = None, key: str = "val/samples") -> None:
         if num < 1 or every_n_val < 1:
             raise ValueError(f"num and every_n_val must be at least 1, got {num} and {every_n_val}")
         self.num, self.every_n_val, self.max_new_tokens, self.key = num, every_n_val, max_new_tokens, key
@@ -88,7 +88,8 @@ class SampleTable(Callback):
         for questions in self._questions:
             batch = trainer.strategy.batch_to_device(questions.batch)
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                reply = pl_module.respond(batch, max_new_tokens=self.max_new_tokens)
+                own = getattr(pl_module, "generation", {}).get("max_new_tokens", 64)
+                reply = pl_module.respond(batch, max_new_tokens=self.max_new_tokens or own)
             if trainer.is_global_zero:
                 rows += _rows(questions, reply, pl_module.prompt.decode, _datamodule(trainer))
         if trainer.is_global_zero:

@@ -18,6 +18,7 @@ from speechzoo.adaptors import Adaptor
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.encoders import Encoder
 from speechzoo.llms import LLM
+from speechzoo.llms.sampling import Decoding
 from speechzoo.models import checkpoint
 from speechzoo.models.answering import Answering
 from speechzoo.ranks import any_rank, is_sharded
@@ -51,6 +52,8 @@ class SpeechLLM(Answering, LightningModule, ABC):
         lr_scheduler: makes the schedule from (optimizer, number of optimizer steps); None keeps the rate.
         lr_scale: learning-rate factors by pattern over parameter names.
         init_from: checkpoints (or run folders) of earlier stages whose trained weights are loaded, in order.
+        generation: how answers are generated where nothing else is asked for: `{max_new_tokens: 256, do_sample: false,
+            temperature: ..., ...}`, see `Decoding`.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class SpeechLLM(Answering, LightningModule, ABC):
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
         lr_scale: dict[str, float] | None = None,
         init_from: list[str] | None = None,
+        generation: dict[str, Any] | None = None,
         **extra_parts: Any,
     ) -> None:
         super().__init__()
@@ -76,6 +80,7 @@ class SpeechLLM(Answering, LightningModule, ABC):
         self.scheduler_factory = None if lr_scheduler is None else to_factory(to_spec(lr_scheduler))
         self.lr_scale = dict(lr_scale or {})
         self.init_from = [init_from] if isinstance(init_from, str) else list(init_from or [])
+        self.generation = Decoding.defaults(generation)
         self.save_hyperparameters(
             {
                 **self.specs,
@@ -85,6 +90,7 @@ class SpeechLLM(Answering, LightningModule, ABC):
                 "lr_scheduler": to_spec(lr_scheduler),
                 "lr_scale": self.lr_scale,
                 "init_from": self.init_from,
+                "generation": self.generation,
             }
         )
         self.prompt: ChatPrompt = to_factory(self.specs["prompt"])()

@@ -159,7 +159,7 @@ class LLaMAOmni(SpeechLLM):
     def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
         """Text and units of each answer, from the states the LLM wrote it with."""
         check_question(batch)
-        options = {"eos_token_id": self.prompt.stop_ids, **generate}
+        options = self.answer_options(**generate)
         answer = self.llm.generate_states(
             batch.input_ids,
             batch.attention_mask,
@@ -168,7 +168,7 @@ class LLaMAOmni(SpeechLLM):
             **options,
         )
         units = self.unit_decoder.decode(answer.states, answer.lens)
-        return SpeechReply([self.prompt.decode(ids) for ids in answer.ids], units=units)
+        return SpeechReply([self.prompt.decode(ids) for ids in answer.ids], units=units, stopped=self.stopped(answer.ids, **generate))
 
 
 def answer_states(hidden: Tensor, turns: Tensor, where: Tensor, align: str) -> tuple[Tensor, Tensor]:

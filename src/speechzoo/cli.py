@@ -20,6 +20,7 @@ import speechzoo
 
 # Imported so that their classes have short names on the command line.
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
+from speechzoo.evaluation.answer_scores import AnswerScores
 from speechzoo.resolvers import register_resolvers
 from speechzoo.spec import resolve
 from speechzoo.text import ChatPrompt  # noqa: F401
@@ -146,7 +147,7 @@ def run(args: ArgsType = None, cli: type[ZooCLI] = ZooCLI) -> ZooCLI:
         save_config_callback=SaveConfig,
         save_config_kwargs={"config_filename": "config.yaml"},
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [callbacks.ExactResume()]},
+        trainer_defaults={"callbacks": [callbacks.ExactResume(), AnswerScores()]},
         args=args,
     )
 

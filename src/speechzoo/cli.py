@@ -20,6 +20,7 @@ from speechzoo import adaptors, callbacks, data, encoders, llms, models, trainin
 from speechzoo.arguments import Parser
 from speechzoo.callbacks.checkpoints import separate
 from speechzoo.callbacks.run_folder import RunFolder, checkpoint_of
+from speechzoo.evaluation.answer_scores import AnswerScores
 from speechzoo.resolvers import register_resolvers
 from speechzoo.terminal import quiet, run_command
 from speechzoo.text import ChatPrompt  # noqa: F401
@@ -111,7 +112,7 @@ def run(args: ArgsType = None, cli: type[ZooCLI] = ZooCLI) -> ZooCLI:
         save_config_callback=RunFolder,
         save_config_kwargs={"config_filename": "config.yaml"},
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [callbacks.ExactResume()]},
+        trainer_defaults={"callbacks": [callbacks.ExactResume(), AnswerScores()]},
         args=args,
     )
 

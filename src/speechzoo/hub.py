@@ -47,7 +47,7 @@ def load_run(path: str | Path, trust_code: bool = False, **changes: Any) -> Spee
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
-        ValueError: if the checkpoint does not say which model it holds, or does not fit it; if it names a foreign class.
+        ValueError: if the checkpoint does not say which model it holds, or does not fit it, or names a foreign class.
     """
     file = find(path)
     saved = read(file)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -47,3 +49,17 @@ def leave() -> None:
     after all work was done. Lightning does so for NCCL only."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def gather_rows(rows: Sequence[tuple[int, Any]]) -> list[Any]:
+    """The rows of all processes, given with the number of their batch: in order of batches, then of processes.
+
+    That is the order of the data where the batches were dealt out in turn. A collective call.
+    """
+    everyone: list[Any] = [None] * world_size()
+    if len(everyone) == 1:
+        everyone = [rows]
+    else:
+        dist.all_gather_object(everyone, list(rows))
+    numbered = [(batch, rank, row) for rank, some in enumerate(everyone) for batch, row in some]
+    return [row for _, _, row in sorted(numbered, key=lambda entry: entry[:2])]

@@ -115,6 +115,7 @@ class SpeechReply:
     audio: list[Tensor] | None = None  # B times [T]
     sample_rate: int | None = None  # Hz
     heard: list[str] | None = None  # what a cascade's recogniser wrote down
+    stopped: list[bool] | None = None  # by a stop token, not cut off by `max_new_tokens`
 
 
 @dataclass

@@ -115,3 +115,29 @@ def test_wrong_use_is_refused():
         bootstrap_ratio([(1, 2)], confidence=95)
     with pytest.raises(ValueError, match="1 groups for 2 items"):
         bootstrap_ratio([(1, 2), (1, 2)], groups=["a"])
+
+
+def test_median_of_groups_is_that_of_whole_groups_drawn():
+    values = [1.0, 2.0, 3.0, 4.0, 100.0, 7.0]
+    assert bootstrap_median(values, groups=range(6)) == bootstrap_median(values)
+    # One question asked a hundred times is one observation: its repeats may all be missing, or all be there.
+    repeated = [1.0] * 100 + [2.0] * 3
+    groups = [0] * 100 + [1, 2, 3]
+    assert bootstrap_median(repeated).high == 1
+    assert bootstrap_median(repeated, groups) == (1, 1, 2)
+    with pytest.raises(ValueError, match="1 groups for 2 items"):
+        bootstrap_median([1.0, 2.0], groups=["a"])
+
+
+def test_median_of_groups_against_plain_resampling():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 12, size=40)
+    values = rng.normal(size=40) + groups
+    found = bootstrap_median(values, groups.tolist(), resamples=4000)
+    names = np.unique(groups)
+    drawn = []
+    for _ in range(4000):
+        picked = rng.choice(names, size=len(names))
+        drawn.append(np.median(np.concatenate([values[groups == name] for name in picked])))
+    assert found.value == np.median(values)
+    assert (found.low, found.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.5)

@@ -44,7 +44,7 @@ class SampleTable(Callback):
     Args:
         num: questions to answer.
         every_n_val: answer after every n-th validation.
-        max_new_tokens: longest answer, in tokens.
+        max_new_tokens: longest answer, in tokens; default: the model's own setting, 64 if it has none.
         key: name of the table in the loggers.
         vocoder: folder of a vocoder (see `open_vocoder`) for the units of a model that speaks: the answers are then
             heard in W&B as well. It runs on the CPU, in rank 0.
@@ -57,11 +57,11 @@ class SampleTable(Callback):
         self,
         num: int = 8,
         every_n_val: int = 1,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         key: str = "val/samples",
         vocoder: str | None = None,
     ) -> None:
-        if num < 1 or every_n_val < 1 or max_new_tokens < 1:
+        if num < 1 or every_n_val < 1 or (max_new_tokens is not None and max_new_tokens < 1):
             given = f"{num}, {every_n_val} and {max_new_tokens}"
             raise ValueError(f"num, every_n_val and max_new_tokens must be at least 1, got {given}")
         self.num, self.every_n_val, self.max_new_tokens, self.key = num, every_n_val, max_new_tokens, key
@@ -116,7 +116,8 @@ class SampleTable(Callback):
         for questions in self._questions:
             batch = trainer.strategy.batch_to_device(questions.batch)
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                reply = pl_module.respond(batch, max_new_tokens=self.max_new_tokens)
+                own = getattr(pl_module, "generation", {}).get("max_new_tokens", 64)
+                reply = pl_module.respond(batch, max_new_tokens=self.max_new_tokens or own)
             if trainer.is_global_zero:
                 if self._vocoder is not None and reply.audio is None and reply.units is not None:
                     reply.audio = self._vocoder([units.cpu() for units in reply.units])

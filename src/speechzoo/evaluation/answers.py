@@ -16,10 +16,12 @@ from speechzoo.metrics import (
     RougeL,
     UnitErrorRate,
     WordErrorRate,
+    answer_tokens,
     bootstrap_median,
     bootstrap_ratio,
-    normalise_english,
+    speech_words,
 )
+from speechzoo.metrics.normalise import ENGLISH, OTHERS, is_english
 
 Counts = list[tuple[float, int]]
 
@@ -44,6 +46,7 @@ class Answer:
     reply_seconds: float | None = None  # length of the spoken answer
     spoken: str | None = None  # what a recogniser wrote down of the spoken answer
     quality: dict[str, float] | None = None  # predicted mean opinion scores of the spoken answer, by predictor
+    stopped: bool | None = None  # by itself, not cut off at the longest answer allowed; None where nobody looked
 
 
 def save_answers(path: str | Path, answers: Iterable[Answer]) -> None:
@@ -123,13 +126,29 @@ MEASURES: tuple[Measure, ...] = (
 def words_per_second(answers: Iterable[Answer]) -> float | None:
     """Words of the spoken answers by their length; None if nothing was spoken."""
     spoken = [answer for answer in answers if answer.reply_seconds]
-    words = sum(len(normalise_english(answer.text).split()) for answer in spoken)
+    words = sum(len(speech_words(answer.text)) for answer in spoken)
     return words / sum(answer.reply_seconds for answer in spoken) if spoken else None
 
 
 def question_groups(answers: Iterable[Answer]) -> list[Hashable]:
-    """One group per distinct question: the same words at another speed or voice are not a new observation."""
-    return [normalise_english(answer.question) for answer in answers]
+    """One group per distinct question: the same words at another speed or voice are not a new observation.
+
+    A question whose words are not known is told by its sound, or by its id.
+    """
+    return [tuple(answer_tokens(a.question)) or a.question.strip() or a.audio or a.id for a in answers]
+
+
+def cut_answers(answers: Iterable[Answer]) -> int | None:
+    """How many were cut off at the longest answer allowed; None where nobody looked."""
+    known = [not answer.stopped for answer in answers if answer.stopped is not None]
+    return sum(known) if known else None
+
+
+def normalisers(answers: Iterable[Answer]) -> str:
+    """How the texts of the error rates were normalised and what counts as a word, in one sentence for a table."""
+    kinds = sorted({is_english(answer.reference) for answer in answers}, reverse=True)
+    used = "; ".join({True: f"{ENGLISH} (words)", False: f"other scripts: {OTHERS}"}[kind] for kind in kinds)
+    return f"WER and CER after {used}. Exact match and ROUGE-L keep signs, brackets and fillers." if used else ""
 
 
 def score(answers: Sequence[Answer], seed: int = 0) -> dict[str, Interval]:
@@ -148,9 +167,10 @@ def score(answers: Sequence[Answer], seed: int = 0) -> dict[str, Interval]:
         heard = [answer for answer in answers if name in (answer.quality or {})]
         values = [((answer.quality or {})[name], 1.0) for answer in heard]
         scores[name] = bootstrap_ratio(values, question_groups(heard), seed=seed)
-    seconds = [answer.seconds for answer in answers if answer.seconds is not None]
-    if seconds:
-        scores["seconds"] = bootstrap_median(seconds, seed=seed)
+    timed = [answer for answer in answers if answer.seconds is not None]
+    if timed:
+        seconds = [float(answer.seconds or 0.0) for answer in timed]
+        scores["seconds"] = bootstrap_median(seconds, question_groups(timed), seed=seed)
     return scores
 
 

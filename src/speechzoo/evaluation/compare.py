@@ -13,6 +13,8 @@ from speechzoo.evaluation.answers import (
     MEASURES,
     Answer,
     Measure,
+    cut_answers,
+    normalisers,
     quality_names,
     question_groups,
     score,
@@ -86,7 +88,11 @@ class SystemResult:
 
 def comparison_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
     """The main table: a column per system, 95 % bootstrap intervals beside the scores."""
-    table = Table(["", *(system.name for system in systems)], caption="Systems compared; 95 % bootstrap intervals.")
+    stated = normalisers(answer for system in systems for answer in system.answers)
+    table = Table(
+        ["", *(system.name for system in systems)],
+        caption=f"Systems compared; 95 % bootstrap intervals. {stated}".rstrip(),
+    )
     scores = [score(system.answers, seed) for system in systems]
     table.add("Size")
     table.add("Total parameters", *(count(s.total_parameters) for s in systems))
@@ -99,6 +105,9 @@ def comparison_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
     table.add("Final validation loss", *(_trained(s, _by_stage(s, "val_loss")) for s in systems))
     table.add("Answers to held-out questions")
     table.add("Questions answered", *(str(len(s.answers)) for s in systems))
+    cut = [cut_answers(s.answers) for s in systems]
+    if any(number is not None for number in cut):
+        table.add("Answers cut off ↓", *(NOT_MEASURED if number is None else str(number) for number in cut))
     for measure in MEASURES:
         if any(measure.key in values for values in scores):
             arrow = "↑" if measure.higher_is_better else "↓"

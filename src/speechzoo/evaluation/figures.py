@@ -32,12 +32,13 @@ def read_curve(files: Sequence[Path], columns: Sequence[str]) -> Curve:
     for file in files:
         with file.open(newline="", encoding="utf-8") as handle:
             rows = list(csv.DictReader(handle))
-        steps = [int(float(row["step"])) for row in rows]
-        if steps:
-            points = {step: value for step, value in points.items() if step < min(steps)}
         column = next((c for c in columns if rows and c in rows[0]), None)
+        if column is None:  # the scores of a test, which continues nothing
+            continue
+        steps = [int(float(row["step"])) for row in rows]
+        points = {step: value for step, value in points.items() if step < min(steps)}
         for step, row in zip(steps, rows, strict=True):
-            if column is not None and row[column] not in ("", None):
+            if row[column] not in ("", None):
                 points[step] = float(row[column])
     ordered = sorted(points)
     return np.array(ordered, dtype=int), np.array([points[s] for s in ordered], dtype=float)

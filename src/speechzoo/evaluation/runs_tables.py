@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from speechzoo.evaluation.answers import MEASURES, Answer, Measure, question_groups
+from speechzoo.evaluation.answers import MEASURES, Answer, Measure, cut_answers, normalisers, question_groups
 from speechzoo.evaluation.runs import Run
 from speechzoo.evaluation.settings import MISSING, Group, between, short_names, varying
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, count, megabytes, number, percent, points, seconds
@@ -79,8 +79,14 @@ def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
     header = ["Run", "Model", *(short[key] for key in shown), "Seeds", "Train loss", "Validation loss"]
     for measure in measures:
         header.append(f"{measure.name} {'↑' if measure.higher_is_better else '↓'}")
-    table = Table(header, caption="Mean ± standard deviation over seeds; in brackets 95 % bootstrap over questions.")
-    for group in groups:
+    answered = [[answer for run in group.runs for answer in run.answers] for group in groups]
+    cut = [cut_answers(answers) for answers in answered]
+    if any(number is not None for number in cut):
+        header.append("Answers cut off ↓")
+    stated = normalisers(answer for answers in answered for answer in answers)
+    caption = "Mean ± standard deviation over seeds; in brackets 95 % bootstrap over questions."
+    table = Table(header, caption=f"{caption} {stated}".rstrip())
+    for group, answers, number in zip(groups, answered, cut, strict=True):
         cells = [group.names, group.architecture, *(group.settings.get(key, MISSING) for key in shown)]
         cells.append(", ".join(run.seed for run in group.runs))
         row = [Cell(cell) for cell in cells]
@@ -91,6 +97,8 @@ def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
                 low, high = (percent(value).removesuffix(" %") for value in (found.low, found.high))
                 cell = cell._replace(detail=f"{cell.detail} [{low}, {high}]".strip())
             row.append(cell)
+        if "Answers cut off ↓" in header:
+            row.append(Cell(NOT_MEASURED if number is None else f"{number} of {len(answers)}"))
         table.add(*row)
     return table
 

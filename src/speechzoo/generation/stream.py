@@ -76,6 +76,7 @@ def collect(events: Iterable[StreamEvent]) -> SpeechReply:
         audio=[torch.cat(waves[row]) if row in waves else torch.zeros(0) for row in sorted(ends)] if waves else None,
         sample_rate=rate,
         heard=heard if any(end.heard is not None for end in rows) else None,
+        stopped=[end.stopped for end in rows],
     )
 
 

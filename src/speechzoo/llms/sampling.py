@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -58,6 +58,29 @@ class Decoding:
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(f"generation has no setting {unknown[0]!r}; there are {', '.join(known)}")
         return cls(**options)
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Settings of a configuration, checked.
+
+        Raises:
+            ValueError: as `of`; the message names the place.
+        """
+        try:
+            cls.of(**(given or {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"model.generation: {error}") from error
+        return dict(given or {})
+
+    @staticmethod
+    def merged(stop_ids: Any, defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of one answer: those asked for, else the model's.
+
+        A temperature that is asked for draws tokens, whatever the model's `do_sample` says.
+        """
+        draws = any(asked.get(name) is not None for name in ("temperature", "top_k", "top_p"))
+        known = {key: value for key, value in defaults.items() if not (draws and key == "do_sample")}
+        return {"eos_token_id": stop_ids, **known, **asked}
 
     @property
     def stop_ids(self) -> set[int]:

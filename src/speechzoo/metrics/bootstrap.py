@@ -7,7 +7,7 @@ confidence intervals in ASR performance evaluation", ICASSP 2004, which also has
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,14 +58,25 @@ def bootstrap_ratio(
 
 
 def bootstrap_median(
-    values: Sequence[float], resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+    values: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
 ) -> Interval:
-    """Median of the items and its interval."""
+    """Median of the items and its interval; items of one group are drawn together, see `bootstrap_ratio`."""
     items = np.asarray(values, dtype=float)
     if items.size == 0:
         return Interval(np.nan, np.nan, np.nan)
-    index = np.random.default_rng(seed).integers(0, items.size, size=(resamples, items.size))
-    return Interval(float(np.median(items)), *_percentiles(np.median(items[index], axis=1), confidence))
+    order = np.argsort(items, kind="stable")
+    ranked, group = items[order], _group_index(items.size, groups)[order]
+    medians = []
+    for times in _draws(int(group.max()) + 1, resamples, seed, width=items.size):
+        upto = times[:, group].cumsum(axis=1)  # items of the resample up to and including each of the ranked ones
+        total = upto[:, -1:]
+        middle = [ranked[(upto > place).argmax(axis=1)] for place in ((total - 1) // 2, total // 2)]
+        medians.append((middle[0] + middle[1]) / 2)
+    return Interval(float(np.median(items)), *_percentiles(np.concatenate(medians), confidence))
 
 
 def paired_bootstrap(
@@ -101,21 +112,33 @@ def paired_bootstrap(
 def _group_sums(items: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
     if groups is None:
         return items
-    if len(groups) != len(items):
-        raise ValueError(f"{len(groups)} groups for {len(items)} items")
-    order: dict[Hashable, int] = {}
-    index = [order.setdefault(group, len(order)) for group in groups]
-    sums = np.zeros((len(order), items.shape[1]))
+    index = _group_index(len(items), groups)
+    sums = np.zeros((index.max(initial=-1) + 1, items.shape[1]))
     np.add.at(sums, index, items)
     return sums
 
 
+def _group_index(size: int, groups: Sequence[Hashable] | None) -> np.ndarray:
+    """Number of each item's group, `[size]`."""
+    if groups is None:
+        return np.arange(size)
+    if len(groups) != size:
+        raise ValueError(f"{len(groups)} groups for {size} items")
+    order: dict[Hashable, int] = {}
+    return np.array([order.setdefault(group, len(order)) for group in groups], dtype=int)
+
+
 def _draw(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums over resampled groups `[resamples, columns]`; a resample is a row of multinomial counts."""
-    n, rng = len(sums), np.random.default_rng(seed)
-    chunk = max(1, 2_000_000 // n)  # rows at a time, so that memory does not grow with the test set
-    sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
-    return np.concatenate([rng.multinomial(n, np.full(n, 1 / n), size=size) @ sums for size in sizes])
+    """Sums over resampled groups `[resamples, columns]`."""
+    return np.concatenate([times @ sums for times in _draws(len(sums), resamples, seed)])
+
+
+def _draws(n: int, resamples: int, seed: int, width: int | None = None) -> Iterator[np.ndarray]:
+    """How often each of n groups is drawn, some resamples (rows of multinomial counts) at a time."""
+    rng = np.random.default_rng(seed)
+    chunk = max(1, 2_000_000 // (width or n))  # rows at a time, so that memory does not grow with the test set
+    for start in range(0, resamples, chunk):
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(chunk, resamples - start))
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ class Answering:
 
     prompt: ChatPrompt
     llm: LLM
+    generation: dict[str, Any]  # settings of answers where the caller gives none
 
     def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
         """LLM positions of all clips, `[N, A, H]`, `[N]`."""
@@ -30,15 +31,25 @@ class Answering:
 
     @torch.no_grad()
     def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
-        """Answer each row: what `stream` gives, collected; greedy unless told otherwise (see `Decoding`)."""
+        """Answer each row: what `stream` gives, collected; as `generation` says unless told otherwise (see
+        `Decoding`)."""
         check_question(batch)
         ids = self.answer_ids(batch, *self.encode(batch), **generate)
-        return SpeechReply([self.prompt.decode(row) for row in ids])
+        return SpeechReply([self.prompt.decode(row) for row in ids], stopped=self.stopped(ids, **generate))
 
     def answer_ids(self, batch: SpeechBatch, speech: Tensor, speech_lens: Tensor, **generate: Any) -> list[Tensor]:
         """Generated ids of each row, without the prompt, for clips that are encoded already. `B times [M]`."""
-        options = {"eos_token_id": self.prompt.stop_ids, **generate}
+        options = self.answer_options(**generate)
         return self.llm.generate(batch.input_ids, batch.attention_mask, speech, speech_lens, **options)
+
+    def answer_options(self, **generate: Any) -> dict[str, Any]:
+        """All settings of an answer: those given, the model's own, the prompt's stop tokens."""
+        return Decoding.merged(self.prompt.stop_ids, self.generation, generate)
+
+    def stopped(self, ids: list[Tensor], **generate: Any) -> list[bool]:
+        """Whether each answer ended by a stop token, not cut off by `max_new_tokens`."""
+        stop = Decoding.of(**self.answer_options(**generate)).stop_ids
+        return [len(row) > 0 and int(row[-1]) in stop for row in ids]
 
     def stream(
         self,
@@ -67,7 +78,7 @@ class Answering:
         """
         check_question(batch)
         speaker = Speaker(self.answer_decoder, vocoder, chunk_units, context_units, unit_tokens)
-        options = {"eos_token_id": self.prompt.stop_ids, **generate}
+        options = self.answer_options(**generate)
         return self._stream(batch, speaker, options, Decoding.of(**options).stop_ids)
 
     @property

@@ -18,6 +18,7 @@ from speechzoo.adaptors import Adaptor
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.encoders import Encoder
 from speechzoo.llms import LLM
+from speechzoo.llms.sampling import Decoding
 from speechzoo.models import checkpoint
 from speechzoo.models.answering import Answering
 from speechzoo.ranks import any_rank, is_sharded
@@ -52,6 +53,8 @@ class SpeechLLM(Answering, LightningModule, ABC):
         lr_scheduler: makes the schedule from (optimizer, number of optimizer steps); None keeps the rate.
         lr_scale: learning-rate factors by pattern over parameter names.
         init_from: checkpoints (or run folders) of earlier stages whose trained weights are loaded, in order.
+        generation: how answers are generated where nothing else is asked for: `{max_new_tokens: 256, do_sample: false,
+            temperature: ..., ...}`, see `Decoding`.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class SpeechLLM(Answering, LightningModule, ABC):
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
         lr_scale: dict[str, float] | None = None,
         init_from: list[str] | None = None,
+        generation: dict[str, Any] | None = None,
         **extra_parts: Any,
     ) -> None:
         super().__init__()
@@ -80,6 +84,7 @@ class SpeechLLM(Answering, LightningModule, ABC):
         for pattern, factor in self.lr_scale.items():
             at_least(0, "model.lr_scale", **{repr(pattern): factor})
         self.init_from = [init_from] if isinstance(init_from, str) else list(init_from or [])
+        self.generation = Decoding.defaults(generation)
         self.save_hyperparameters(
             {
                 **self.specs,
@@ -89,6 +94,7 @@ class SpeechLLM(Answering, LightningModule, ABC):
                 "lr_scheduler": to_spec(lr_scheduler),
                 "lr_scale": self.lr_scale,
                 "init_from": self.init_from,
+                "generation": self.generation,
             }
         )
         self.prompt: ChatPrompt = to_factory(self.specs["prompt"])()
@@ -239,8 +245,10 @@ class SpeechLLM(Answering, LightningModule, ABC):
         for name, value in out.losses.items():
             if local[name]:
                 self.log(f"train/{name}_loss", value.detach(), prog_bar=True, batch_size=len(batch))
-        for name, number in out.counters.items():
-            self.log(f"train/{name}", float(number), batch_size=len(batch), reduce_fx="sum", on_epoch=True)
+        for name, number in out.counters.items():  # of all processes, each of which has the same names
+            self.log(
+                f"train/{name}", float(number), batch_size=len(batch), reduce_fx="sum", on_epoch=True, sync_dist=True
+            )
         self.log(
             "train/loss", sum(self.loss_weights[n] * v.detach() for n, v in out.losses.items()), batch_size=len(batch)
         )

@@ -35,6 +35,7 @@ class Cascade(nn.Module):
         llm: makes the language model, or is one: the LLM of a trained model can be shared.
         prompt: makes the chat prompt, or is one.
         language: of the speech, as Whisper's code.
+        generation: see `SpeechLLM`.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class Cascade(nn.Module):
         llm: LLM | Callable[[list[int]], LLM],
         prompt: ChatPrompt | Callable[[], ChatPrompt],
         language: str = "en",
+        generation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.prompt = prompt if isinstance(prompt, ChatPrompt) else to_factory(to_spec(prompt))()
         self.llm = llm if isinstance(llm, LLM) else to_factory(to_spec(llm))(self.prompt.new_tokens)
         self.recognizer, _ = load_whisper(recognizer)
-        self.language = language
+        self.language, self.generation = language, Decoding.defaults(generation)
         self.eval()
 
     @torch.no_grad()
@@ -83,8 +85,10 @@ class Cascade(nn.Module):
             ValueError: if the batch holds cached features instead of sound, or an empty clip.
         """
         text, heard = self.read(batch)
-        ids = self.llm.generate(*self._prompt(text), **{"eos_token_id": self.prompt.stop_ids, **generate})
-        return SpeechReply([self.prompt.decode(row) for row in ids], heard=heard)
+        options = Decoding.merged(self.prompt.stop_ids, self.generation, generate)
+        ids, stop = self.llm.generate(*self._prompt(text), **options), Decoding.of(**options).stop_ids
+        stopped = [len(row) > 0 and int(row[-1]) in stop for row in ids]
+        return SpeechReply([self.prompt.decode(row) for row in ids], heard=heard, stopped=stopped)
 
     def stream(self, batch: SpeechBatch, voice: Voice | None = None, **generate: Any) -> Iterator[StreamEvent]:
         """Answer each row in events, as `SpeechLLM.stream`: text while it is written and, with a voice, each sentence's
@@ -96,7 +100,7 @@ class Cascade(nn.Module):
         """
         check_question(batch)
         speaker = Speaker(voice=voice)
-        options = {"eos_token_id": self.prompt.stop_ids, **generate}
+        options = Decoding.merged(self.prompt.stop_ids, self.generation, generate)
         return self._stream(batch, speaker, options, Decoding.of(**options).stop_ids)
 
     def _stream(

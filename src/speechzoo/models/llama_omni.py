@@ -77,6 +77,7 @@ class LLaMAOmni(SpeechLLM):
                 states = result.hidden[:1, :1]
             out = self.unit_decoder(states, batch.input_ids.new_ones(1))
             result.sums["ctc"] = 0.0 * out.logits.sum()
+            result.counters["infeasible_units"] = 0
             return
         states, lens = batch.answer_states, batch.answer_state_lens
         if states is None:
@@ -158,7 +159,7 @@ class LLaMAOmni(SpeechLLM):
     def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
         """Text and units of each answer, from the states the LLM wrote it with."""
         check_question(batch)
-        options = {"eos_token_id": self.prompt.stop_ids, **generate}
+        options = self.answer_options(**generate)
         answer = self.llm.generate_states(
             batch.input_ids,
             batch.attention_mask,
@@ -167,7 +168,9 @@ class LLaMAOmni(SpeechLLM):
             **options,
         )
         units = self.unit_decoder.decode(answer.states, answer.lens)
-        return SpeechReply([self.prompt.decode(ids) for ids in answer.ids], units=units)
+        return SpeechReply(
+            [self.prompt.decode(ids) for ids in answer.ids], units=units, stopped=self.stopped(answer.ids, **generate)
+        )
 
 
 def answer_states(hidden: Tensor, turns: Tensor, where: Tensor, align: str) -> tuple[Tensor, Tensor]:

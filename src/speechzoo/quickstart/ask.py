@@ -102,6 +102,7 @@ def answer_questions(
                     seen=not row["unseen"],
                     audio=os.path.relpath(folder / row["question_audio"], target.parent.parent),
                     reply_audio=None,
+                    stopped=reply.stopped[index] if reply.stopped else None,
                 )
             )
         if progress is not None:

@@ -13,7 +13,7 @@ import soundfile
 from speechzoo.data.parts import is_data
 from speechzoo.files import keep_inputs, same_file
 from speechzoo.talk.questions import check_audible, question, read_history, sounds_of, write_history
-from speechzoo.talk.session import MAX_NEW_TOKENS, Session
+from speechzoo.talk.session import Session
 from speechzoo.talk.sources import open_talker
 from speechzoo.terminal import quiet, tell_error
 from speechzoo.text import Message
@@ -29,7 +29,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What every command that asks a model has in common."""
     parser.add_argument("--vocoder", metavar="DIR", help="vocoder for the model's units; default: that of a saved form")
     parser.add_argument("--chunk-units", type=int, metavar="N", help="units the vocoder waits for (default 40)")
-    parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, metavar="N", help="longest answer")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the model's)")
     parser.add_argument("--temperature", type=float, help="draw tokens at this temperature (default: the likeliest)")
     parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens of so much probability")
     parser.add_argument("--seed", type=int, help="of the draws")

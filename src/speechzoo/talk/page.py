@@ -46,7 +46,9 @@ def web_app(lobby: Lobby) -> FastAPI:
 
 def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
     """The page's components and what they do. Conversations are kept by browser tab, and forgotten when it closes."""
-    names, given = list(lobby.desks), lobby.generate.get
+    names = list(lobby.desks)
+    own = getattr(lobby.desks[names[0]].talker.model, "generation", {}) if names else {}
+    given = {**own, **lobby.generate}.get
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("## Talk to the models\nSpeak or write; answers come while they are being made.")
         with gr.Row():
@@ -62,8 +64,9 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")
                     clear = gr.Button("New conversation", elem_id="clear")
                 with gr.Accordion("Settings", open=False):
-                    tokens = gr.Slider(8, 512, given("max_new_tokens", MAX_NEW_TOKENS), step=8, label="Longest answer")
-                    heat = gr.Slider(0, 1.5, given("temperature", 0.0), step=0.1, label="Temperature")
+                    longest = given("max_new_tokens", MAX_NEW_TOKENS)
+                    tokens = gr.Slider(8, max(512, longest), longest, step=8, label="Longest answer")
+                    heat = gr.Slider(0, 1.5, given("temperature") or 0.0, step=0.1, label="Temperature")
                     omega = gr.Slider(10, 100, given("chunk_units", 40), step=10, label="Units a chunk (Ω)")
             columns, chats, players, figures = {}, {}, {}, {}
             with gr.Column(scale=4), gr.Row():

@@ -38,7 +38,8 @@ class Session:
             ValueError: if an answer is being given already, or see `Talker.stream`; the history is then as before.
         """
         self._check_idle()
-        options = {"max_new_tokens": MAX_NEW_TOKENS, **self.generate, **generate}
+        own = getattr(self.talker.model, "generation", {}).get("max_new_tokens", MAX_NEW_TOKENS)
+        options = {"max_new_tokens": own, **self.generate, **generate}
         messages = fitting(self.talker.model, [*self.history, message], options["max_new_tokens"])
         return self._events(self.talker.stream(messages, **options), messages)
 

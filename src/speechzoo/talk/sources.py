@@ -146,21 +146,21 @@ def open_cascade(settings: dict[str, Any], where: str, trust_code: bool = False)
         raise ValueError(f"{where}: a cascade has no {unknown[0]!r}; there are {', '.join(KEYS)}")
     if missing := [key for key in ("recognizer", "llm") if not settings.get(key)]:
         raise ValueError(f"{where}: names no {missing[0]}")
-    llm, prompt = settings["llm"], settings.get("prompt")
+    llm, prompt, generation = settings["llm"], settings.get("prompt"), None
     named = {key: settings[key] for key in ("llm", "voice") if isinstance(settings.get(key), dict)}
     check_parts(named, where, trust_code)
     if isinstance(llm, str) and _is_ours(llm):
         if prompt is not None:
             raise ValueError(f"{where}: `prompt` is that of {llm}; leave it out")
         owner = load(llm, trust_code)
-        llm, chat = owner.llm, owner.prompt
+        llm, chat, generation = owner.llm, owner.prompt, getattr(owner, "generation", None)
     else:
         tokenizer = llm if isinstance(llm, str) else (llm.get("init_args") or {}).get("model")
         chat = ChatPrompt(**{"tokenizer": tokenizer, **(prompt or {})})
         if isinstance(llm, str):
             llm = {"class_path": "speechzoo.llms.HFCausalLM", "init_args": {"model": llm}}
         llm = to_factory(llm)(chat.new_tokens)
-    cascade = Cascade(settings["recognizer"], llm, chat, settings.get("language", "en"))
+    cascade = Cascade(settings["recognizer"], llm, chat, settings.get("language", "en"), generation)
     return cascade, {"voice": _voice(settings["voice"])} if settings.get("voice") else {}
 
 
@@ -171,7 +171,7 @@ def _open(source: str, trust_code: bool) -> tuple[SpeechLLM | Cascade, dict[str,
         whisper = getattr(owner, "specs", {}).get("encoder", {}).get("init_args", {}).get("model")
         if not whisper:
             raise ValueError(f"{source}: the encoder of {run} is no Whisper; describe the cascade in a YAML file")
-        return Cascade(str(whisper), owner.llm, owner.prompt), {}
+        return Cascade(str(whisper), owner.llm, owner.prompt, generation=owner.generation), {}
     path = Path(source).expanduser()
     if path.suffix in (".yaml", ".yml", ".json"):
         if not path.is_file():

@@ -64,7 +64,9 @@ def test_exact_match_and_rouge_do_not_ask_which_is_the_reference(a: str, b: str)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(["", "$", "€"]), st.sampled_from(["", "%", " degrees", " dollars", " 度"]))
+@given(
+    st.integers(0, 10**6), st.sampled_from(["", "$", "€"]), st.sampled_from(["", "%", " degrees", " dollars", " 度"])
+)
 def test_a_wrong_sign_is_a_wrong_answer(number: int, before: str, after: str) -> None:
     plain = f"{before}{number}{after}"
     for text in ("The answer is {}.", "{}", "({}, 2)", "答案是{}。"):
@@ -114,6 +116,8 @@ def test_a_wrong_sign_is_a_wrong_answer(number: int, before: str, after: str) ->
         ("5°", "5"),
         ("schön", "schon"),
         ("负五", "五"),
+        ("答案是-五", "答案是五"),
+        ("答案是-5度", "答案是5度"),
         ("भारत", "भरत"),
         ("が", "か"),
     ],
@@ -144,6 +148,8 @@ def test_other_answers(a: str, b: str) -> None:
         ("(5,3)", "( 5 , 3 )"),
         ("１２３", "123"),
         ("法国的首都是巴黎。", "法国的首都，是巴黎"),
+        ("他说——好", "他说好"),
+        ("Yes—no", "yes no"),
         ("x²", "x^2"),
         ("...", "…"),
         ("", "  "),

@@ -47,7 +47,9 @@ class SampleTable(Callback):
         key: name of the table in the loggers.
     """
 
-    def __init__(self, num: int = 8, every_n_val: int = 1, max_new_tokens: int | None = None, key: str = "val/samples") -> None:
+    def __init__(
+        self, num: int = 8, every_n_val: int = 1, max_new_tokens: int | None = None, key: str = "val/samples"
+    ) -> None:
         if num < 1 or every_n_val < 1:
             raise ValueError(f"num and every_n_val must be at least 1, got {num} and {every_n_val}")
         self.num, self.every_n_val, self.max_new_tokens, self.key = num, every_n_val, max_new_tokens, key

@@ -89,7 +89,10 @@ class SystemResult:
 def comparison_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
     """The main table: a column per system, 95 % bootstrap intervals beside the scores."""
     stated = normalisers(answer for system in systems for answer in system.answers)
-    table = Table(["", *(system.name for system in systems)], caption=f"Systems compared; 95 % bootstrap intervals. {stated}".rstrip())
+    table = Table(
+        ["", *(system.name for system in systems)],
+        caption=f"Systems compared; 95 % bootstrap intervals. {stated}".rstrip(),
+    )
     scores = [score(system.answers, seed) for system in systems]
     table.add("Size")
     table.add("Total parameters", *(count(s.total_parameters) for s in systems))

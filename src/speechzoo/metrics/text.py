@@ -97,9 +97,7 @@ class RougeL(_TextRatio):
     numerator_dtype = torch.float32
 
     def counts(self, prediction: str, reference: str) -> tuple[float, int]:
-        scores = rouge_score(
-            prediction, reference, rouge_keys="rougeL", normalizer=self._clean, tokenizer=self._tokens
-        )
+        scores = rouge_score(prediction, reference, rouge_keys="rougeL", normalizer=self._clean, tokenizer=self._tokens)
         return float(scores["rougeL_fmeasure"]), 1
 
     def _tokens(self, text: str) -> list[str]:

@@ -168,7 +168,9 @@ class LLaMAOmni(SpeechLLM):
             **options,
         )
         units = self.unit_decoder.decode(answer.states, answer.lens)
-        return SpeechReply([self.prompt.decode(ids) for ids in answer.ids], units=units, stopped=self.stopped(answer.ids, **generate))
+        return SpeechReply(
+            [self.prompt.decode(ids) for ids in answer.ids], units=units, stopped=self.stopped(answer.ids, **generate)
+        )
 
 
 def answer_states(hidden: Tensor, turns: Tensor, where: Tensor, align: str) -> tuple[Tensor, Tensor]:

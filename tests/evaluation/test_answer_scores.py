@@ -13,9 +13,9 @@ from speechzoo.evaluation import load_answers, score
 
 
 @pytest.fixture
-def asked(tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, wavs: Path) -> Path:
+def asked(tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, wavs: list[Path]) -> Path:
     """A config beside a manifest of four questions, one of them without an answer."""
-    clips = sorted(wavs.glob("*.wav"))
+    clips = wavs
     content = [{"type": "text", "text": "Write down:"}, {"type": "audio", "path": str(clips[0])}]
     rows = [
         ("b", [{"role": "user", "content": content}, {"role": "assistant", "content": "hello", "units": [1, 2]}]),

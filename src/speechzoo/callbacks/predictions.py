@@ -13,7 +13,8 @@ from speechzoo.types import SpeechBatch, SpeechReply
 
 
 class AnswerWriter(Callback):
-    """Writes `predictions.jsonl` into `trainer.default_root_dir`: one line `{"id", "text", "stopped"?, "units"?}` a question.
+    """Writes `predictions.jsonl` into `trainer.default_root_dir`: one line a question:
+    `{"id", "text", "stopped"?, "units"?}`.
 
     A line also has `stopped`: whether the answer ended by itself, not cut off at `max_new_tokens`. Lines are written as
     batches finish, so a killed run keeps them; with several processes each writes to `predictions.<rank>.jsonl`, which

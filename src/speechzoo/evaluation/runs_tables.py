@@ -81,12 +81,12 @@ def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
         header.append(f"{measure.name} {'↑' if measure.higher_is_better else '↓'}")
     answered = [[answer for run in group.runs for answer in run.answers] for group in groups]
     cut = [cut_answers(answers) for answers in answered]
-    if any(number is not None for number in cut):
+    if any(some is not None for some in cut):
         header.append("Answers cut off ↓")
     stated = normalisers(answer for answers in answered for answer in answers)
     caption = "Mean ± standard deviation over seeds; in brackets 95 % bootstrap over questions."
     table = Table(header, caption=f"{caption} {stated}".rstrip())
-    for group, answers, number in zip(groups, answered, cut, strict=True):
+    for group, answers, some in zip(groups, answered, cut, strict=True):
         cells = [group.names, group.architecture, *(group.settings.get(key, MISSING) for key in shown)]
         cells.append(", ".join(run.seed for run in group.runs))
         row = [Cell(cell) for cell in cells]
@@ -98,7 +98,7 @@ def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
                 cell = cell._replace(detail=f"{cell.detail} [{low}, {high}]".strip())
             row.append(cell)
         if "Answers cut off ↓" in header:
-            row.append(Cell(NOT_MEASURED if number is None else f"{number} of {len(answers)}"))
+            row.append(Cell(NOT_MEASURED if some is None else f"{some} of {len(answers)}"))
         table.add(*row)
     return table
 

@@ -88,7 +88,7 @@ def joined(words: list[str]) -> str:
     return text
 
 
-# -- answers ------------------------------------------------------------------------------------------------------------
+# -- answers ---------------------------------------------------------------------------------------------------------
 
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015"
 SUPER = regex.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
@@ -96,8 +96,10 @@ SIGN = regex.compile(r"\b(minus|negative|plus|positive)\s+(?=(?:([^\W\d_]+)|[.$�
 # A hyphen means something before a number (a sign, a range, a subtraction) and where it begins a word; it means
 # nothing between the parts of a word ("well-known", "covid-19").
 HYPHEN = regex.compile(
-    r"(?<!\p{L}{2})-(?=\s*[.$¢€£¥(]*\d)|(?<![^\s(\[{<=>+*/^,;:-])-(?=[\p{L}(\[])|(?<=\b\p{L}\s?)-(?=\s?\p{L}\b)"
+    rf"(?<=[{UNSPACED}])-(?!-)|(?<!\p{{L}}{{2}})-(?=\s*[.$¢€£¥(]*\d)"
+    r"|(?<![^\s(\[{<=>+*/^,;:])-(?=[\p{L}(\[])|(?<=\b\p{L}\s?)-(?=\s?\p{L}\b)"
 )
+LONG_DASH = regex.compile(r"[\u2014\u2015]+(?!\s?\d)")
 TIMES = regex.compile(r"(?<=[\w)\]])(?:\*|\s\*\s)(?=[\w(\[-])")
 COLON = regex.compile(r"(?<=\d):(?=\d)")
 SHARP = regex.compile(r"(?<=\w)#|#(?=\w)")
@@ -115,12 +117,13 @@ TOKEN = regex.compile(
 def answer_tokens(text: str) -> list[str]:
     """An answer as the tokens that decide whether two answers are the same.
 
-    Case, width (NFKC), blanks, sentence punctuation, hyphens inside words, and the ways to write a number, a contraction
-    or an English word (by the number and spelling normalisers of Whisper's) make no difference. Signs, operators,
-    brackets and what is in them, decimal points, percent, currencies, accents and fillers do. Characters of scripts
-    without blanks are tokens of their own. The result is the same whatever it is compared with.
+    Case, width (NFKC), blanks, sentence punctuation, hyphens inside words, and the ways to write a number, a
+    contraction or an English word (by the number and spelling normalisers of Whisper's) make no difference. Signs,
+    operators, brackets and what is in them, decimal points, percent, currencies, accents and fillers do. Characters of
+    scripts without blanks are tokens of their own. The result is the same whatever it is compared with.
     """
     english = _english()
+    text = LONG_DASH.sub(" ", text)
     text = SUPER.sub(lambda found: f"^{found[0]}", text)
     text = "".join(f" {c}" if unicodedata.decomposition(c).startswith("<fraction>") else c for c in text)
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())

@@ -147,7 +147,7 @@ def check_level(samples: np.ndarray, named: str) -> float:
     Raises:
         SoundError: if there are values that are not finite, or so far beyond full scale that they are not scaled.
     """
-    peak = float(np.maximum(samples.max(initial=0.0), -samples.min(initial=0.0)))  # NaN stays NaN
+    peak = abs(float(np.maximum(samples.max(initial=0.0), -samples.min(initial=0.0))))  # NaN stays NaN
     if not peak < float("inf"):
         raise SoundError(f"{named}: holds values that are not finite", AGAIN)
     if peak > LOUDEST:

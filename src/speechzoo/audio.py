@@ -37,7 +37,7 @@ PLACEHOLDER = 0x7FFF_0000
 
 DECLARED = re.compile(r"^\s*(?:data|SSND|riff|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 
-BLOCK = 1 << 18  # samples
+BLOCK = 1 << 16  # samples
 
 
 class SoundError(ValueError):
@@ -84,8 +84,8 @@ def read_audio(path: str | Path | BinaryIO, sample_rate: int = SAMPLE_RATE, name
         raise SoundError(f"{named}: holds no samples", AGAIN)
     rates = {rate for _, rate in pieces}
     if len(rates) == 1:  # resampled as one: each part alone would begin and end with the filter's edge
-        pieces = [(np.concatenate([samples for samples, _ in pieces]), rates.pop())]
-    audio = np.concatenate([resample(samples, rate, sample_rate) for samples, rate in pieces])
+        pieces = [(_joined([samples for samples, _ in pieces]), rates.pop())]
+    audio = _joined([resample(samples, rate, sample_rate) for samples, rate in pieces])
     if not len(audio):
         rate = pieces[0][1]
         raise SoundError(f"{named}: {count} sample(s) at {rate} Hz are none at {sample_rate} Hz", AGAIN)
@@ -121,7 +121,13 @@ def _decode(stream: Stream, named: str) -> tuple[np.ndarray, int]:
         raise SoundError(f"{named}: cut off, {missing:.0%} of the declared sound is missing", "copy the file again")
     if stream.cut:
         raise SoundError(f"{named}: cut off, it ends inside a frame or lacks some", "copy the file again")
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
+    return _joined(blocks), rate
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 UNKNOWN = 1 << 62
@@ -141,7 +147,7 @@ def check_level(samples: np.ndarray, named: str) -> float:
     Raises:
         SoundError: if there are values that are not finite, or so far beyond full scale that they are not scaled.
     """
-    peak = float(np.abs(samples).max(initial=0.0))
+    peak = abs(float(np.maximum(samples.max(initial=0.0), -samples.min(initial=0.0))))  # NaN stays NaN
     if not peak < float("inf"):
         raise SoundError(f"{named}: holds values that are not finite", AGAIN)
     if peak > LOUDEST:

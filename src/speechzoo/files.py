@@ -210,9 +210,9 @@ def keep_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> 
     Raises:
         ValueError: naming the first output that is one of the inputs.
     """
-    inputs = [Path(path).expanduser() for path in inputs]
+    read = [Path(path).expanduser() for path in inputs]
     for output in (Path(path).expanduser() for path in outputs):
-        for path in inputs:
+        for path in read:
             if same_file(output, path):
                 raise ValueError(
                     f"{output}: is also an input ({path}), which would be overwritten: name another output"

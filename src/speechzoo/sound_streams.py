@@ -96,7 +96,12 @@ def _missing_of_rf64(content: bytes) -> float:
 
 
 def _split(content: bytes, mark: re.Pattern[bytes]) -> list[bytes]:
-    starts = [found.start() for found in mark.finditer(content)]
+    """Parts that begin as the whole does: the four letters are found much faster than the pattern."""
+    letters, starts, at = content[:4], [0], content.find(content[:4], 4)
+    while at >= 0:
+        if mark.match(content, at):
+            starts.append(at)
+        at = content.find(letters, at + 4)
     return [content[start:end] for start, end in zip(starts, [*starts[1:], len(content)], strict=True)]
 
 

@@ -27,7 +27,7 @@ SHORT = ["--max-new-tokens", "16"]
 @pytest.fixture(autouse=True)
 def loads(omni: LLaMAOmni, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any run folder holds the tiny model: what `load` reads has its own tests."""
-    monkeypatch.setattr(sources, "load", lambda path: omni)
+    monkeypatch.setattr(sources, "load", lambda path, trust_code=False: omni)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from speechzoo.talk.sources import Talker
 def test_command_writes_what_it_prints(
     omni: LLaMAOmni, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(sources, "load", lambda path: omni)
+    monkeypatch.setattr(sources, "load", lambda path, trust_code=False: omni)
     monkeypatch.setattr(latency, "bandwidth", lambda device: 1e9)
     vocoder().save(tmp_path / "vocoder")
     target = tmp_path / "figures.json"

@@ -22,14 +22,14 @@ from speechzoo.data import SpeechDataModule
 from speechzoo.evaluation import load_answers
 from speechzoo.evaluation.answer_scores import AnswerScores
 
-MANY = list(range(12)) * 40  # more units than one word has positions for
-# Infeasible: none and one in the first process's half, two in the second's; then one process without any units.
+WRONG = [1, 2, 999]  # no unit of the decoder's
+# Infeasible: one in the first process's half, two in the second's; then a first process without any units.
 STEPS = [
     [
         [user(tone(0.4, 200)), assistant("no", [1])],
-        [user(tone(0.4, 300)), assistant("no", MANY)],
-        [user(tone(0.5, 300)), assistant("no", MANY)],
-        [user(tone(0.6, 150)), assistant("no", MANY)],
+        [user(tone(0.4, 300)), assistant("no", WRONG)],
+        [user(tone(0.5, 300)), assistant("no", WRONG)],
+        [user(tone(0.6, 150)), assistant("no", WRONG)],
     ]
 ]
 SILENT = [[[user("a"), assistant("b")], [user("c"), assistant("d")], *STEPS[0][2:]]]

@@ -20,6 +20,7 @@ from speechzoo.interop import pretrained
 from speechzoo.llms import HFCausalLM
 from speechzoo.llms.lora import EXACT
 from speechzoo.models import LLaSM
+from speechzoo.models.checkpoint import check_frozen
 from speechzoo.text import ChatPrompt
 from speechzoo.types import AUDIO, SpeechBatch
 
@@ -152,6 +153,27 @@ def test_every_accepted_form_is_exact(tmp_path, llm_dirs, tiny_whisper_pt, form,
     assert not hasattr(alone.llm.lm, "peft_config")
     assert loss(alone) == pytest.approx(expected, rel=1e-5)
     assert loss(model) == expected  # not touched by it
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tie", ["untied", "tied"])
+def test_an_llm_without_lora_is_exact_too(tmp_path, llm_dirs, tiny_whisper_pt, tie, dtype):
+    model = trained(llm_dirs[tie], tiny_whisper_pt, None, dtype=dtype)
+    speechzoo.save_pretrained(model, tmp_path / "out", merge_lora=True)  # nothing to merge
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != "float32"):
+        assert loss(speechzoo.load(tmp_path / "out")) == loss(model)
+
+
+def test_random_lora_weights_that_do_not_learn_are_refused(tmp_path, llm_dirs, tiny_whisper_pt):
+    """They would be drawn anew when the run is loaded; those of an earlier stage are held by its checkpoint."""
+    freeze = ["^llm\\."]
+    run = save_ckpt(trained(llm_dirs["untied"], tiny_whisper_pt, {"r": 4}), tmp_path / "run")
+    model = build(llm_dirs["untied"], tiny_whisper_pt, {"r": 4}, freeze=freeze)
+    with pytest.raises(ValueError, match=r"model\.freeze: \d+ random LoRA weights would not learn"):
+        check_frozen(model, [])
+    check_frozen(model, [str(run)])
+    check_frozen(build(llm_dirs["untied"], tiny_whisper_pt, None, freeze=freeze), [])
+    check_frozen(build(llm_dirs["untied"], tiny_whisper_pt, {"r": 4}), [])
 
 
 def test_the_forms_cover_the_accepted_settings():

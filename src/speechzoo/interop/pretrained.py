@@ -171,10 +171,15 @@ def _prove(model: SpeechLLM, work: Path, path: Path) -> None:
     again = load_saved(work)
     found, table = nn.Module.state_dict(again), again.llm.lm.get_input_embeddings().weight
     merging = isinstance(model.llm.lm, PeftModel) and not isinstance(again.llm.lm, PeftModel)
+    in_table = model.llm.new_tokens and not isinstance(model.llm.lm, PeftModel) and not _tied(model.llm.lm)
+    rows = model.llm.lm.get_input_embeddings().weight.data_ptr() if in_table else None
     for name, tensor in nn.Module.state_dict(model).items():
         if name.startswith("val_losses.") or tensor.is_meta or (merging and name.startswith("llm.lm.")):
             continue
-        if name == "llm.new_embeddings":  # as they are used: in the type of the table
+        if tensor.data_ptr() == rows:
+            tensor = tensor.clone()
+            tensor[model.llm.new_tokens] = model.llm.new_embeddings.to(tensor)
+        elif name == "llm.new_embeddings":  # as they are used: in the type of the table
             tensor, found[name] = tensor.to(table.dtype), found[name].to(table.dtype)
         other = found.get(name)
         if other is None or other.dtype != tensor.dtype or not torch.equal(tensor.cpu(), other):

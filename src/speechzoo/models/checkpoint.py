@@ -77,7 +77,7 @@ def check_identity(model: LightningModule, saved: dict[str, Any], replaced: Iter
 
 
 def check_frozen(model: LightningModule, stages: Iterable[str]) -> None:
-    """Refuse to train on weights that are frozen as they were born: no checkpoint holds them, and they are drawn anew.
+    """Refuse to train over LoRA weights that are frozen as they were born: no checkpoint holds these random numbers.
 
     Args:
         stages: checkpoints whose weights were loaded.
@@ -85,17 +85,13 @@ def check_frozen(model: LightningModule, stages: Iterable[str]) -> None:
     Raises:
         ValueError: naming the first of them.
     """
-    born = {
-        name
-        for name, parameter in model.named_parameters()
-        if not parameter.requires_grad
-        and (name.startswith("adaptor.") or (name.startswith("llm.") and base_name(name) is None))
-    }
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    born = {name for name in frozen if name.startswith("llm.") and base_name(name) is None}
     born = born.difference(*(read(path)["state_dict"] for path in stages)) if born else born
     if born:
         raise ValueError(
-            f"model.freeze: {len(born)} random weights would not learn and not be saved, so that the run could not be "
-            f"loaded again: {sorted(born)[0]} ...: let them learn, load them with init_from, or leave the part out"
+            f"model.freeze: {len(born)} random LoRA weights would not learn and not be saved, so that the run could "
+            f"not be loaded again: {sorted(born)[0]} ...: let them learn, name their stage in init_from, or no llm.lora"
         )
 
 

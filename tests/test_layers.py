@@ -14,9 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "speechzoo"
 # Each layer may import from the ones above it; inside a layer packages do not know each other.
 LAYERS = [
     {"types", "spec", "recipes", "files", "locks", "digests", "hf_hub", "hf_names", "kv_cache", "ranks", "cpu"}
-    | {"terminal", "trust"},
+    | {"terminal"},
     {"sound_streams"},
-    {"audio", "text"},
+    {"audio", "text", "trust"},
     {"encoders", "adaptors", "llms", "units", "vocoders", "training"},
     {"models"},
     {"data"},

@@ -43,5 +43,5 @@ def test_a_batch_that_does_not_fit_is_one_clear_error(config: Path, monkeypatch)
     with pytest.raises(
         ValueError, match=r"the largest batch, \d+ x \d+ positions, does not fit.*lower data.max_tokens"
     ):
-        zoo("fit", "-c", config, "--preflight.enabled=true")
-    zoo("fit", "-c", config)  # off by default without a GPU
+        zoo("fit", "-c", config, "--preflight.enabled=true", "--name=full")
+    zoo("fit", "-c", config, "--name=off")  # off by default without a GPU

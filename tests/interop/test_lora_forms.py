@@ -281,6 +281,10 @@ def test_lora_weights_that_are_missing_are_no_random_ones(tmp_path, llm_dirs, ti
     held = load_file(tmp_path / "apart" / "model.safetensors")
     lost = next(name for name in held if "modules_to_save" in name)
     save_file({name: tensor for name, tensor in held.items() if name != lost}, tmp_path / "apart" / "model.safetensors")
+    config = json.loads((tmp_path / "apart" / "config.json").read_text())
+    assert config["hyper_parameters"]["llm"]
+    with pytest.raises(ValueError, match="its content does not fit config.json, which holds its digest"):
+        speechzoo.load(tmp_path / "apart")
+    (tmp_path / "apart" / "config.json").write_text(json.dumps({**config, "digests": {}}))
     with pytest.raises(ValueError, match="does not fit config.json.*modules_to_save"):
         speechzoo.load(tmp_path / "apart")
-    assert json.loads((tmp_path / "apart" / "config.json").read_text())["hyper_parameters"]["llm"]

@@ -104,7 +104,10 @@ def check_model(
     if kind is None:
         _judge("model", class_path, where, trust_code)
     else:
-        taken = {name for base in inspect.getmro(kind) for name in inspect.signature(base.__init__).parameters}
+        makers = [
+            vars(base)["__init__"] for base in inspect.getmro(kind) if inspect.isfunction(vars(base).get("__init__"))
+        ]
+        taken = {name for maker in makers for name in inspect.signature(maker).parameters}
         if unknown := sorted(str(name) for name in arguments if name not in taken):
             raise ValueError(f"{where}: {class_path} takes no argument {unknown[0]!r}")
     check_parts({name: value for name, value in arguments.items() if name not in (replaced or {})}, where, trust_code)
@@ -113,8 +116,9 @@ def check_model(
 @cache
 def known(slot: str) -> dict[str, Any]:
     """What a slot takes, by every dotted path it is reached by."""
-    rule, found = SLOTS[slot], {}
-    base = resolve(rule.base) if rule.base else None
+    rule = SLOTS[slot]
+    base = resolve(rule.base) if rule.base else object
+    found: dict[str, Any] = {}
     for module in rule.modules:
         for name, kind in vars(import_module(module)).items():
             if isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind):

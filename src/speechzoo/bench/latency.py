@@ -226,6 +226,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--vocoder", metavar="DIR")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     parser.add_argument("--device")
+    parser.add_argument("--trust-code", action="store_true", help="import other people's classes that the model names")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--png", type=Path, help="file for a picture of them (needs matplotlib)")
     args = parser.parse_args(argv)
@@ -234,7 +235,7 @@ def main(argv: Sequence[str]) -> int:
     quiet(results_only=True)
     try:
         questions = spoken_questions(args.questions, args.limit)
-        talker = open_talker(args.model, args.vocoder, args.device)
+        talker = open_talker(args.model, args.vocoder, args.device, args.trust_code)
         if not talker.sounds:
             print(f"no sound is measured: {talker.missing_sound()}", file=sys.stderr)
         result = report(talker, questions, args.max_new_tokens)

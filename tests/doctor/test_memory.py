@@ -80,14 +80,14 @@ def test_states_of_a_run(config: Path, options: list[str], per_weight: int) -> N
 
 def test_it_is_said_before_the_model_goes_to_its_device(config: Path, monkeypatch, capsys) -> None:
     """By `fit` and by `doctor`, with the strategy that would do."""
-    from speechzoo.doctor_command import main
+    from speechzoo.cli import main
 
     monkeypatch.setattr("speechzoo.doctor.memory.device_bytes", lambda *_: 100_000)
     moved: list[str] = []
     monkeypatch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.model_to_device", lambda _: moved.append(""))
     with pytest.raises(ValueError, match=r"before any activation, on a device of 0.0 GB -> .*fsdp2.*LoRA"):
         zoo("fit", "-c", config, "--name=early", "--preflight.enabled=true")
-    assert main(["--config", str(config), "--name=doctor", "--preflight.enabled=true"]) == 1
+    assert main(["doctor", "--config", str(config), "--name=doctor", "--preflight.enabled=true"]) == 1
     assert "fsdp2" in capsys.readouterr().err
     assert not moved
 

@@ -10,6 +10,7 @@ from tiny_runs import UNIT_DECODER, write_config, zoo
 
 from speechzoo.cli import main
 from speechzoo.evaluation import load_answers, score
+from speechzoo.evaluation.tables import percent
 
 
 @pytest.fixture
@@ -45,11 +46,9 @@ def test_fit_predict_compare(asked: Path, tmp_path: Path, capsys) -> None:
     assert [a.stopped for a in answers] == [line["stopped"] for line in lines[:3]]
     assert [a.text for a in answers] == [line["text"] for line in lines[:3]]
     assert answers[0].question == "" and answers[0].audio and answers[2].question == "What is 1 + 1?"
-    scores = score(answers)
+    assert f"[{percent(score(answers)['wer'].low)}, " in said
     for name in ("WER", "CER", "Exact match", "ROUGE-L"):
         assert name in said
-    logged = next(path.read_text() for path in out.glob("csv/*/metrics.csv") if "predict/wer" in path.read_text())
-    assert str(scores["wer"].value)[:6] in logged
     assert "Whisper's English normaliser" in said and "each character is a word" in said
 
     (out / "answers.jsonl").unlink()
@@ -72,7 +71,7 @@ def zoo_loud(*arguments: object):
 
 def test_units_are_scored_where_both_have_them(asked: Path, tmp_path: Path, capsys) -> None:
     short = ["--model.init_args.generation={max_new_tokens: 3}", "--trainer.limit_predict_batches=1.0"]
-    zoo("predict", "-c", asked, "--model=LLaMAOmni", *UNIT_DECODER, *short)
+    zoo("predict", "-c", asked, "--model=LLaMAOmni", *UNIT_DECODER, *short, "--ckpt_path=untrained")
     answers = load_answers(tmp_path / "tiny" / "answers.jsonl")
     assert [a.reference_units for a in answers] == [[1, 2], [3], [4]]
     assert all(a.units is not None for a in answers)

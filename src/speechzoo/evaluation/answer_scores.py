@@ -25,7 +25,8 @@ class AnswerScores(Callback):
     All processes' answers go to `answers.jsonl` in `trainer.default_root_dir`, which `speechzoo compare` reads, and
     their word and character error rates, exact match, ROUGE-L and, where records hold units and the model speaks them,
     unit error rate to the screen, and to the loggers of a Trainer of your own (`predict/wer` ...). Questions without a
-    reference are left out; without any nothing is written. It also says how many answers were cut off at `max_new_tokens`.
+    reference are left out; without any nothing is written. It also says how many answers were cut off at
+    `max_new_tokens`.
 
     `test` asks the questions after each batch of losses; give `limit_test_batches` for fewer.
     """

@@ -11,7 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,19 +43,26 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
     assert [json.loads(line)["n"] for line in file.read_text().splitlines()] == [0, 1, 2]
 
 
-@pytest.fixture
-def limited() -> Iterator[Callable[[int], None]]:
-    """Sets the size that files of this process may have: the system then refuses to write, as where a disk is full."""
+@contextmanager
+def files_at_most(size: int) -> Iterator[None]:
+    """Within it the system refuses this process files over `size` bytes, as where a disk is full.
+
+    Not a fixture: the limit also holds for the file that pytest itself writes its output to, between the phases of a
+    test.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_no_half_file_and_says_what_was_needed(tmp_path: Path, limited, monkeypatch) -> None:
+def test_a_full_disk_leaves_no_half_file_and_says_what_was_needed(tmp_path: Path, monkeypatch) -> None:
     file = tmp_path / "a.bin"
     write_atomically(file, b"before")
-    limited(10_000)
-    with pytest.raises(DiskFullError, match=r"a\.bin: File too large: at least 20 kB needed, .* free in") as told:
+    told_of = r"a\.bin: File too large: at least 20 kB needed, .* free in"
+    with pytest.raises(DiskFullError, match=told_of) as told, files_at_most(10_000):
         write_atomically(file, b"x" * 20_000)
     assert "\n" not in str(told.value) and isinstance(told.value, OSError)
     assert file.read_bytes() == b"before" and [path.name for path in tmp_path.iterdir()] == ["a.bin"]

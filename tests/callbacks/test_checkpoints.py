@@ -106,16 +106,16 @@ def test_an_end_can_be_gone_on_from_exactly(folder: Path, stop: int) -> None:
 def test_the_score_to_beat_is_that_of_the_file(folder: Path) -> None:
     """A `last.ckpt` of step 24 was written before its validation: gone on from there, a worse step is not the best."""
     again = {"filename": "at_{step}", "every_n_train_steps": 24, "auto_insert_metric_name": False, "save_top_k": -1}
-    callbacks = [*TWO, {"class_path": "ModelCheckpoint", "init_args": again}]
+    worse = {"class_path": "BestCheckpoint", "init_args": {"mode": "max"}}  # so that a loss that falls gets worse
+    callbacks = [TWO[0], worse, {"class_path": "ModelCheckpoint", "init_args": again}]
     plain = "--model.init_args.lr_scheduler=null"
-    rate = "--model.init_args.optimizer.init_args.lr=0.3"
-    run = fit(folder, "beat", 25, callbacks, plain, rate)
+    run = fit(folder, "beat", 25, callbacks, plain)
     before = score_of(saved(run / "best.ckpt"))
     at_24 = saved(run / "at_24.ckpt")["callbacks"]
     assert not any(state.get("best_model_score") for state in at_24.values())
     shutil.copy(run / "at_24.ckpt", run / "last.ckpt")
-    fit(folder, "beat", 48, callbacks, plain, rate, "--ckpt_path=last")
-    assert scores(run)[48] > before
+    fit(folder, "beat", 48, callbacks, plain, "--ckpt_path=last")
+    assert scores(run)[48] < before
     assert saved(run / "best.ckpt")["global_step"] == 24 and saved(run / "last.ckpt")["global_step"] == 48
 
 

@@ -67,6 +67,9 @@ def test_a_bad_record_is_named_and_can_be_left_out(tmp_path: Path, bad: object, 
     (problem,) = caught.value.problems
     assert said in problem.message and (problem.file, problem.line) == (path, 2)
     str(problem).encode()  # it can be printed
+    if "the model knows" in said:  # a model without units refuses what no model can know
+        with pytest.raises(ManifestError, match="a model of K units knows 0 to K-1"):
+            read_manifest(path)
     report = tmp_path / "report.jsonl"
     with pytest.warns(UserWarning, match="1 bad records are left out"):
         left = read_manifest(path, num_units=10, on_bad="skip", report=report)

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor
 
 from speechzoo.audio import MAX_SECONDS, SAMPLE_RATE
-from speechzoo.data.index import Index, index_of
+from speechzoo.data.index import TOP_UNIT, Index, index_of
 from speechzoo.data.record import Problem, Record, clip_paths
 from speechzoo.data.records import Records
 from speechzoo.data.sources import resolve
@@ -156,18 +156,15 @@ def check_for_model(
 ) -> list[Problem]:
     """Problems that depend on the model: unknown units, clips too short for its encoder and adaptor."""
     problems = []
-    if num_units is not None:
-        for index in np.flatnonzero(records.top_unit >= num_units):
-            record = records[int(index)]
-            for turn, message in enumerate((m for m in record.messages if m["role"] == "assistant"), start=1):
-                largest = max(message.get("units", [0]))
-                if largest >= num_units:
-                    problems.append(
-                        record.problem(
-                            f"answer {turn} has unit {largest}, the model knows 0 to {num_units - 1}",
-                            "set the model's number of units to that of the k-means that made them",
-                        )
-                    )
+    known = TOP_UNIT if num_units is None else num_units  # no model at all knows more than fit into int32
+    told = "a model of K units knows 0 to K-1" if num_units is None else f"the model knows 0 to {num_units - 1}"
+    for index in np.flatnonzero(records.top_unit >= known):
+        record = records[int(index)]
+        for turn, message in enumerate((m for m in record.messages if m["role"] == "assistant"), start=1):
+            largest = max(message.get("units", [0]))
+            if largest >= known:
+                fix = "set the model's number of units to that of the k-means that made them"
+                problems.append(record.problem(f"answer {turn} has unit {largest}, {told}", fix))
     samples = records.all_samples()
     if audio_positions is not None and len(samples):
         short = audio_positions(torch.from_numpy(samples.astype(np.int64))).numpy() < 1

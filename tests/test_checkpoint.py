@@ -14,7 +14,7 @@ from tiny_runs import UNIT_DECODER, saved, write_config, zoo
 
 from speechzoo.cli import main
 from speechzoo.data import encode_batch
-from speechzoo.hub import load, load_run
+from speechzoo.interop.hub import load, load_run
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import LLaMAOmni, LLaSM
 

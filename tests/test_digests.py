@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechzoo.data.tensor_files import TensorFiles
-from speechzoo.digests import DamagedError, check_files, check_zip, file_digest, read_tensors, sealed_tensors
+from speechzoo.system.digests import DamagedError, check_files, check_zip, file_digest, read_tensors, sealed_tensors
 from speechzoo.training import FileCheckpointIO
 from speechzoo.training.checkpoint_io import read_file
 

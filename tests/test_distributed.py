@@ -265,7 +265,7 @@ LEAVING = """
 import atexit, sys
 from torch import distributed as dist
 atexit.register(lambda: print("left behind" if dist.is_initialized() else "taken down"))  # runs after later ones
-import speechzoo.ranks
+import speechzoo.system.ranks
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
 if sys.argv[2] == "fails":
     raise ValueError("a run that failed")

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from speechzoo.files import (
+from speechzoo.system.files import (
     DiskFullError,
     check_room,
     part_beside,
@@ -118,14 +118,14 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Pat
 
 KILLED = """
 import os, signal, sys
-from speechzoo import files
+from speechzoo.system import files
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the last moment before the file has its name
 files.write_atomically(sys.argv[1], "half" * 1000)
 """
 
 WRITER = """
 import sys
-from speechzoo.files import write_atomically
+from speechzoo.system.files import write_atomically
 for n in range(100):
     for name in "abc":
         write_atomically(f"{sys.argv[1]}/{name}", sys.argv[2] * 50_000)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from speechzoo.locks import claim
+from speechzoo.system.locks import claim
 
 HOLD = """
 import os, sys, time
-from speechzoo.locks import claim
+from speechzoo.system.locks import claim
 held = claim(sys.argv[1], "speechzoo fit")
 if len(sys.argv) > 2:  # children that were forked: one ends and must not let go, one outlives and must not hold on
     child = os.fork()

@@ -13,11 +13,11 @@ from rich.console import Console
 from tiny_runs import printed, saved
 from transformers import AutoTokenizer
 
-from speechzoo.hub import load_run
+from speechzoo.interop.hub import load_run
 from speechzoo.quickstart.scale import SMOKE, STAGES
 from speechzoo.quickstart.work import Work
-from speechzoo.recipes import recipe
-from speechzoo.spec import resolve, to_factory
+from speechzoo.names.recipes import recipe
+from speechzoo.names.spec import resolve, to_factory
 from speechzoo.text import CLIP, ChatPrompt
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechzoo.audio import LOUDEST, SILENCE, SoundError, check_question, from_array, read_audio
-from speechzoo.sound_streams import streams
+from speechzoo.audio.streams import streams
 
 FORMATS = {
     "wav": {"format": "WAV", "subtype": "PCM_16"},

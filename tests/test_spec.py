@@ -11,7 +11,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from speechzoo.adaptors import Adaptor, ConcatMLP, Linear
-from speechzoo.spec import resolve, to_factory, to_spec
+from speechzoo.names.spec import resolve, to_factory, to_spec
 from speechzoo.units import CTCUnitDecoder
 
 CONCAT = "speechzoo.adaptors.layers.ConcatMLP"

@@ -15,14 +15,15 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tiny_runs import write_config
 
-from speechzoo import cli, terminal
+from speechzoo import cli
+from speechzoo.system import terminal
 from speechzoo.adaptors import ConcatMLP, Conv, Linear
-from speechzoo.arguments import brief
+from speechzoo.commands.arguments import brief
 from speechzoo.callbacks import SampleTable
 from speechzoo.cli import main
-from speechzoo.hf_hub import hub_options
+from speechzoo.names.hugging_face import hub_options
 from speechzoo.models import LLaSM
-from speechzoo.terminal import explain, run_command
+from speechzoo.system.terminal import explain, run_command
 from speechzoo.text import ChatPrompt
 from speechzoo.training import WarmupCosine
 from speechzoo.units import CTCUnitDecoder
@@ -129,7 +130,7 @@ def test_codes_of_ends(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monkey
 
 def test_a_reader_that_leaves() -> None:
     """As `speechzoo --help | head -1`: no word, and the code of a broken pipe."""
-    code = "import sys; from speechzoo.terminal import run_command\n"
+    code = "import sys; from speechzoo.system.terminal import run_command\n"
     code += "sys.exit(run_command(lambda words: print('x' * 10_000_000) or 0, []))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)

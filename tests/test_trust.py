@@ -15,12 +15,12 @@ from tiny_runs import write_config, zoo
 
 import speechzoo
 from speechzoo.cli import main
-from speechzoo.hub import load, load_run
+from speechzoo.interop.hub import load, load_run
 from speechzoo.models import LLaSM
-from speechzoo.recipes import recipe
+from speechzoo.names.recipes import recipe
 from speechzoo.talk.sources import open_talker
 from speechzoo.training.shard_reader import ShardReader
-from speechzoo.trust import SLOTS, known
+from speechzoo.names.trust import SLOTS, known
 
 PARTS = ("encoder", "adaptor", "llm", "prompt", "optimizer", "lr_scheduler")
 PATHS = [
@@ -28,7 +28,7 @@ PATHS = [
     "os.system",
     "builtins.exec",
     "functools.partial",
-    "speechzoo.hub.sys.exit",
+    "speechzoo.interop.hub.sys.exit",
     "speechzoo.text.Path",
     "speechzoo.models.checkpoint.torch.load",
     "speechzoo.cli.main",

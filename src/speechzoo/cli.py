@@ -17,12 +17,12 @@ import speechzoo
 
 # Imported so that their classes have short names on the command line.
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
-from speechzoo.arguments import Parser
+from speechzoo.commands.arguments import Parser
 from speechzoo.callbacks.checkpoints import separate
 from speechzoo.callbacks.run_folder import RunFolder, checkpoint_of
 from speechzoo.evaluation.answer_scores import AnswerScores
-from speechzoo.resolvers import register_resolvers
-from speechzoo.terminal import quiet, run_command
+from speechzoo.commands.resolvers import register_resolvers
+from speechzoo.system.terminal import quiet, run_command
 from speechzoo.text import ChatPrompt  # noqa: F401
 
 COMMANDS = {
@@ -45,10 +45,10 @@ COMMANDS = {
 
 # Commands that are plain functions of their arguments; imported when asked for. The rest is Lightning's.
 FUNCTIONS = {
-    "doctor": "speechzoo.doctor_command:main",
+    "doctor": "speechzoo.commands.doctor:main",
     "import": "speechzoo.interop.command:import_main",
     "export": "speechzoo.interop.command:export_main",
-    "checkpoint": "speechzoo.hub:checkpoint_main",
+    "checkpoint": "speechzoo.interop.hub:checkpoint_main",
     "verify": "speechzoo.interop.command:verify_main",
     "ask": "speechzoo.talk.ask:main",
     "demo": "speechzoo.talk.demo:main",

@@ -15,8 +15,8 @@ import yaml
 from tiny_runs import saved, write_config, zoo
 
 from speechzoo.cli import main
-from speechzoo.hub import load_run
-from speechzoo.locks import claim
+from speechzoo.interop.hub import load_run
+from speechzoo.system.locks import claim
 
 LR = "--model.init_args.optimizer.init_args.lr"
 
@@ -144,7 +144,7 @@ def test_two_at_once_do_not_share_a_folder(config: Path, tmp_path: Path, capsys)
     holder = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent("""
             import sys
-            from speechzoo.locks import claim
+            from speechzoo.system.locks import claim
             claim(sys.argv[1], "speechzoo fit")
             print("held", flush=True)
             sys.stdin.read()

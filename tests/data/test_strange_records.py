@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shards import add
 
 from speechzoo.data import ConversationDataset, ManifestError, read_manifest
-from speechzoo.files import read_jsonl, write_jsonl
+from speechzoo.system.files import read_jsonl, write_jsonl
 from speechzoo.text import ChatPrompt
 
 ASKED = {"role": "user", "content": "Who?"}

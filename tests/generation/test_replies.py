@@ -7,7 +7,7 @@ import torch
 from asked_models import QUESTIONS, a_stop, batch_of
 
 from speechzoo.generation import answer, collect, stream
-from speechzoo.llms.sampling import Chooser, Decoding
+from speechzoo.generation.sampling import Chooser, Decoding
 from speechzoo.types import StreamEnd, TextDelta, UnitDelta
 
 

@@ -13,7 +13,7 @@ import torch
 from asked_models import DECODER, QUESTIONS, Square, asked, batch_of, make
 
 from speechzoo.generation import answer, collect, stream, text_deltas
-from speechzoo.kv_cache import GrowingLayer
+from speechzoo.generation.cache import GrowingLayer
 from speechzoo.models import LLaMAOmni
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from speechzoo.models.events import SentenceTrack, TextTrack
+from speechzoo.generation.events import SentenceTrack, TextTrack
 from speechzoo.text import ChatPrompt
 
 load = cache(AutoTokenizer.from_pretrained)

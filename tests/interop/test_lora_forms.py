@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import speechzoo
 from speechzoo.adaptors import Linear
 from speechzoo.encoders import WhisperEncoder
-from speechzoo.hub import checkpoint_main, load_run
+from speechzoo.interop.hub import checkpoint_main, load_run
 from speechzoo.interop import pretrained
 from speechzoo.llms import HFCausalLM
 from speechzoo.llms.lora import EXACT

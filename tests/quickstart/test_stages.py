@@ -20,7 +20,7 @@ from speechzoo.quickstart.ask import TextReader, answer_questions, read_question
 from speechzoo.quickstart.pipeline import TITLES, Quickstart
 from speechzoo.quickstart.scale import DEFAULT, LANES, SMOKE, STAGES
 from speechzoo.quickstart.stages import Stages
-from speechzoo.recipes import recipe
+from speechzoo.names.recipes import recipe
 from speechzoo.types import SpeechReply
 
 

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from tiny_runs import saved
 
 from speechzoo.cli import run
-from speechzoo.hub import load_run
+from speechzoo.interop.hub import load_run
 from speechzoo.quickstart.piper_generator import piper_generator
 from speechzoo.quickstart.vocoder import unit_durations
-from speechzoo.recipes import recipe
+from speechzoo.names.recipes import recipe
 from speechzoo.vocoders import LatentVocoder
 from speechzoo.vocoders.hifigan import HiFiGANGenerator
 

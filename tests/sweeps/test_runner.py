@@ -177,7 +177,7 @@ def test_a_trial_left_alive_by_a_killed_sweep_is_not_started_twice(write, player
 
 HOLD = """
 import sys, time
-from speechzoo.locks import claim
+from speechzoo.system.locks import claim
 held = claim(sys.argv[1], "speechzoo sweep")
 print("held", flush=True)
 time.sleep(60)

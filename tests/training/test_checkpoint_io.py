@@ -20,8 +20,8 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from speechzoo.digests import DamagedError
-from speechzoo.files import DiskFullError
+from speechzoo.system.digests import DamagedError
+from speechzoo.system.files import DiskFullError
 from speechzoo.training import FileCheckpointIO
 from speechzoo.training.checkpoint_io import put, recover
 from speechzoo.training.sharded_folder import load_sharded, read_plain, read_whole, save_sharded

@@ -13,7 +13,7 @@ from torch import nn
 
 import speechzoo
 from speechzoo.cli import main
-from speechzoo.hub import load_run
+from speechzoo.interop.hub import load_run
 from speechzoo.training.hollow import pack, unpack
 from speechzoo.training.identity import differences, digest, frozen_parts
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechzoo.kv_cache import GrowingLayer
+from speechzoo.generation.cache import GrowingLayer
 from speechzoo.units import CTCUnitDecoder, collapse
 
 K, H = 11, 8

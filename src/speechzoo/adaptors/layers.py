@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechzoo.adaptors.base import Adaptor
-from speechzoo.spec import at_least
+from speechzoo.names.spec import at_least
 
 
 def stack_frames(states: Tensor, k: int) -> Tensor:

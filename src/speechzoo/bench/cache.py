@@ -18,8 +18,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
-from speechzoo.files import write_json
-from speechzoo.terminal import tell_error
+from speechzoo.system.files import write_json
+from speechzoo.system.terminal import tell_error
 
 CACHES = ("feature_cache", "state_cache")
 ARMS = {"none": (), "features": CACHES[:1], "states": CACHES}

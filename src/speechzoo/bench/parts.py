@@ -15,10 +15,10 @@ import yaml
 
 from speechzoo.audio import SAMPLE_RATE, write_audio
 from speechzoo.bench.sizes import SIZES, Size, random_model, random_vocoder
-from speechzoo.files import write_atomically, write_jsonl
+from speechzoo.system.files import write_atomically, write_jsonl
 from speechzoo.interop.pretrained import save_pretrained
 from speechzoo.interop.saved import new_folder
-from speechzoo.terminal import tell_error
+from speechzoo.system.terminal import tell_error
 
 TOKENS, UNITS, SECONDS = 50, 553, 7.5
 """Of an answer, and of a question: the means of InstructS2S-200K (arXiv 2409.06666, section 4.1)."""

@@ -15,7 +15,7 @@ from whisper.model import ModelDimensions, Whisper
 from speechzoo.adaptors import ConcatMLP
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.encoders import WhisperEncoder
-from speechzoo.files import write_json
+from speechzoo.system.files import write_json
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import LLaMAOmni
 from speechzoo.text import ChatPrompt

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from speechzoo.files import write_json
+from speechzoo.system.files import write_json
 from speechzoo.models import SpeechLLM
 from speechzoo.models.flops import training_flops
 from speechzoo.types import SpeechBatch, SpeechOutput

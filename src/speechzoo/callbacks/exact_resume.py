@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed as dist
 
-from speechzoo.ranks import world_size
+from speechzoo.system.ranks import world_size
 
 
 class ExactResume(Callback):

@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 
 from speechzoo.doctor.weights import local
-from speechzoo.ranks import world_size
+from speechzoo.system.ranks import world_size
 
 
 class NonFiniteGuard(Callback):

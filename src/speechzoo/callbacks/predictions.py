@@ -7,8 +7,8 @@ from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from speechzoo.files import json_line, keep_inputs, write_atomically
-from speechzoo.ranks import gather_rows
+from speechzoo.system.files import json_line, keep_inputs, write_atomically
+from speechzoo.system.ranks import gather_rows
 from speechzoo.types import SpeechBatch, SpeechReply
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from speechzoo.audio import SAMPLE_RATE
-from speechzoo.files import write_jsonl
+from speechzoo.system.files import write_jsonl
 from speechzoo.types import AUDIO, SpeechBatch, SpeechReply
 from speechzoo.vocoders import Vocoder, open_vocoder
 

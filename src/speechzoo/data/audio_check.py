@@ -13,7 +13,7 @@ from typing import BinaryIO
 from speechzoo.audio import SAMPLE_RATE, SoundError, check_question, read_audio
 from speechzoo.data.parts import is_data, shown
 from speechzoo.data.sources import file_stamp
-from speechzoo.files import write_atomically
+from speechzoo.system.files import write_atomically
 
 VERSION = 2
 """Of the meaning of a check: what an earlier one found is not remembered."""

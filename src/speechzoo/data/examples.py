@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from speechzoo.data.record import Problem, Record, clip_paths
 from speechzoo.data.records import Records
-from speechzoo.files import write_atomically
+from speechzoo.system.files import write_atomically
 from speechzoo.text import ChatPrompt, ContentError, Message
 
 Positions = Callable[[Tensor], Tensor]

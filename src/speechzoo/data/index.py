@@ -26,7 +26,7 @@ from speechzoo.data.record import all_audio, clip_paths
 from speechzoo.data.schema import check_messages, unread_keys
 from speechzoo.data.sources import Row, Source, clip_file, file_stamp, open_source
 from speechzoo.data.sources.access import in_shard
-from speechzoo.files import write_atomically
+from speechzoo.system.files import write_atomically
 
 FORMAT = 3
 ARRAYS = ("where", "number", "name", "own", "top_unit", "clips", "samples", "stamps")

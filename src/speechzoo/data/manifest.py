@@ -28,7 +28,7 @@ from speechzoo.data.index import TOP_UNIT, Index, index_of
 from speechzoo.data.record import Problem, Record, clip_paths
 from speechzoo.data.records import Records
 from speechzoo.data.sources import resolve
-from speechzoo.files import write_jsonl
+from speechzoo.system.files import write_jsonl
 
 __all__ = ["ManifestError", "Problem", "Record", "Records", "check_for_model", "clip_paths", "read_manifest", "scan"]
 

@@ -11,8 +11,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from speechzoo.digests import DamagedError, read_tensors, sealed_tensors
-from speechzoo.files import DiskFullError, size, write_atomically
+from speechzoo.system.digests import DamagedError, read_tensors, sealed_tensors
+from speechzoo.system.files import DiskFullError, size, write_atomically
 
 
 class TensorFiles:

@@ -13,7 +13,7 @@ from speechzoo.audio import MAX_SECONDS
 from speechzoo.data import ConversationDataset, TokenBudgetSampler
 from speechzoo.doctor.findings import Finding, error, note, ok, warning
 from speechzoo.doctor.supervision import same_text
-from speechzoo.ranks import world_size
+from speechzoo.system.ranks import world_size
 from speechzoo.text import flatten
 from speechzoo.units.ctc import positions_needed
 

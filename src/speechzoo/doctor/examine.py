@@ -34,7 +34,7 @@ from speechzoo.doctor.weights import (
     pretrained_dtype,
 )
 from speechzoo.models import SpeechLLM
-from speechzoo.ranks import any_rank, world_size
+from speechzoo.system.ranks import any_rank, world_size
 from speechzoo.types import SpeechBatch
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from speechzoo.doctor.findings import Finding, error, note, ok, warning
-from speechzoo.hf_hub import hub_options
-from speechzoo.ranks import world_size
+from speechzoo.names.hugging_face import hub_options
+from speechzoo.system.ranks import world_size
 from speechzoo.types import AUDIO, SpeechBatch, SpeechOutput
 
 

@@ -13,7 +13,7 @@ from whisper.model import LayerNorm, MultiHeadAttention, ResidualAttentionBlock
 from speechzoo.audio import HOP, MAX_SAMPLES, log_mel, mel_lens
 from speechzoo.encoders.base import Encoder
 from speechzoo.encoders.whisper_weights import fingerprint, load_whisper
-from speechzoo.spec import at_least
+from speechzoo.names.spec import at_least
 
 
 class WhisperEncoder(Encoder):

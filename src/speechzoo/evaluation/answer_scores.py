@@ -15,7 +15,7 @@ from speechzoo.callbacks.samples import take_questions
 from speechzoo.data.record import Record, clip_paths
 from speechzoo.evaluation.answers import MEASURES, Answer, cut_answers, normalisers, save_answers, score
 from speechzoo.evaluation.tables import percent
-from speechzoo.ranks import gather_rows
+from speechzoo.system.ranks import gather_rows
 from speechzoo.types import SpeechBatch, SpeechReply
 
 

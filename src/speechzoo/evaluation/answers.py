@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from speechzoo.files import read_lines, write_jsonl
+from speechzoo.system.files import read_lines, write_jsonl
 from speechzoo.metrics import (
     CharErrorRate,
     ExactMatch,

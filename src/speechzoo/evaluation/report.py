@@ -23,7 +23,7 @@ from speechzoo.evaluation.compare import (
 )
 from speechzoo.evaluation.figures import TRAIN_COLUMNS, VAL_COLUMNS, plot_losses, plot_mel, read_curve
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, markdown, percent
-from speechzoo.files import write_atomically
+from speechzoo.system.files import write_atomically
 from speechzoo.metrics import ExactMatch, WordErrorRate, bootstrap_ratio
 
 FILES = "report_files"

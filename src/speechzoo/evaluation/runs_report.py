@@ -25,8 +25,8 @@ from speechzoo.evaluation.runs_tables import (
 )
 from speechzoo.evaluation.settings import Group, group_runs, unfair
 from speechzoo.evaluation.tables import Table, markdown
-from speechzoo.files import write_atomically
-from speechzoo.terminal import tell_error
+from speechzoo.system.files import write_atomically
+from speechzoo.system.terminal import tell_error
 
 FAIR = "Data, seeds, base models and budgets of the groups are the same as far as their files tell."
 

@@ -1,5 +1,5 @@
 """Answers as streams of events, from conversations."""
 
-from speechzoo.generation.stream import answer, collect, stream, text_deltas
+from speechzoo.generation.conversation import answer, collect, stream, text_deltas
 
 __all__ = ["answer", "collect", "stream", "text_deltas"]

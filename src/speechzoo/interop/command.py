@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from speechzoo.files import keep_inputs
-from speechzoo.terminal import tell_error
+from speechzoo.system.files import keep_inputs
+from speechzoo.system.terminal import tell_error
 
 
 def import_main(argv: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from speechzoo.digests import check_files
+from speechzoo.system.digests import check_files
 from speechzoo.interop.layout import Released, Weights, find_source, read_json, read_pickle, sha256
 from speechzoo.interop.saved import ShardWriter, new_folder, read_saved
 

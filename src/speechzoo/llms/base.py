@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechzoo.llms.decoding import Generated, Step, collect_ids, collect_states
+from speechzoo.generation.tokens import Generated, Step, collect_ids, collect_states
 
 
 @dataclass

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
-from speechzoo.hf_hub import hub_options
-from speechzoo.hf_names import cache_argument, recompute_layers
-from speechzoo.kv_cache import growing_cache
+from speechzoo.names.hugging_face import hub_options
+from speechzoo.names.renamed import cache_argument, recompute_layers
+from speechzoo.generation.cache import growing_cache
 from speechzoo.llms.base import LLM, LLMOutput
-from speechzoo.llms.decoding import Step, token_steps
+from speechzoo.generation.tokens import Step, token_steps
 from speechzoo.llms.lora import add_lora
-from speechzoo.llms.sampling import Decoding
+from speechzoo.generation.sampling import Decoding
 from speechzoo.llms.splice import Spliced, splice
-from speechzoo.ranks import any_rank, in_pieces
+from speechzoo.system.ranks import any_rank, in_pieces
 from speechzoo.types import AUDIO, IGNORE
 
 

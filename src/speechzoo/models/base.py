@@ -18,18 +18,18 @@ from speechzoo.adaptors import Adaptor
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.encoders import Encoder
 from speechzoo.llms import LLM
-from speechzoo.llms.sampling import Decoding
+from speechzoo.generation.sampling import Decoding
 from speechzoo.models import checkpoint
-from speechzoo.models.answering import Answering
-from speechzoo.ranks import any_rank, is_sharded
-from speechzoo.spec import at_least, to_factory, to_spec
+from speechzoo.generation.respond import Answering
+from speechzoo.system.ranks import any_rank, is_sharded
+from speechzoo.names.spec import at_least, to_factory, to_spec
 from speechzoo.text import ChatPrompt
 from speechzoo.training.exact_loss import global_counts, step_loss
 from speechzoo.training.freeze import freeze, is_frozen, parameter_groups
 from speechzoo.training.fsdp2 import FSDP2Strategy
 from speechzoo.training.hollow import build_once
 from speechzoo.training.loss_metric import LossMean
-from speechzoo.trust import check_parts
+from speechzoo.names.trust import check_parts
 from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
 
 
@@ -326,7 +326,7 @@ class SpeechLLM(Answering, LightningModule, ABC):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust_code: bool = False, **kwargs: Any) -> Any:
-        """As Lightning's, for plain data and parts of ours alone; `speechzoo.hub.load_run` is the usual way.
+        """As Lightning's, for plain data and parts of ours alone; `speechzoo.interop.hub.load_run` is the usual way.
 
         Raises:
             ValueError: if the checkpoint names a foreign class as a part, and `trust_code` is not given.

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from speechzoo.models import checkpoint
-from speechzoo.spec import to_factory, to_spec
-from speechzoo.trust import check_parts
+from speechzoo.names.spec import to_factory, to_spec
+from speechzoo.names.trust import check_parts
 from speechzoo.vocoders import LatentNetConfig, LatentVocoder
 from speechzoo.vocoders.hifigan import HiFiGANGenerator
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from speechzoo.models.base import SpeechLLM
-from speechzoo.models.events import check_question
-from speechzoo.spec import resolve, to_factory
+from speechzoo.generation.events import check_question
+from speechzoo.names.spec import resolve, to_factory
 from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
 from speechzoo.units import UnitDecoder
 

@@ -12,7 +12,7 @@ import torch
 
 from speechzoo.data import encode_batch
 from speechzoo.evaluation.answers import Answer, save_answers
-from speechzoo.files import read_jsonl
+from speechzoo.system.files import read_jsonl
 from speechzoo.models import Cascade, SpeechLLM
 from speechzoo.text import ChatPrompt
 from speechzoo.types import SpeechBatch, SpeechReply

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.data.instructions import asr_messages
-from speechzoo.files import read_jsonl, write_jsonl
+from speechzoo.system.files import read_jsonl, write_jsonl
 from speechzoo.quickstart.questions import Pair
 from speechzoo.quickstart.speaking import Utterance, speak_all
 from speechzoo.quickstart.voice import PiperVoice

@@ -13,8 +13,8 @@ import torch
 from rich.progress import Progress
 
 from speechzoo.data import encode_batch
-from speechzoo.files import write_json
-from speechzoo.hub import load_run
+from speechzoo.system.files import write_json
+from speechzoo.interop.hub import load_run
 from speechzoo.metrics import UnitErrorRate
 from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
 from speechzoo.models.llama_omni import answer_states

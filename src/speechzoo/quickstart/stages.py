@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from speechzoo.files import write_json
+from speechzoo.system.files import write_json
 
 
 class Stages:

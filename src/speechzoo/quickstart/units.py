@@ -6,7 +6,7 @@ from pathlib import Path
 
 from speechzoo.data import FeatureCache
 from speechzoo.encoders import WhisperEncoder
-from speechzoo.files import read_jsonl, write_jsonl
+from speechzoo.system.files import read_jsonl, write_jsonl
 from speechzoo.units import KMeansUnits
 
 LAYER = 3

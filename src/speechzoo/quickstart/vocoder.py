@@ -9,7 +9,7 @@ from torch import Tensor
 
 from speechzoo.data import FeatureCache
 from speechzoo.encoders import WhisperEncoder
-from speechzoo.files import read_jsonl, write_jsonl
+from speechzoo.system.files import read_jsonl, write_jsonl
 from speechzoo.quickstart.corpus import latents_of
 from speechzoo.quickstart.units import LAYER
 from speechzoo.units import KMeansUnits

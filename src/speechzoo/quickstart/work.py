@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from speechzoo.cpu import fast_bfloat16
+from speechzoo.system.cpu import fast_bfloat16
 from speechzoo.models.checkpoint import find
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.stages import Stages
-from speechzoo.recipes import recipe
-from speechzoo.terminal import quiet
+from speechzoo.names.recipes import recipe
+from speechzoo.system.terminal import quiet
 
 
 class Work:

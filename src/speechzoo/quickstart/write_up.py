@@ -24,7 +24,7 @@ from speechzoo.evaluation import (
     write_report,
 )
 from speechzoo.evaluation.figures import metrics_files
-from speechzoo.files import read_jsonl
+from speechzoo.system.files import read_jsonl
 from speechzoo.quickstart.examination import SYSTEMS, System
 from speechzoo.quickstart.parts import licences
 from speechzoo.quickstart.scale import Scale

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from speechzoo.locks import claim
+from speechzoo.system.locks import claim
 from speechzoo.sweeps.file import load_sweep
 from speechzoo.sweeps.runner import Runner
 from speechzoo.sweeps.show import trial_table, watching
-from speechzoo.terminal import tell_error
+from speechzoo.system.terminal import tell_error
 
 
 def main(argv: Sequence[str]) -> int:

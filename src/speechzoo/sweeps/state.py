@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from speechzoo.files import write_json
+from speechzoo.system.files import write_json
 
 FILE = "sweep.json"
 

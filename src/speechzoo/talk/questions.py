@@ -16,7 +16,7 @@ from speechzoo.data.dataset import check_positions
 from speechzoo.data.parts import is_data, plain, shown
 from speechzoo.data.schema import check_messages
 from speechzoo.data.sources import read_clip
-from speechzoo.files import write_json
+from speechzoo.system.files import write_json
 from speechzoo.text import Message
 
 

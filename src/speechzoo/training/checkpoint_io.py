@@ -15,8 +15,8 @@ from lightning.fabric.utilities.types import _PATH
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
-from speechzoo.digests import DamagedError, SealedZip, check_zip
-from speechzoo.files import check_room, discard, telling_room
+from speechzoo.system.digests import DamagedError, SealedZip, check_zip
+from speechzoo.system.files import check_room, discard, telling_room
 
 
 class FileCheckpointIO(TorchCheckpointIO):

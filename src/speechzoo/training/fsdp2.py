@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from speechzoo.digests import DamagedError, check_zip
+from speechzoo.system.digests import DamagedError, check_zip
 from speechzoo.training.checkpoint_io import FileCheckpointIO, map_file, recover
 from speechzoo.training.sharded_folder import is_sharded_folder, load_sharded, read_plain, save_sharded
 from speechzoo.training.sharding import cut, local_part, shard, whole

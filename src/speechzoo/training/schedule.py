@@ -7,7 +7,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from speechzoo.spec import at_least
+from speechzoo.names.spec import at_least
 
 
 class WarmupCosine(LambdaLR):

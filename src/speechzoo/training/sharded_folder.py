@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from speechzoo.digests import DamagedError, check_files, file_digest
-from speechzoo.files import check_room, discard, telling_room
+from speechzoo.system.digests import DamagedError, check_files, file_digest
+from speechzoo.system.files import check_room, discard, telling_room
 from speechzoo.training.checkpoint_io import num_bytes, part_of, put, read_file, save_synced, telling_damage
 from speechzoo.training.shard_reader import ShardReader
 

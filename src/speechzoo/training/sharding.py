@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from speechzoo.ranks import any_rank
+from speechzoo.system.ranks import any_rank
 from speechzoo.training.hollow import fill
 
 OUTSIDE = ("generate", "generate_states", "embed", "decode")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from speechzoo.digests import check_zip
+from speechzoo.system.digests import check_zip
 
 
 class KMeansUnits:

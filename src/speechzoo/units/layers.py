@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
-from speechzoo.kv_cache import GrowingLayer
+from speechzoo.generation.cache import GrowingLayer
 
 Source = int | Tensor
 """Positions per state, or `[Q, R]` which state each position repeats."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechzoo.digests import DamagedError, read_tensors, sealed_tensors
-from speechzoo.files import write_atomically, write_json
+from speechzoo.system.digests import DamagedError, read_tensors, sealed_tensors
+from speechzoo.system.files import write_atomically, write_json
 from speechzoo.vocoders.base import Vocoder
 from speechzoo.vocoders.hifigan import HiFiGANGenerator
 from speechzoo.vocoders.reach import Reach, ShiftedConv1d, reach

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from speechzoo.llms import LLM
-from speechzoo.llms.sampling import Decoding
-from speechzoo.models.events import Speaker, answer_events, check_question
+from speechzoo.generation.sampling import Decoding
+from speechzoo.generation.events import Speaker, answer_events, check_question
 from speechzoo.text import ChatPrompt
 from speechzoo.types import SpeechBatch, SpeechReply, StreamEvent
 from speechzoo.units import UnitDecoder

@@ -16,8 +16,8 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units
-from speechzoo.spec import resolve
-from speechzoo.terminal import debugging
+from speechzoo.names.spec import resolve
+from speechzoo.system.terminal import debugging
 
 PARTS = (adaptors, callbacks, data, encoders, llms, models, training, units)
 NONE = re.compile(r"^(--[^=]+=)?None$")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from speechzoo.kv_cache import GrowingLayer
+from speechzoo.generation.cache import GrowingLayer
 from speechzoo.units.base import UnitStream
 
 

@@ -6,7 +6,7 @@ import os
 
 from omegaconf import OmegaConf
 
-from speechzoo.cpu import fast_bfloat16
+from speechzoo.system.cpu import fast_bfloat16
 from speechzoo.quickstart import parts
 
 

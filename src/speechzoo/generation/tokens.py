@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
-from speechzoo.llms.sampling import Chooser, Decoding
+from speechzoo.generation.sampling import Chooser, Decoding
 from speechzoo.llms.splice import Spliced
 from speechzoo.types import IGNORE
 

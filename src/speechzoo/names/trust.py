@@ -13,7 +13,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from speechzoo.spec import resolve
+from speechzoo.names.spec import resolve
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speechzoo.sound_streams import Stream, streams
+from speechzoo.audio.streams import Stream, streams
 
 SAMPLE_RATE = 16_000  # Hz, Whisper's
 N_FFT = 400  # samples, 25 ms

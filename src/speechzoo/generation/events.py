@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from speechzoo.audio import SAMPLE_RATE
-from speechzoo.llms.decoding import Step
+from speechzoo.generation.tokens import Step
 from speechzoo.text import ChatPrompt
 from speechzoo.types import IGNORE, AudioChunk, SpeechBatch, StreamEnd, StreamEvent, TextDelta, UnitDelta
 from speechzoo.units import UnitDecoder, UnitStream

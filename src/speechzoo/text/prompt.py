@@ -20,8 +20,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from speechzoo.hf_hub import hub_options
-from speechzoo.spec import at_least
+from speechzoo.names.hugging_face import hub_options
+from speechzoo.names.spec import at_least
 from speechzoo.types import AUDIO
 
 CLIP = "\ufffc<audio>\ufffc"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -34,6 +35,24 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPEECHZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+
+
+@pytest.fixture(autouse=True)
+def own_process_group() -> Iterator[None]:
+    """A DDP run inside the tests' process leaves its group and, through Lightning, variables behind by which every
+    process started later takes itself for a rank of it."""
+    before = {name: os.environ.get(name) for name in RANK_VARIABLES}
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(autouse=True)

@@ -199,3 +199,13 @@ def test_a_second_sweep_in_one_folder_is_told_who_has_it(write, tmp_path: Path, 
         first.wait()
     assert main(arguments) == 1 and states(out) == ["failed"] * 6  # it ran: every trial is the program `false`
     assert not (out / ".lock.held").exists()
+
+
+def test_a_trial_is_no_rank_of_the_job_that_starts_it(tmp_path: Path) -> None:
+    """With LOCAL_RANK of an earlier fit in this process a trial on two devices waited for its other rank for ever."""
+    ranks = {"LOCAL_RANK": "0", "NODE_RANK": "0", "RANK": "0", "WORLD_SIZE": "8", "MASTER_PORT": "1"}
+    tell = "import json, os; print(json.dumps(dict(os.environ)))"
+    environment = {**os.environ, **ranks, "MINE": "kept"}
+    assert launch([sys.executable, "-c", tell], environment, tmp_path, lambda pid: None) == 0
+    given = json.loads((tmp_path / "stdout.log").read_text())
+    assert given["MINE"] == "kept" and not set(ranks) & set(given)

@@ -19,6 +19,18 @@ import yaml
 from speechzoo.evaluation.figures import metrics_files
 
 TAIL = 12  # lines of stderr kept for a failed trial
+# Of the sweep's own process, where it trained before or is a rank itself: a trial that inherits them takes itself for
+# a rank of that job, and waits for the others for ever.
+OTHER_JOB = (
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 CONFIG = re.compile(r"^(?:-c|--config)(?:=(.*))?$")
 
 Started = Callable[[int], None]
@@ -27,12 +39,16 @@ Launch = Callable[[Sequence[str], Mapping[str, str], Path, Started], int]
 
 
 def launch(command: Sequence[str], environment: Mapping[str, str], folder: Path, started: Started) -> int:
-    """Run a command in a process group of its own, its output appended to `stdout.log` and `stderr.log` in `folder`."""
+    """Run a command in a process group of its own, its output appended to `stdout.log` and `stderr.log` in `folder`.
+
+    Variables that make a process a rank of another job are not handed on.
+    """
+    environment = {name: value for name, value in environment.items() if name not in OTHER_JOB}
     with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
         # Its own session: Ctrl-C reaches the sweep alone, which then ends its trials in order.
         process = subprocess.Popen(
             list(command),
-            env=dict(environment),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,

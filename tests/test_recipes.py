@@ -14,10 +14,10 @@ from tiny_runs import printed, saved
 from transformers import AutoTokenizer
 
 from speechzoo.interop.hub import load_run
-from speechzoo.quickstart.scale import SMOKE, STAGES
-from speechzoo.quickstart.work import Work
 from speechzoo.names.recipes import recipe
 from speechzoo.names.spec import resolve, to_factory
+from speechzoo.quickstart.scale import SMOKE, STAGES
+from speechzoo.quickstart.work import Work
 from speechzoo.text import CLIP, ChatPrompt
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -17,11 +17,11 @@ import speechzoo
 
 # Imported so that their classes have short names on the command line.
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
-from speechzoo.commands.arguments import Parser
 from speechzoo.callbacks.checkpoints import separate
 from speechzoo.callbacks.run_folder import RunFolder, checkpoint_of
-from speechzoo.evaluation.answer_scores import AnswerScores
+from speechzoo.commands.arguments import Parser
 from speechzoo.commands.resolvers import register_resolvers
+from speechzoo.evaluation.answer_scores import AnswerScores
 from speechzoo.system.terminal import quiet, run_command
 from speechzoo.text import ChatPrompt  # noqa: F401
 

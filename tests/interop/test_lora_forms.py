@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 import speechzoo
 from speechzoo.adaptors import Linear
 from speechzoo.encoders import WhisperEncoder
-from speechzoo.interop.hub import checkpoint_main, load_run
 from speechzoo.interop import pretrained
+from speechzoo.interop.hub import checkpoint_main, load_run
 from speechzoo.llms import HFCausalLM
 from speechzoo.llms.lora import EXACT
 from speechzoo.models import LLaSM

@@ -15,12 +15,12 @@ from rich.console import Console
 from speechzoo.data import encode_batch
 from speechzoo.evaluation import load_answers
 from speechzoo.models import SpeechLLM
+from speechzoo.names.recipes import recipe
 from speechzoo.quickstart import pipeline
 from speechzoo.quickstart.ask import TextReader, answer_questions, read_questions
 from speechzoo.quickstart.pipeline import TITLES, Quickstart
 from speechzoo.quickstart.scale import DEFAULT, LANES, SMOKE, STAGES
 from speechzoo.quickstart.stages import Stages
-from speechzoo.names.recipes import recipe
 from speechzoo.types import SpeechReply
 
 

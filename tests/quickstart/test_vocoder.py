@@ -15,9 +15,9 @@ from tiny_runs import saved
 
 from speechzoo.cli import run
 from speechzoo.interop.hub import load_run
+from speechzoo.names.recipes import recipe
 from speechzoo.quickstart.piper_generator import piper_generator
 from speechzoo.quickstart.vocoder import unit_durations
-from speechzoo.names.recipes import recipe
 from speechzoo.vocoders import LatentVocoder
 from speechzoo.vocoders.hifigan import HiFiGANGenerator
 

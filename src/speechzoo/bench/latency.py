@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from speechzoo.data import read_manifest
+from speechzoo.system.terminal import quiet, tell_error
 from speechzoo.talk.ask import MODEL
 from speechzoo.talk.questions import question
 from speechzoo.talk.sources import Talker, open_talker
-from speechzoo.system.terminal import quiet, tell_error
 from speechzoo.text import Message
 from speechzoo.types import AudioChunk, StreamEnd, TextDelta, UnitDelta
 

@@ -15,9 +15,9 @@ import yaml
 
 from speechzoo.audio import SAMPLE_RATE, write_audio
 from speechzoo.bench.sizes import SIZES, Size, random_model, random_vocoder
-from speechzoo.system.files import write_atomically, write_jsonl
 from speechzoo.interop.pretrained import save_pretrained
 from speechzoo.interop.saved import new_folder
+from speechzoo.system.files import write_atomically, write_jsonl
 from speechzoo.system.terminal import tell_error
 
 TOKENS, UNITS, SECONDS = 50, 553, 7.5

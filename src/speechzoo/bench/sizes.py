@@ -15,9 +15,9 @@ from whisper.model import ModelDimensions, Whisper
 from speechzoo.adaptors import ConcatMLP
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.encoders import WhisperEncoder
-from speechzoo.system.files import write_json
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import LLaMAOmni
+from speechzoo.system.files import write_json
 from speechzoo.text import ChatPrompt
 from speechzoo.types import AUDIO, SpeechBatch
 from speechzoo.units import CTCUnitDecoder

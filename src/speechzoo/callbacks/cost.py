@@ -14,9 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from speechzoo.system.files import write_json
 from speechzoo.models import SpeechLLM
 from speechzoo.models.flops import training_flops
+from speechzoo.system.files import write_json
 from speechzoo.types import SpeechBatch, SpeechOutput
 
 COUNTS = ("examples", "tokens", "supervised_tokens", "units")

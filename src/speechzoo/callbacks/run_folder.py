@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from speechzoo.callbacks.doctor import Doctor
 from speechzoo.callbacks.preflight import Preflight
+from speechzoo.models.checkpoint import find
 from speechzoo.system.files import write_atomically
 from speechzoo.system.locks import claim
-from speechzoo.models.checkpoint import find
 
 # What a run leaves; `--overwrite` deletes this and nothing else.
 RESULTS = ("*.ckpt", "summary.json")

@@ -6,8 +6,8 @@ import os
 
 from omegaconf import OmegaConf
 
-from speechzoo.system.cpu import fast_bfloat16
 from speechzoo.quickstart import parts
+from speechzoo.system.cpu import fast_bfloat16
 
 
 def register_resolvers() -> None:

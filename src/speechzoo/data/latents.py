@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
 
+from speechzoo.models.latent_training import LatentBatch
 from speechzoo.system.digests import read_tensors
 from speechzoo.system.files import read_lines
-from speechzoo.models.latent_training import LatentBatch
 
 POOL = 8  # batches that are sorted by length together
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from speechzoo.system.files import read_lines, write_jsonl
 from speechzoo.metrics import (
     CharErrorRate,
     ExactMatch,
@@ -22,6 +21,7 @@ from speechzoo.metrics import (
     speech_words,
 )
 from speechzoo.metrics.normalise import ENGLISH, OTHERS, is_english
+from speechzoo.system.files import read_lines, write_jsonl
 
 Counts = list[tuple[float, int]]
 

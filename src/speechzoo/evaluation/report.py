@@ -23,8 +23,8 @@ from speechzoo.evaluation.compare import (
 )
 from speechzoo.evaluation.figures import TRAIN_COLUMNS, VAL_COLUMNS, plot_losses, plot_mel, read_curve
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, markdown, percent
-from speechzoo.system.files import write_atomically
 from speechzoo.metrics import ExactMatch, WordErrorRate, bootstrap_ratio
+from speechzoo.system.files import write_atomically
 
 FILES = "report_files"
 """Folder beside the report that holds the pictures `report.md` shows and the tables as LaTeX."""

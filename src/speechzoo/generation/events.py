@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,11 @@ from speechzoo.audio import SAMPLE_RATE
 from speechzoo.generation.tokens import Step
 from speechzoo.text import ChatPrompt
 from speechzoo.types import IGNORE, AudioChunk, SpeechBatch, StreamEnd, StreamEvent, TextDelta, UnitDelta
-from speechzoo.units import UnitDecoder, UnitStream
-from speechzoo.vocoders import Vocoder
+
+if TYPE_CHECKING:
+    from speechzoo.generation.units import UnitStream
+    from speechzoo.units import UnitDecoder
+    from speechzoo.vocoders import Vocoder
 
 SENTENCE = re.compile(r".*?(?:[.!?…]+[\"'”’)\]]*\s+|[。！？]+)", re.DOTALL)
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from speechzoo.llms import LLM
-from speechzoo.generation.sampling import Decoding
 from speechzoo.generation.events import Speaker, answer_events, check_question
+from speechzoo.generation.sampling import Decoding
 from speechzoo.text import ChatPrompt
 from speechzoo.types import SpeechBatch, SpeechReply, StreamEvent
-from speechzoo.units import UnitDecoder
-from speechzoo.vocoders import Vocoder
+
+if TYPE_CHECKING:
+    from speechzoo.llms import LLM
+    from speechzoo.units import UnitDecoder
+    from speechzoo.vocoders import Vocoder
 
 
 class Answering:

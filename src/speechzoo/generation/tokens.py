@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from speechzoo.generation.sampling import Chooser, Decoding
-from speechzoo.llms.splice import Spliced
 from speechzoo.types import IGNORE
+
+if TYPE_CHECKING:
+    from speechzoo.llms.splice import Spliced
 
 
 @dataclass

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from speechzoo.generation.cache import GrowingLayer
-from speechzoo.units.base import UnitStream
+
+
+class UnitStream(ABC):
+    """Decodes a batch of answers while their states arrive; all rows advance together until they end."""
+
+    @abstractmethod
+    def push(self, states: Tensor, lens: Tensor | None = None) -> list[Tensor]:
+        """The units that these states add to each row.
+
+        What has been returned is never taken back: all pushes together give what `UnitDecoder.decode` gives.
+
+        Args:
+            lens: real states of each row, padded on the right; a row with fewer than M ends here.
+
+        Shape: `[Q, M, H], [Q] -> Q times [U]`.
+
+        Raises:
+            ValueError: if the number of rows is not the stream's, or a row goes on after its end.
+        """
+
+    @abstractmethod
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these (indices into the current rows) and the memory they take."""
 
 
 class CTCUnitStream(UnitStream):

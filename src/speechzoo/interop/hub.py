@@ -10,8 +10,8 @@ from typing import Any
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import check_identity, check_trained, find, read
 from speechzoo.names.spec import resolve
-from speechzoo.system.terminal import tell_error
 from speechzoo.names.trust import check_model
+from speechzoo.system.terminal import tell_error
 
 
 def load(path: str | Path, trust_code: bool = False, **changes: Any) -> SpeechLLM:

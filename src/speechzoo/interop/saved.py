@@ -1,7 +1,7 @@
 """speechzoo's saved form: a self-describing folder, written completely or not at all.
 
 ```
-OUT/config.json          class and parts (as `speechzoo.names.spec` writes them), compat switches, licence, hashes of bases
+OUT/config.json          class and parts (as `names.spec` writes them), compat switches, licence, hashes of bases
     model.safetensors    the weights that are no part's own: adaptor, unit decoder
     llm/                 an ordinary Hugging Face folder: config, safetensors shards, tokenizer
     encoder.pt, encoder/ the speech encoder as it was released
@@ -25,14 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import speechzoo
-from speechzoo.system.digests import check_files, file_digest
-from speechzoo.system.files import check_room, clear_parts, part_beside, telling_room
 from speechzoo.interop.layout import Weights, read_json
 from speechzoo.llms.lora import base_name
 from speechzoo.models.base import SpeechLLM
 from speechzoo.names.spec import resolve
-from speechzoo.training.checkpoint_io import save_synced
 from speechzoo.names.trust import check_model
+from speechzoo.system.digests import check_files, file_digest
+from speechzoo.system.files import check_room, clear_parts, part_beside, telling_room
+from speechzoo.training.checkpoint_io import save_synced
 
 FORMAT = 1
 SHARD_BYTES = 1 << 30

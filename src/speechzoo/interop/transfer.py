@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from speechzoo.system.digests import check_files
 from speechzoo.interop.layout import Released, Weights, find_source, read_json, read_pickle, sha256
 from speechzoo.interop.saved import ShardWriter, new_folder, read_saved
+from speechzoo.system.digests import check_files
 
 DTYPES = ("float32", "bfloat16", "float16")
 

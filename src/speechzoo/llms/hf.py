@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
+from speechzoo.generation.cache import growing_cache
+from speechzoo.generation.sampling import Decoding
+from speechzoo.generation.tokens import Step, token_steps
+from speechzoo.llms.base import LLM, LLMOutput
+from speechzoo.llms.lora import add_lora
+from speechzoo.llms.splice import Spliced, splice
 from speechzoo.names.hugging_face import hub_options
 from speechzoo.names.renamed import cache_argument, recompute_layers
-from speechzoo.generation.cache import growing_cache
-from speechzoo.llms.base import LLM, LLMOutput
-from speechzoo.generation.tokens import Step, token_steps
-from speechzoo.llms.lora import add_lora
-from speechzoo.generation.sampling import Decoding
-from speechzoo.llms.splice import Spliced, splice
 from speechzoo.system.ranks import any_rank, in_pieces
 from speechzoo.types import AUDIO, IGNORE
 

@@ -17,19 +17,19 @@ from torch.optim.lr_scheduler import LRScheduler
 from speechzoo.adaptors import Adaptor
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.encoders import Encoder
-from speechzoo.llms import LLM
-from speechzoo.generation.sampling import Decoding
-from speechzoo.models import checkpoint
 from speechzoo.generation.respond import Answering
-from speechzoo.system.ranks import any_rank, is_sharded
+from speechzoo.generation.sampling import Decoding
+from speechzoo.llms import LLM
+from speechzoo.models import checkpoint
 from speechzoo.names.spec import at_least, to_factory, to_spec
+from speechzoo.names.trust import check_parts
+from speechzoo.system.ranks import any_rank, is_sharded
 from speechzoo.text import ChatPrompt
 from speechzoo.training.exact_loss import global_counts, step_loss
 from speechzoo.training.freeze import freeze, is_frozen, parameter_groups
 from speechzoo.training.fsdp2 import FSDP2Strategy
 from speechzoo.training.hollow import build_once
 from speechzoo.training.loss_metric import LossMean
-from speechzoo.names.trust import check_parts
 from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
 
 

@@ -13,9 +13,9 @@ from whisper.decoding import DecodingOptions, decode
 
 from speechzoo.audio import log_mel
 from speechzoo.encoders.whisper_weights import load_whisper
-from speechzoo.llms import LLM
-from speechzoo.generation.sampling import Decoding
 from speechzoo.generation.events import Speaker, Voice, answer_events, check_question
+from speechzoo.generation.sampling import Decoding
+from speechzoo.llms import LLM
 from speechzoo.names.spec import to_factory, to_spec
 from speechzoo.text import ChatPrompt
 from speechzoo.types import AUDIO, SpeechBatch, SpeechReply, StreamEvent

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechzoo.models.base import SpeechLLM
 from speechzoo.generation.events import check_question
+from speechzoo.models.base import SpeechLLM
 from speechzoo.names.spec import resolve, to_factory
 from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
 from speechzoo.units import UnitDecoder

@@ -12,8 +12,8 @@ import torch
 
 from speechzoo.data import encode_batch
 from speechzoo.evaluation.answers import Answer, save_answers
-from speechzoo.system.files import read_jsonl
 from speechzoo.models import Cascade, SpeechLLM
+from speechzoo.system.files import read_jsonl
 from speechzoo.text import ChatPrompt
 from speechzoo.types import SpeechBatch, SpeechReply
 

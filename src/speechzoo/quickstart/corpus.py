@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.data.instructions import asr_messages
-from speechzoo.system.files import read_jsonl, write_jsonl
 from speechzoo.quickstart.questions import Pair
 from speechzoo.quickstart.speaking import Utterance, speak_all
 from speechzoo.quickstart.voice import PiperVoice
+from speechzoo.system.files import read_jsonl, write_jsonl
 
 QUESTION_RATES = (0.9, 1.0, 1.15)  # 1.0 is the voice's own
 TEXT_EVERY = 3

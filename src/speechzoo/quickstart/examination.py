@@ -13,7 +13,6 @@ import torch
 from rich.progress import Progress
 
 from speechzoo.data import encode_batch
-from speechzoo.system.files import write_json
 from speechzoo.interop.hub import load_run
 from speechzoo.metrics import UnitErrorRate
 from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
@@ -23,6 +22,7 @@ from speechzoo.quickstart.parts import fetch, human_speech
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.speech import make_audible
 from speechzoo.quickstart.voice import PiperVoice
+from speechzoo.system.files import write_json
 from speechzoo.vocoders import LatentVocoder
 
 ASR_INSTRUCTION = "Transcribe the following speech into text."

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from speechzoo.audio import SAMPLE_RATE, resample, write_audio
-from speechzoo.system.digests import sealed_tensors
-from speechzoo.system.files import write_atomically
 from speechzoo.quickstart.apart import follow_parent
 from speechzoo.quickstart.voice import PiperVoice
+from speechzoo.system.digests import sealed_tensors
+from speechzoo.system.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechzoo.audio import SAMPLE_RATE, read_audio, resample, write_audio
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers
-from speechzoo.system.files import write_json
 from speechzoo.metrics import SpeechQuality, quality_scorers
 from speechzoo.models import Cascade
 from speechzoo.quickstart.voice import PiperVoice
+from speechzoo.system.files import write_json
 from speechzoo.vocoders import Vocoder
 
 CHUNK_UNITS = 10

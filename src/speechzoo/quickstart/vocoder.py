@@ -9,9 +9,9 @@ from torch import Tensor
 
 from speechzoo.data import FeatureCache
 from speechzoo.encoders import WhisperEncoder
-from speechzoo.system.files import read_jsonl, write_jsonl
 from speechzoo.quickstart.corpus import latents_of
 from speechzoo.quickstart.units import LAYER
+from speechzoo.system.files import read_jsonl, write_jsonl
 from speechzoo.units import KMeansUnits
 
 

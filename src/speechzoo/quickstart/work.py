@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from speechzoo.system.cpu import fast_bfloat16
 from speechzoo.models.checkpoint import find
+from speechzoo.names.recipes import recipe
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.stages import Stages
-from speechzoo.names.recipes import recipe
+from speechzoo.system.cpu import fast_bfloat16
 from speechzoo.system.terminal import quiet
 
 

@@ -24,12 +24,12 @@ from speechzoo.evaluation import (
     write_report,
 )
 from speechzoo.evaluation.figures import metrics_files
-from speechzoo.system.files import read_jsonl
 from speechzoo.quickstart.examination import SYSTEMS, System
 from speechzoo.quickstart.parts import licences
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.speech import read_facts
 from speechzoo.quickstart.stages import Stages
+from speechzoo.system.files import read_jsonl
 
 INTRO = [
     "LLaSM and LLaMA-Omni, trained on the same spoken questions with the same small pretrained parts (Whisper tiny.en, "

@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from speechzoo.system.locks import claim
 from speechzoo.sweeps.file import load_sweep
 from speechzoo.sweeps.runner import Runner
 from speechzoo.sweeps.show import trial_table, watching
+from speechzoo.system.locks import claim
 from speechzoo.system.terminal import tell_error
 
 

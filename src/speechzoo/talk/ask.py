@@ -12,10 +12,10 @@ import soundfile
 
 from speechzoo.data.parts import is_data
 from speechzoo.system.files import keep_inputs, same_file
+from speechzoo.system.terminal import quiet, tell_error
 from speechzoo.talk.questions import check_audible, question, read_history, sounds_of, write_history
 from speechzoo.talk.session import Session
 from speechzoo.talk.sources import open_talker
-from speechzoo.system.terminal import quiet, tell_error
 from speechzoo.text import Message
 from speechzoo.types import AudioChunk, StreamEnd, TextDelta
 

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from speechzoo.system.terminal import quiet, tell_error
 from speechzoo.talk.ask import MODEL, add_model_options, generation
 from speechzoo.talk.desk import Desk, Lobby
 from speechzoo.talk.sources import CASCADE, Talker, open_talker
-from speechzoo.system.terminal import quiet, tell_error
 from speechzoo.vocoders import open_vocoder
 
 

@@ -13,14 +13,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from speechzoo.commands.resolvers import register_resolvers
 from speechzoo.generation import stream
+from speechzoo.generation.events import Voice
 from speechzoo.interop.hub import load
 from speechzoo.models import Cascade, SpeechLLM
-from speechzoo.generation.events import Voice
-from speechzoo.commands.resolvers import register_resolvers
 from speechzoo.names.spec import to_factory
-from speechzoo.text import ChatPrompt, Message
 from speechzoo.names.trust import check_parts
+from speechzoo.text import ChatPrompt, Message
 from speechzoo.types import StreamEvent
 from speechzoo.vocoders import VOCODER_FOLDERS, Vocoder, open_vocoder
 

@@ -1,6 +1,7 @@
 """Unit decoders and unit extraction."""
 
-from speechzoo.units.base import UnitDecoder, UnitOutput, UnitStream
+from speechzoo.generation.units import UnitStream
+from speechzoo.units.base import UnitDecoder, UnitOutput
 from speechzoo.units.ctc import CTCUnitDecoder, collapse
 from speechzoo.units.kmeans import KMeansUnits
 

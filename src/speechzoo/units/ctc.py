@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
-from speechzoo.names.renamed import recompute_layers
 from speechzoo.generation.cache import GrowingLayer
+from speechzoo.generation.units import CTCUnitStream
+from speechzoo.names.renamed import recompute_layers
 from speechzoo.names.spec import at_least
 from speechzoo.types import IGNORE
 from speechzoo.units.base import UnitDecoder, UnitOutput
 from speechzoo.units.layers import RepeatingLlama
-from speechzoo.generation.units import CTCUnitStream
 
 
 class CTCUnitDecoder(UnitDecoder):

@@ -16,13 +16,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tiny_runs import write_config
 
 from speechzoo import cli
-from speechzoo.system import terminal
 from speechzoo.adaptors import ConcatMLP, Conv, Linear
-from speechzoo.commands.arguments import brief
 from speechzoo.callbacks import SampleTable
 from speechzoo.cli import main
-from speechzoo.names.hugging_face import hub_options
+from speechzoo.commands.arguments import brief
 from speechzoo.models import LLaSM
+from speechzoo.names.hugging_face import hub_options
+from speechzoo.system import terminal
 from speechzoo.system.terminal import explain, run_command
 from speechzoo.text import ChatPrompt
 from speechzoo.training import WarmupCosine

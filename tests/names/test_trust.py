@@ -18,9 +18,9 @@ from speechzoo.cli import main
 from speechzoo.interop.hub import load, load_run
 from speechzoo.models import LLaSM
 from speechzoo.names.recipes import recipe
+from speechzoo.names.trust import SLOTS, known
 from speechzoo.talk.sources import open_talker
 from speechzoo.training.shard_reader import ShardReader
-from speechzoo.names.trust import SLOTS, known
 
 PARTS = ("encoder", "adaptor", "llm", "prompt", "optimizer", "lr_scheduler")
 PATHS = [

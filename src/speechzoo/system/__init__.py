@@ -1,0 +1,1 @@
+"""The machine: files, locks, digests, other ranks, the CPU, the terminal. Knows nothing of speech."""

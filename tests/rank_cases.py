@@ -167,7 +167,7 @@ def fit(
     # The loader always is of the same length, and begins where the run does.
     order = [*range(start, NUM_STEPS), *range(start)]
     batches = [batch for step in order for batch in share(model, STEPS[step % 3], world, rank, accumulate)]
-    loader = with_windows(DataLoader(batches, batch_size=None), accumulate)
+    loader = with_windows(DataLoader(batches, batch_size=None), model.num_targets, accumulate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         held_out = DataLoader(share(model, VALIDATION, world, rank, 2 // world), batch_size=None)
@@ -284,7 +284,7 @@ def step_dtypes(trainer: Trainer, model: SpeechLLM, rank: int) -> dict[str, set[
     batch = share(model, STEPS[0], 2, rank, 1)[0]
     with Collectives() as collectives:
         with trainer.precision_plugin.forward_context():
-            loss = step_loss(model(batch).sums, batch.num_targets(), model.loss_weights, 2, 1)
+            loss = step_loss(model(batch).sums, model.num_targets(batch), model.loss_weights, 2, 1)
         loss.backward()
     hook.remove()
     for name in ("allgather", "reduce_scatter"):

@@ -12,6 +12,8 @@ import torch
 import yaml
 
 from speechzoo.cli import ZooCLI, run
+from speechzoo.models import LLaMAOmni
+from speechzoo.types import SpeechBatch
 
 CONFIG = """
 name: tiny
@@ -87,3 +89,8 @@ def printed(*arguments: object) -> dict[str, Any]:
 def saved(path: Path) -> dict[str, Any]:
     """A checkpoint, read as the package reads it: plain data and tensors only."""
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def num_targets(batch: SpeechBatch) -> dict[str, int]:
+    """Targets of both losses, as LLaMA-Omni counts them."""
+    return {name: count(batch) for name, count in LLaMAOmni.objectives.items()}

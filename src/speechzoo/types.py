@@ -57,22 +57,12 @@ class SpeechBatch:
     positions: Tensor | None = None  # [B] spliced length of each row; given with answer_states
     ids: list[str] = field(default_factory=list)  # B record names
     window: dict[str, int] | None = None  # targets by loss name over the accumulation window of this rank
-    counts: dict[str, int] | None = None  # targets by loss name of this batch, once `num_targets` was asked
+    counts: dict[str, int] | None = None  # targets by loss name of this batch, once the model counted them
 
     @property
     def labels(self) -> Tensor:
         """Token ids where supervised, IGNORE elsewhere. `[B, L]`."""
         return torch.where(self.turns > 0, self.input_ids, torch.full_like(self.input_ids, IGNORE))
-
-    def num_targets(self) -> dict[str, int]:
-        """Number of targets per loss name: the denominators of the token-exact loss.
-
-        Counted once, best before the batch goes to a GPU, where each count would wait for the device.
-        """
-        if self.counts is None:
-            units = 0 if self.unit_lens is None else int(self.unit_lens.sum())
-            self.counts = {"lm": int((self.turns > 0).sum()), "ctc": units}
-        return self.counts
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]

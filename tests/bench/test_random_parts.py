@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import zoo
+from tiny_runs import num_targets, zoo
 
 import speechzoo
 from speechzoo.bench.command import main
@@ -32,7 +32,7 @@ def test_questions_and_answers_are_as_long_as_the_papers(parts: Path) -> None:
     records = [json.loads(line) for line in (parts / "train.jsonl").read_text().splitlines()]
     batch = encode_batch(model.prompt, [record.messages for record in read_manifest(parts / "train.jsonl")], True)
     assert batch.audio_lens.tolist() == [7.5 * 16_000] * 4
-    assert batch.num_targets() == {"lm": 4 * 51, "ctc": 4 * 553}  # 50 tokens and the end
+    assert num_targets(batch) == {"lm": 4 * 51, "ctc": 4 * 553}  # 50 tokens and the end
     for record in records:
         units = record["messages"][1]["units"]
         assert all(a != b for a, b in zip(units, units[1:], strict=False)) and 0 <= min(units) <= max(units) < 1000

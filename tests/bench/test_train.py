@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import num_targets
 
 from speechzoo.adaptors import ConcatMLP
 from speechzoo.bench import train
@@ -38,7 +39,7 @@ def test_conversations_are_as_long_as_the_official_ones(model) -> None:
     batch = train.conversations()
     prompt = int(((batch.turns == 0) & (batch.input_ids != AUDIO)).sum()) // 2
     assert prompt + model.audio_positions(batch.audio_lens)[0] == 362
-    assert batch.num_targets() == {"lm": 2 * 52, "ctc": 2 * 553}
+    assert num_targets(batch) == {"lm": 2 * 52, "ctc": 2 * 553}
     assert (batch.units[:, 1:] != batch.units[:, :-1]).all() and int(batch.units.max()) < 1000
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from tiny_runs import num_targets
 
 from speechzoo.data import Item, collate
 from speechzoo.types import AUDIO, IGNORE
@@ -35,7 +36,7 @@ def test_right() -> None:
     assert batch.unit_lens.tolist() == [2, 3]
     assert batch.unit_turns.tolist() == [[0, 2], [1, 1]]
     assert batch.ids == ["a", "b"]
-    assert batch.num_targets() == {"lm": 5, "ctc": 5}
+    assert num_targets(batch) == {"lm": 5, "ctc": 5}
 
 
 def test_left() -> None:
@@ -50,7 +51,7 @@ def test_left() -> None:
 def test_text_alone() -> None:
     batch = collate([Item("b", torch.tensor([8, 9]), torch.tensor([0, 1]))], PAD)
     assert (batch.audio, batch.features, batch.units, batch.unit_turns) == (None, None, None, None)
-    assert batch.num_targets() == {"lm": 1, "ctc": 0}
+    assert num_targets(batch) == {"lm": 1, "ctc": 0}
 
 
 def test_features_instead_of_audio() -> None:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from standin import Listener, trainer, write_manifest
+from tiny_runs import num_targets
 
 from speechzoo.data import ManifestError, SpeechDataModule
 from speechzoo.data.features import encode
@@ -46,7 +47,7 @@ def test_predict_keeps_the_order_and_pads_left(tmp_path: Path, manifest: Path, m
     replies = trainer(tmp_path, callbacks=[Look()], enable_checkpointing=False).predict(model, datamodule=data)
     assert sum(replies, []) == IDS
     assert all(batch.attention_mask[:, -1].all() for batch in seen)
-    assert all(batch.num_targets()["ctc"] == 0 for batch in seen)
+    assert all(num_targets(batch)["ctc"] == 0 for batch in seen)
     assert seen[0].turns[0].sum() == 0
 
 
@@ -141,7 +142,7 @@ class Write(Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer, module) -> None:
-        steps = [[batch.ids, batch.num_targets()["lm"]] for batch in module.batches]
+        steps = [[batch.ids, num_targets(batch)["lm"]] for batch in module.batches]
         (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(steps))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from standin import Listener, trainer, write_manifest
+from tiny_runs import num_targets
 from torch.utils.data import DataLoader
 
 from speechzoo.data import Item, SpeechDataModule, TokenBudgetSampler, collate, with_windows
@@ -23,19 +24,19 @@ def text_loader(count: int, batch_size: int = 1, **options) -> DataLoader:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("accumulate", "sizes"), [(1, [1] * 7), (3, [3, 3, 1]), (10, [7])])
 def test_sums_over_windows(accumulate: int, sizes: list[int], workers: int) -> None:
-    loader = with_windows(text_loader(7, num_workers=workers), accumulate)
+    loader = with_windows(text_loader(7, num_workers=workers), num_targets, accumulate)
     assert len(loader) == 7
     batches = list(loader)
     for size in sizes:
         window, batches = batches[:size], batches[size:]
-        total = sum(batch.num_targets()["lm"] for batch in window)
+        total = sum(num_targets(batch)["lm"] for batch in window)
         assert [batch.window for batch in window] == [{"lm": total, "ctc": 0}] * size
     assert not batches
 
 
 def test_windows_after_a_resume_and_at_a_limit() -> None:
-    loader = with_windows(text_loader(20), 3, progress=lambda: (4, 11))
-    counts = [batch.num_targets()["lm"] for batch in loader]
+    loader = with_windows(text_loader(20), num_targets, 3, progress=lambda: (4, 11))
+    counts = [num_targets(batch)["lm"] for batch in loader]
     assert len(counts) == 7  # batches 4 to 10
     windows = [batch.window["lm"] for batch in loader]
     expected = [sum(counts[:2])] * 2 + [sum(counts[2:5])] * 3 + [sum(counts[5:])] * 2
@@ -46,7 +47,7 @@ def test_reads_no_further_than_a_window() -> None:
     taken = []
     loader = text_loader(9)
     loader.collate_fn = lambda rows: taken.append(0) or collate(rows, 0)
-    iterator = iter(with_windows(loader, 3))
+    iterator = iter(with_windows(loader, num_targets, 3))
     assert len(taken) == 0  # Lightning makes iterators long before it knows where to go on
     next(iterator)
     assert len(taken) == 3
@@ -85,7 +86,7 @@ def check_windows(module: Listener, accumulate: int, per_epoch: int) -> None:
         epoch = batches[first : first + per_epoch]
         for start in range(0, len(epoch), accumulate):
             window = epoch[start : start + accumulate]
-            total = {key: sum(batch.num_targets()[key] for batch in window) for key in ("lm", "ctc")}
+            total = {key: sum(num_targets(batch)[key] for batch in window) for key in ("lm", "ctc")}
             assert [batch.window for batch in window] == [total] * len(window)
 
 

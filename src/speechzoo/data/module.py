@@ -162,7 +162,8 @@ class SpeechDataModule(LightningDataModule):
         self._order = sampler.order
         self._compare_orders()
         loader = self._loader(dataset, sampler, self.padding_side)
-        return with_windows(loader, lambda: self._trainer().accumulate_grad_batches, self._progress)
+        count = self._trainer().lightning_module.num_targets
+        return with_windows(loader, count, lambda: self._trainer().accumulate_grad_batches, self._progress)
 
     def val_dataloader(self) -> list[SpeechLoader]:
         """One loader per validation manifest; rows with an empty id are fillers (see `EvalSampler`)."""

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from speechzoo.types import SpeechBatch
 
+Count = Callable[[SpeechBatch], dict[str, int]]
+
 
 class SpeechLoader:
     """A DataLoader that Lightning leaves as it is.
@@ -41,10 +43,14 @@ class WindowLoader(SpeechLoader):
     """A `SpeechLoader` that sets `batch.window`; see `with_windows`."""
 
     def __init__(
-        self, loader: DataLoader, accumulate: int | Callable[[], int], progress: Callable[[], tuple[int, int]] | None
+        self,
+        loader: DataLoader,
+        count: Count,
+        accumulate: int | Callable[[], int],
+        progress: Callable[[], tuple[int, int]] | None,
     ) -> None:
         super().__init__(loader)
-        self.accumulate, self.progress = accumulate, progress
+        self.count, self.accumulate, self.progress = count, accumulate, progress
 
     def __iter__(self) -> Iterator[SpeechBatch]:
         # Nothing happens before the first batch is asked for: by then Lightning's counters are those of the run.
@@ -54,11 +60,11 @@ class WindowLoader(SpeechLoader):
         for index, batch in enumerate(self.loader, start=done + 1):
             window.append(batch)
             if index % accumulate == 0 or index == end:
-                yield from _counted(window)
+                yield from _counted(window, self.count)
                 window = []
             if index == end:
                 return
-        yield from _counted(window)
+        yield from _counted(window, self.count)
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the position is in Lightning's counters. That it exists tells Lightning that runs can go on here."""
@@ -70,23 +76,25 @@ class WindowLoader(SpeechLoader):
 
 def with_windows(
     loader: DataLoader,
+    count: Count,
     accumulate: int | Callable[[], int],
     progress: Callable[[], tuple[int, int]] | None = None,
 ) -> WindowLoader:
     """The loader's batches with `batch.window` set: targets by loss name over the accumulation window of this rank.
 
     Args:
+        count: targets of a batch by loss name: the model's `num_targets`.
         accumulate: micro-batches of an optimizer step; a function is asked at each new iteration.
         progress: batches done of this epoch and batches in it. The last window of an epoch may be shorter, and
             after a resume the windows fall where Lightning steps. Default: none done, a whole loader.
     """
-    return WindowLoader(loader, accumulate, progress)
+    return WindowLoader(loader, count, accumulate, progress)
 
 
-def _counted(window: list[SpeechBatch]) -> list[SpeechBatch]:
+def _counted(window: list[SpeechBatch], count: Count) -> list[SpeechBatch]:
     total: Counter[str] = Counter()
     for batch in window:
-        total.update(batch.num_targets())
+        total.update(count(batch))
     for batch in window:
         batch.window = dict(total)
     return window

@@ -74,7 +74,7 @@ def there_and_back(trainer: Trainer, model: SpeechLLM, batch: SpeechBatch) -> Sp
     batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
     with trainer.precision_plugin.forward_context():
         out = model.forward(batch)
-        loss: Tensor = step_loss(out.sums, batch.num_targets(), model.loss_weights, 1, 1)
+        loss: Tensor = step_loss(out.sums, model.num_targets(batch), model.loss_weights, 1, 1)
     if loss.requires_grad:
         loss.backward()
     return out

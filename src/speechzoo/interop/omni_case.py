@@ -184,7 +184,7 @@ class OmniCase:
             lens = self.model.adaptor.out_lens(batch.feature_lens)
             speech = g["projector_out"][: len(lens)]
             out = self.model.llm(batch.input_ids, batch.attention_mask, batch.turns, speech, lens, logits=True)
-            loss = out.loss_sum / batch.num_targets()["lm"]
+            loss = out.loss_sum / self.model.num_targets(batch)["lm"]
             checks.close("eval.last_hidden", out.hidden, g["eval.last_hidden"], LOGITS, where=out.mask)
             checks.close("eval.logits", out.logits, g["eval.logits"], LOGITS, where=out.mask)
             checks.close("eval.lm_loss", loss, g["eval.lm_loss"], rtol=LOSS)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -21,6 +21,7 @@ from speechzoo.generation.respond import Answering
 from speechzoo.generation.sampling import Decoding
 from speechzoo.llms import LLM
 from speechzoo.models import checkpoint
+from speechzoo.models.objectives import Objective, supervised_tokens
 from speechzoo.names.spec import at_least, to_factory, to_spec
 from speechzoo.names.trust import check_parts
 from speechzoo.system.ranks import any_rank, is_sharded
@@ -48,14 +49,21 @@ class SpeechLLM(Answering, LightningModule, ABC):
         llm: makes the language model from the ids of new tokens.
         prompt: makes the chat prompt (tokenizer, template, system and user sentence).
         freeze: patterns over parameter names (`re.search`), such as `^encoder\\.`; each has to match something.
-        loss_weights: factor of each loss by name (`lm`, `ctc`); 0 turns a loss off in training.
+        loss_weights: factor of each loss by name (see `objectives`), 1 where it is not given; 0 turns a loss off in
+            training.
         optimizer: makes the optimizer from parameter groups.
         lr_scheduler: makes the schedule from (optimizer, number of optimizer steps); None keeps the rate.
         lr_scale: learning-rate factors by pattern over parameter names.
         init_from: checkpoints (or run folders) of earlier stages whose trained weights are loaded, in order.
         generation: how answers are generated where nothing else is asked for: `{max_new_tokens: 256, do_sample: false,
             temperature: ..., ...}`, see `Decoding`.
+
+    Attributes:
+        objectives: the losses of this architecture by name, each with what counts its targets. One with a loss of its
+            own adds it here, and its sum in `add_losses`; normalisation, logs and weights follow from that.
     """
+
+    objectives: ClassVar[Mapping[str, Objective]] = {"lm": supervised_tokens}
 
     def __init__(
         self,
@@ -76,7 +84,12 @@ class SpeechLLM(Answering, LightningModule, ABC):
         self.specs = {"encoder": encoder, "adaptor": adaptor, "llm": llm, "prompt": prompt, **extra_parts}
         self.specs = {name: to_spec(part) for name, part in self.specs.items()}
         self.freeze_patterns = list(freeze or [])
-        self.loss_weights = {"lm": 1.0, "ctc": 1.0, **(loss_weights or {})}
+        self.loss_weights = {**dict.fromkeys(self.objectives, 1.0), **(loss_weights or {})}
+        if unknown := sorted(set(self.loss_weights) - set(self.objectives)):
+            raise ValueError(
+                f"model.loss_weights: {type(self).__name__} has no loss {unknown[0]!r}, it has "
+                + " and ".join(self.objectives)
+            )
         self.optimizer_factory = to_factory(to_spec(optimizer or torch.optim.AdamW))
         self.scheduler_factory = None if lr_scheduler is None else to_factory(to_spec(lr_scheduler))
         self.lr_scale = dict(lr_scale or {})
@@ -218,12 +231,21 @@ class SpeechLLM(Answering, LightningModule, ABC):
 
     def _with_losses(self, batch: SpeechBatch, result: SpeechOutput) -> SpeechOutput:
         self.add_losses(batch, result)
-        counts = batch.num_targets()
+        counts = self.num_targets(batch)
         result.losses = {name: total / max(1, counts[name]) for name, total in result.sums.items()}
         return result
 
     def add_losses(self, batch: SpeechBatch, result: SpeechOutput) -> None:
-        """Further losses of a model, added to `result.sums` under a name that `SpeechBatch.num_targets` counts."""
+        """Further losses of a model, summed over their targets, added to `result.sums` under a name of `objectives`."""
+
+    def num_targets(self, batch: SpeechBatch) -> dict[str, int]:
+        """Targets by loss name: the denominators of the token-exact loss.
+
+        Counted once, best before the batch goes to a GPU, where each count would wait for the device.
+        """
+        if batch.counts is None:
+            batch.counts = {name: count(batch) for name, count in self.objectives.items()}
+        return batch.counts
 
     def _wants(self, loss: str) -> bool:
         """A loss with weight 0 costs nothing in training; validation reports all."""
@@ -237,9 +259,9 @@ class SpeechLLM(Answering, LightningModule, ABC):
         if batch.window is None and accumulate > 1:
             raise ValueError(
                 "gradient accumulation needs the targets of the whole window: use SpeechDataModule, or wrap your "
-                "loader with speechzoo.data.with_windows"
+                "loader with speechzoo.data.with_windows(loader, model.num_targets, ...)"
             )
-        local = batch.num_targets()
+        local = self.num_targets(batch)
         counts = global_counts(batch.window or local, self.device)
         loss = step_loss(out.sums, counts, self.loss_weights, self.trainer.world_size, accumulate)
         for name, value in out.losses.items():
@@ -267,7 +289,7 @@ class SpeechLLM(Answering, LightningModule, ABC):
         """Log `val/loss`, or `val/<name>/loss` where there are several sets: means over targets, not means of means."""
         names = getattr(getattr(self.trainer, "datamodule", None), f"{stage}_names", [])
         prefix = f"{stage}/{names[loader]}" if len(names) > 1 else stage
-        counts = batch.num_targets()
+        counts = self.num_targets(batch)
         out = self(batch)
         values = {f"{prefix}/{name}_loss": {name: 1.0} for name in out.sums}
         values[f"{prefix}/loss"] = {name: self.loss_weights[name] for name in out.sums}

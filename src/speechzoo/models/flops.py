@@ -45,7 +45,7 @@ def training_flops(model: SpeechLLM, batch: SpeechBatch, out: SpeechOutput) -> T
             frames = batch.feature_lens
         if frames is not None and len(frames):
             add(model.adaptor, 2 * model.adaptor.out_lens(frames).sum() * matmul_weights(model.adaptor))
-        add(model.llm, *_llm(model.llm, out.mask.sum(dim=1), batch.num_targets()["lm"] if "lm" in out.sums else 0))
+        add(model.llm, *_llm(model.llm, out.mask.sum(dim=1), model.num_targets(batch)["lm"] if "lm" in out.sums else 0))
     if out.unit_logit_lens is not None:
         add(model.unit_decoder, *_unit_decoder(model.unit_decoder, out.unit_logit_lens))
     return total

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from speechzoo.generation.events import check_question
 from speechzoo.models.base import SpeechLLM
+from speechzoo.models.objectives import Objective, target_units
 from speechzoo.names.spec import resolve, to_factory
 from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
 from speechzoo.units import UnitDecoder
@@ -33,6 +34,8 @@ class LLaMAOmni(SpeechLLM):
     Args:
         unit_decoder: makes the unit decoder from the LLM's width.
     """
+
+    objectives: ClassVar[Mapping[str, Objective]] = {**SpeechLLM.objectives, "ctc": target_units}
 
     def __init__(self, *args: Any, unit_decoder: Callable[[int], UnitDecoder], **kwargs: Any) -> None:
         super().__init__(*args, unit_decoder=unit_decoder, **kwargs)

@@ -30,6 +30,37 @@ SENTENCES = [
 ]
 
 
+ROOT = Path(__file__).parents[1]
+# Python's own, those of the tools, and what a user's runs leave there (see .gitignore).
+NOT_OURS = {".git", ".venv", ".hypothesis", ".pytest_cache", ".ruff_cache", ".mypy_cache", "__pycache__", "site"}
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # else each would take all cores
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(threads)
+
+
+def files_here() -> set[str]:
+    """Files of the checkout, without those of tools."""
+    found = set()
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in NOT_OURS and not name.endswith(".egg-info")]
+        found |= {os.path.join(folder, name) for name in names if not name.startswith(".coverage")}
+    return found
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.files_before = files_here()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """No test, and no command that one runs, writes into the checkout (or whatever folder the user stands in)."""
+    new = sorted(files_here() - session.config.files_before)
+    if new and not hasattr(session.config, "workerinput"):
+        print(f"\nERROR: {len(new)} files were written into the checkout, such as {new[0]}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps the tests out of the user's cache folder."""

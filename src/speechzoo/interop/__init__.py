@@ -1,5 +1,6 @@
 """Released checkpoints in and out, and the proof that ours computes what theirs does."""
 
+from speechzoo.interop.hub import load, load_run, save_pretrained
 from speechzoo.interop.llama_omni import export_llama_omni, import_llama_omni
 from speechzoo.interop.llasm import export_llasm, import_llasm
 from speechzoo.interop.prompts import LlamaOmniPrompt, LlasmPrompt
@@ -11,4 +12,7 @@ __all__ = [
     "export_llasm",
     "import_llama_omni",
     "import_llasm",
+    "load",
+    "load_run",
+    "save_pretrained",
 ]

@@ -47,15 +47,14 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(name: str, lazy: bool) -> set[str]:
-    """Modules of the package that a module imports; `lazy` counts those inside functions too."""
+@cache
+def imports(name: str) -> set[str]:
+    """Modules of the package that a module imports, inside functions too; not those that only types need."""
     tree = ast.parse(modules()[name].read_text())
     found = set()
     stack = list(tree.body)
     while stack:
         node = stack.pop()
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not lazy:
-            continue
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             continue  # types only
         stack += ast.iter_child_nodes(node)
@@ -82,7 +81,7 @@ def test_every_package_has_its_layer():
 @pytest.mark.parametrize("name", sorted(set(modules()) - {"speechzoo"}))
 def test_imports_go_up_the_layers_only(name: str):
     here = package(name)
-    for target in imports(name, lazy=True):
+    for target in imports(name):
         there = package(target)
         if there in ("", here) or (here, there) in ALLOWED:
             continue
@@ -90,8 +89,8 @@ def test_imports_go_up_the_layers_only(name: str):
 
 
 def test_no_import_cycle():
-    """Among the imports that run when a module is imported (a package's `__init__` only names what is in it)."""
-    graph = {name: imports(name, lazy=False) for name in modules()}
+    """A package's `__init__` only names what is in it; imports inside functions count too."""
+    graph = {name: imports(name) for name in modules()}
     for name, path in modules().items():
         if path.name == "__init__.py":
             graph[name] = {target for target in graph[name] if not target.startswith(name + ".")}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from speechzoo.data.tensor_files import TensorFiles
 from speechzoo.system.digests import DamagedError, check_files, check_zip, file_digest, read_tensors, sealed_tensors
 from speechzoo.training import FileCheckpointIO
-from speechzoo.training.checkpoint_io import read_file
+from speechzoo.training.checkpoint_file import read_file
 
 HELD: dict[str, Any] = {"state_dict": {"a": torch.arange(64.0), "b": torch.tensor([3, 1])}, "epoch": 7}
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from speechzoo.system.digests import DamagedError
 from speechzoo.system.files import DiskFullError
 from speechzoo.training import FileCheckpointIO
-from speechzoo.training.checkpoint_io import put, recover
+from speechzoo.training.checkpoint_file import put, recover
 from speechzoo.training.sharded_folder import load_sharded, read_plain, read_whole, save_sharded
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from speechzoo.training.checkpoint_io import map_file
+from speechzoo.training.checkpoint_file import map_file
 from speechzoo.training.sharded_folder import is_sharded_folder, read_plain
 
 

@@ -22,7 +22,7 @@ from speechzoo.interop.transfer import copy_encoder
 from speechzoo.llms.hf import HFCausalLM
 from speechzoo.llms.lora import base_name, merged
 from speechzoo.models.base import SpeechLLM
-from speechzoo.training.checkpoint_io import num_bytes
+from speechzoo.training.checkpoint_file import num_bytes
 from speechzoo.training.freeze import is_frozen
 
 PROBED, SAME = 32, 1e-4

@@ -32,7 +32,7 @@ from speechzoo.names.spec import resolve
 from speechzoo.names.trust import check_model
 from speechzoo.system.digests import check_files, file_digest
 from speechzoo.system.files import check_room, clear_parts, part_beside, telling_room
-from speechzoo.training.checkpoint_io import save_synced
+from speechzoo.training.checkpoint_file import save_synced
 
 FORMAT = 1
 SHARD_BYTES = 1 << 30

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from speechzoo.llms.lora import base_name
-from speechzoo.training.checkpoint_io import read_file, recover
+from speechzoo.training.checkpoint_file import read_file, recover
 from speechzoo.training.identity import differences, digest, frozen_parts
 from speechzoo.training.sharded_folder import is_sharded_folder, read_whole
 

@@ -18,7 +18,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from speechzoo.system.digests import DamagedError, check_zip
-from speechzoo.training.checkpoint_io import FileCheckpointIO, map_file, recover
+from speechzoo.training.checkpoint_file import map_file, recover
+from speechzoo.training.checkpoint_io import FileCheckpointIO
 from speechzoo.training.sharded_folder import is_sharded_folder, load_sharded, read_plain, save_sharded
 from speechzoo.training.sharding import cut, local_part, shard, whole
 

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from speechzoo.system.digests import DamagedError, check_files, file_digest
 from speechzoo.system.files import check_room, discard, telling_room
-from speechzoo.training.checkpoint_io import num_bytes, part_of, put, read_file, save_synced, telling_damage
+from speechzoo.training.checkpoint_file import num_bytes, part_of, put, read_file, save_synced, telling_damage
 from speechzoo.training.shard_reader import ShardReader
 
 PLAIN = "meta.pt"

@@ -16,7 +16,8 @@ from speechzoo.encoders import WhisperEncoder, WhisperQueries
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import Cascade, LLaMAOmni, LLaSM, SpeechLLM
 from speechzoo.text import ChatPrompt
-from speechzoo.types import IGNORE, SpeechBatch
+from speechzoo.training.exact_loss import step_loss
+from speechzoo.types import IGNORE, SpeechBatch, SpeechOutput
 from speechzoo.units import CTCUnitDecoder
 
 SMALL_DECODER = partial(CTCUnitDecoder, num_units=12, upsample=3, dim=16, num_layers=1, num_heads=2, ffn_dim=32)
@@ -24,6 +25,16 @@ SMALL_DECODER = partial(CTCUnitDecoder, num_units=12, upsample=3, dim=16, num_la
 
 class Echo(SpeechLLM):
     """A third architecture, here to show that one class is all it takes."""
+
+
+class Calm(SpeechLLM):
+    """A fourth one with a loss of its own, the power of its states, which counts rows: nothing else knows its name."""
+
+    objectives = {**SpeechLLM.objectives, "power": len}
+
+    def add_losses(self, batch: SpeechBatch, result: SpeechOutput) -> None:
+        power = result.hidden.float().pow(2).mean(dim=-1) * result.mask
+        result.sums["power"] = (power.sum(dim=1) / result.mask.sum(dim=1)).sum()
 
 
 def parts(llm_dir: Path, whisper_pt: Path, **changes):
@@ -44,6 +55,7 @@ ARCHITECTURES = {
     "llama_omni": (LLaMAOmni, {"unit_decoder": SMALL_DECODER}),
     "llama_omni_label": (LLaMAOmni, {"unit_decoder": partial(SMALL_DECODER, align="label"), "adaptor": Conv}),
     "third": (Echo, {"adaptor": partial(Conv, hidden_dim=16)}),
+    "own_loss": (Calm, {"adaptor": partial(Linear, stack=4), "loss_weights": {"power": 0.25}}),
 }
 
 
@@ -269,3 +281,16 @@ def test_splice_keeps_order_and_content(data):
         assert out.position_ids[row][out.mask[row]].tolist() == list(range(len(values)))
         edge = out.mask[row, -1] if side == "left" else out.mask[row, 0]
         assert bool(edge)
+
+
+def test_a_loss_of_ones_own_is_counted_weighed_and_named(models, tiny_llm_dir, tiny_whisper_pt):
+    model = models("own_loss")
+    batch = encode_batch(model.prompt, CONVERSATIONS, True, "right")
+    out = model(batch)
+    assert model.num_targets(batch) == {"lm": int((batch.turns > 0).sum()), "power": 3}
+    torch.testing.assert_close(out.losses["power"], out.sums["power"] / 3)
+    window = {"lm": 100, "power": 6}
+    weighted = out.sums["lm"] / 100 + 0.25 * out.sums["power"] / 6
+    torch.testing.assert_close(step_loss(out.sums, window, model.loss_weights, 1, 1), weighted)
+    with pytest.raises(ValueError, match="Calm has no loss 'ctc', it has lm and power"):
+        make("own_loss", tiny_llm_dir, tiny_whisper_pt, loss_weights={"ctc": 1.0})

@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from speechzoo.callbacks.flops import training_flops
 from speechzoo.models import SpeechLLM
-from speechzoo.models.flops import training_flops
 from speechzoo.system.files import write_json
 from speechzoo.types import SpeechBatch, SpeechOutput
 
@@ -28,7 +28,7 @@ class StageCost(Callback):
     """Logs `train/tokens_per_second`, `train/seconds`, `train/peak_memory_mb`; writes the cost of the stage.
 
     On accelerators whose peak rate Lightning knows also `train/mfu`: the arithmetic that the batches needed (see
-    `speechzoo.models.flops`) over what the device could have done in the time, validation left out.
+    `speechzoo.callbacks.flops`) over what the device could have done in the time, validation left out.
 
     `summary.json` holds seconds, validation_seconds, steps, examples, tokens (LLM positions after splicing, padding
     not), supervised_tokens, units, trainable_parameters, total_parameters, peak_memory_mb, train_loss (mean of the

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from speechzoo.callbacks import StageCost, cost
+from speechzoo.callbacks.flops import training_flops
 from speechzoo.data import encode_batch
 from speechzoo.models import flops
-from speechzoo.models.flops import training_flops
 from speechzoo.training.freeze import freeze
 from speechzoo.units import CTCUnitDecoder
 

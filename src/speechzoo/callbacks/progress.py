@@ -39,6 +39,16 @@ class StageProgress(RichProgressBar):
         self._lines = 0
         self._batch = 0  # batches of the epoch that are done
 
+    @property
+    def on_screen(self) -> bool:
+        """Whether there is a terminal to redraw; into a file rich would write its last frame, wrapped."""
+        return get_console().is_terminal
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether bars are drawn."""
+        return super().is_enabled and self.on_screen
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._started = time.monotonic(), trainer.global_step
@@ -58,7 +68,7 @@ class StageProgress(RichProgressBar):
     ) -> None:
         self._batch = batch_idx + 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.is_enabled and self.line_every and not get_console().is_terminal:
+        if super().is_enabled and self.line_every and not self.on_screen:
             share = self._share(trainer)
             if share > self._lines:
                 self._lines = share

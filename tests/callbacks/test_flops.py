@@ -14,10 +14,9 @@ from test_models import assistant, make, tone, user
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from speechzoo.callbacks import StageCost, cost
+from speechzoo.callbacks import StageCost, cost, flops
 from speechzoo.callbacks.flops import training_flops
 from speechzoo.data import encode_batch
-from speechzoo.models import flops
 from speechzoo.training.freeze import freeze
 from speechzoo.units import CTCUnitDecoder
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from tiny_runs import num_targets
 from torch import Tensor, nn
 
 from speechzoo.audio import FRAME
@@ -53,6 +54,9 @@ class Listener(LightningModule):
 
     def audio_positions(self, samples: Tensor) -> Tensor:
         return self.encoder.out_lens(samples) // 5
+
+    def num_targets(self, batch: SpeechBatch) -> dict[str, int]:
+        return num_targets(batch)
 
     @property
     def seen(self) -> list[list[str]]:

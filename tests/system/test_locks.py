@@ -24,10 +24,13 @@ if len(sys.argv) > 2:  # children that were forked: one ends and must not let go
         held.release()
         sys.exit()
     os.waitpid(child, 0)
+    begun = os.pipe()
     if not os.fork():
         os.close(1)
+        os.write(begun[1], b"!")  # it has let go by now; its parent could be killed before
         time.sleep(5)
         sys.exit()
+    os.read(begun[0], 1)
 print("held", flush=True)
 time.sleep(60)
 """

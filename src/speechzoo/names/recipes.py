@@ -11,7 +11,7 @@ def recipe(name: str) -> Path:
     Raises:
         FileNotFoundError: listing the recipes there are.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for root in (package / "recipes", package.parents[1] / "recipes"):
         if root.is_dir():
             if (root / name).is_file():

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 DEBUG = "SPEECHZOO_DEBUG"
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells count them: 128 + the signal's number
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -21,20 +18,18 @@ from speechzoo.generation.respond import Answering
 from speechzoo.generation.sampling import Decoding
 from speechzoo.llms import LLM
 from speechzoo.models import checkpoint
-from speechzoo.models.objectives import Objective, supervised_tokens
+from speechzoo.models.learning import Learning
 from speechzoo.names.spec import at_least, to_factory, to_spec
 from speechzoo.names.trust import check_parts
 from speechzoo.system.ranks import any_rank, is_sharded
 from speechzoo.text import ChatPrompt
-from speechzoo.training.exact_loss import global_counts, step_loss
-from speechzoo.training.freeze import freeze, is_frozen, parameter_groups
+from speechzoo.training.freeze import freeze, is_frozen
 from speechzoo.training.fsdp2 import FSDP2Strategy
 from speechzoo.training.hollow import build_once
-from speechzoo.training.loss_metric import LossMean
-from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
+from speechzoo.types import SpeechBatch, SpeechOutput
 
 
-class SpeechLLM(Answering, LightningModule, ABC):
+class SpeechLLM(Answering, Learning, ABC):
     """Base of all architectures.
 
     ```
@@ -59,11 +54,8 @@ class SpeechLLM(Answering, LightningModule, ABC):
             temperature: ..., ...}`, see `Decoding`.
 
     Attributes:
-        objectives: the losses of this architecture by name, each with what counts its targets. One with a loss of its
-            own adds it here, and its sum in `add_losses`; normalisation, logs and weights follow from that.
+        objectives: the losses of this architecture, see `Learning`.
     """
-
-    objectives: ClassVar[Mapping[str, Objective]] = {"lm": supervised_tokens}
 
     def __init__(
         self,
@@ -84,16 +76,10 @@ class SpeechLLM(Answering, LightningModule, ABC):
         self.specs = {"encoder": encoder, "adaptor": adaptor, "llm": llm, "prompt": prompt, **extra_parts}
         self.specs = {name: to_spec(part) for name, part in self.specs.items()}
         self.freeze_patterns = list(freeze or [])
-        self.loss_weights = {**dict.fromkeys(self.objectives, 1.0), **(loss_weights or {})}
-        if unknown := sorted(set(self.loss_weights) - set(self.objectives)):
-            raise ValueError(
-                f"model.loss_weights: {type(self).__name__} has no loss {unknown[0]!r}, it has "
-                + " and ".join(self.objectives)
-            )
+        self.loss_weights = self.weights_of_losses(loss_weights or {})
         self.optimizer_factory = to_factory(to_spec(optimizer or torch.optim.AdamW))
         self.scheduler_factory = None if lr_scheduler is None else to_factory(to_spec(lr_scheduler))
         self.lr_scale = dict(lr_scale or {})
-        at_least(0, "model.loss_weights", **self.loss_weights)
         for pattern, factor in self.lr_scale.items():
             at_least(0, "model.lr_scale", **{repr(pattern): factor})
         self.init_from = [init_from] if isinstance(init_from, str) else list(init_from or [])
@@ -112,7 +98,6 @@ class SpeechLLM(Answering, LightningModule, ABC):
         )
         self.prompt: ChatPrompt = to_factory(self.specs["prompt"])()
         self.strict_loading = False  # checkpoints hold what was trained; `checkpoint.check_trained` is the strict part
-        self.val_losses = nn.ModuleDict()
         self._stages: list[dict[str, Any]] = []
         self._identity: dict[str, Any] | None = None
 
@@ -237,103 +222,6 @@ class SpeechLLM(Answering, LightningModule, ABC):
 
     def add_losses(self, batch: SpeechBatch, result: SpeechOutput) -> None:
         """Further losses of a model, summed over their targets, added to `result.sums` under a name of `objectives`."""
-
-    def num_targets(self, batch: SpeechBatch) -> dict[str, int]:
-        """Targets by loss name: the denominators of the token-exact loss.
-
-        Counted once, best before the batch goes to a GPU, where each count would wait for the device.
-        """
-        if batch.counts is None:
-            batch.counts = {name: count(batch) for name, count in self.objectives.items()}
-        return batch.counts
-
-    def _wants(self, loss: str) -> bool:
-        """A loss with weight 0 costs nothing in training; validation reports all."""
-        return not self.training or self.loss_weights[loss] != 0
-
-    # -- training ---------------------------------------------------------------------------------------------------
-
-    def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
-        out = self(batch)
-        accumulate = self.trainer.accumulate_grad_batches
-        if batch.window is None and accumulate > 1:
-            raise ValueError(
-                "gradient accumulation needs the targets of the whole window: use SpeechDataModule, or wrap your "
-                "loader with speechzoo.data.with_windows(loader, model.num_targets, ...)"
-            )
-        local = self.num_targets(batch)
-        counts = global_counts(batch.window or local, self.device)
-        loss = step_loss(out.sums, counts, self.loss_weights, self.trainer.world_size, accumulate)
-        for name, value in out.losses.items():
-            if local[name]:
-                self.log(f"train/{name}_loss", value.detach(), prog_bar=True, batch_size=len(batch))
-        for name, number in out.counters.items():  # of all processes, each of which has the same names
-            self.log(
-                f"train/{name}", float(number), batch_size=len(batch), reduce_fx="sum", on_epoch=True, sync_dist=True
-            )
-        self.log(
-            "train/loss", sum(self.loss_weights[n] * v.detach() for n, v in out.losses.items()), batch_size=len(batch)
-        )
-        return loss
-
-    def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, "val", dataloader_idx)
-
-    def test_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, "test", dataloader_idx)
-
-    def predict_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> SpeechReply:
-        return self.respond(batch)
-
-    def _evaluate(self, batch: SpeechBatch, stage: str, loader: int) -> None:
-        """Log `val/loss`, or `val/<name>/loss` where there are several sets: means over targets, not means of means."""
-        names = getattr(getattr(self.trainer, "datamodule", None), f"{stage}_names", [])
-        prefix = f"{stage}/{names[loader]}" if len(names) > 1 else stage
-        counts = self.num_targets(batch)
-        out = self(batch)
-        values = {f"{prefix}/{name}_loss": {name: 1.0} for name in out.sums}
-        values[f"{prefix}/loss"] = {name: self.loss_weights[name] for name in out.sums}
-        for name, weights in values.items():
-            key = name.replace("/", "_").replace(".", "_")
-            if key not in self.val_losses:
-                self.val_losses[key] = LossMean(weights, self.device)
-            self.val_losses[key].update(out.sums, counts)
-            self.log(
-                name,
-                self.val_losses[key],
-                batch_size=len(batch),
-                add_dataloader_idx=False,
-                metric_attribute=f"val_losses.{key}",
-            )
-
-    def any_optimizer(self) -> Optimizer:
-        """An optimizer of the configured kind and settings over one number, to be asked what it is like."""
-        return self.optimizer_factory([nn.Parameter(torch.zeros(1))])
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.any_optimizer()
-        groups = parameter_groups(self, self.lr_scale, optimizer.defaults["lr"])
-        optimizer = self.optimizer_factory(groups)
-        if self.scheduler_factory is None:
-            return optimizer
-        schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip, also with a fused optimizer under bf16.
-
-        Lightning's mixed-precision plugin refuses fused optimizers because they undo a loss scaling themselves; bf16
-        has none, so its base class may clip.
-        """
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None and gradient_clip_val:
-            Precision.clip_gradients(
-                plugin, optimizer, gradient_clip_val, GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            )
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from speechzoo.generation.events import check_question
 from speechzoo.models.base import SpeechLLM
-from speechzoo.models.objectives import Objective, target_units
+from speechzoo.models.learning import Objective, target_units
 from speechzoo.names.spec import resolve, to_factory
 from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
 from speechzoo.units import UnitDecoder

@@ -177,15 +177,16 @@ def pair_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
     shown: list[Measure] = [m for m in MEASURES if m.key != "heard_wer" and any(m.key in d for _, _, d in pairs)]
     caption = (
         "First system minus second in percentage points on the n questions both answered; "
-        "paired bootstrap, 95 % interval, two-sided p (not corrected for many comparisons)."
+        "paired bootstrap, 95 % interval, two-sided p (not corrected for many comparisons). Measures that only one of a "
+        "pair has are left out."
     )
     # A measure a row, and not a column: a dozen columns of intervals fit no page.
     table = Table(["Pair and measure", "n", "Difference"], caption=caption)
     for a, b, differences in pairs:
         table.add(f"{a.name} − {b.name}")
         for measure in shown:
-            entry = differences.get(measure.key)
-            table.add(measure.name, str(entry[1] if entry else 0), _difference(entry))
+            if entry := differences.get(measure.key):
+                table.add(measure.name, str(entry[1]), _difference(entry[0]))
     return table
 
 
@@ -226,9 +227,6 @@ def _interval(interval: Interval | None, show: Callable[[float], str]) -> Cell:
     return Cell(show(interval.value), f"[{low}, {high}]")
 
 
-def _difference(entry: tuple[Difference, int] | None) -> Cell:
-    if entry is None:
-        return Cell("–")
-    d = entry[0]
+def _difference(d: Difference) -> Cell:
     p = "p < 0.001" if d.p < 0.001 else f"p = {d.p:.3f}"
     return Cell(points(d.value), f"[{points(d.low)}, {points(d.high)}], {p}", strong=d.low > 0 or d.high < 0)

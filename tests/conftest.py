@@ -102,8 +102,12 @@ def own_wandb_run() -> Iterator[None]:
     """A run that a test leaves open would take in what the next one logs."""
     yield
     wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
+    if wandb is None:
+        return
+    if wandb.run is not None:
         wandb.finish()
+    if wandb.sdk.wandb_setup._singleton is not None:  # it keeps the first test's WANDB_MODE for all that follow
+        wandb.teardown()
 
 
 @pytest.fixture(scope="session")

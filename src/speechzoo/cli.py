@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import speechzoo
@@ -18,6 +19,7 @@ import speechzoo
 # Imported so that their classes have short names on the command line.
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
 from speechzoo.callbacks.checkpoints import separate
+from speechzoo.callbacks.of_trainer import callbacks_of, is_trial, set_callbacks
 from speechzoo.callbacks.run_folder import RunFolder, checkpoint_of
 from speechzoo.commands.arguments import Parser
 from speechzoo.commands.resolvers import register_resolvers
@@ -74,19 +76,20 @@ class ZooCLI(LightningCLI):
     def before_fit(self) -> None:
         """Take the run folder. A trial run leaves no checkpoint; Lightning writes `last.ckpt` after it too."""
         trainer = self.trainer
-        if trainer.fast_dev_run:
+        if is_trial(trainer):
             for callback in trainer.checkpoint_callbacks:
-                callback.save_last = False
+                cast(ModelCheckpoint, callback).save_last = False
             return
-        trainer.callbacks = separate(trainer.callbacks)
+        set_callbacks(trainer, separate(callbacks_of(trainer)))
         settings = self.config_init["fit"]
-        folder = next(callback for callback in trainer.callbacks if isinstance(callback, RunFolder))
-        folder.take(trainer, checkpoint_of(settings["ckpt_path"], trainer, "fit"), settings["overwrite"])
+        folder = next(callback for callback in callbacks_of(trainer) if isinstance(callback, RunFolder))
+        found = checkpoint_of(settings["ckpt_path"], trainer, "fit")
+        folder.take(trainer, None if found is None else Path(found), settings["overwrite"])
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Lightning's, with the checkpoint that is meant. Only `fit` makes a run that loggers should know of."""
         settings = super()._prepare_subcommand_kwargs(subcommand)
-        if not self.trainer.fast_dev_run or settings["ckpt_path"] is not None:
+        if not is_trial(self.trainer) or settings["ckpt_path"] is not None:
             settings["ckpt_path"] = checkpoint_of(settings["ckpt_path"], self.trainer, subcommand)
         if subcommand != "fit":
             self.trainer.loggers = []
@@ -127,8 +130,8 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command `speechzoo`; returns the exit code."""
     # Last, so that a user's own classes are found and nothing of the same name is hidden by them.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    if str(here := Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(here))
     return run_command(_dispatch, list(sys.argv[1:] if argv is None else argv))
 
 

@@ -22,7 +22,9 @@ Masks are boolean with True = keep. Lengths are `long` and called `*_lens`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,17 @@ IGNORE = -100
 
 AUDIO = -200
 """Token id that stands for one whole clip until the LLM splices its frames in (the official LLaMA-Omni value)."""
+
+
+def present(value: Tensor | None, name: str) -> Tensor:
+    """A field of a batch or an output that has to be there.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if value is None:
+        raise ValueError(f"there is no {name} here, which this needs")
+    return value
 
 
 @dataclass
@@ -64,14 +77,22 @@ class SpeechBatch:
         """Token ids where supervised, IGNORE elsewhere. `[B, L]`."""
         return torch.where(self.turns > 0, self.input_ids, torch.full_like(self.input_ids, IGNORE))
 
+    @property
+    def clips(self) -> tuple[Tensor, Tensor] | None:
+        """Samples and lengths of all clips, `[N, T], [N]`; None where there is no sound."""
+        if self.audio is None or self.audio_lens is None or not len(self.audio):
+            return None
+        return self.audio, self.audio_lens
+
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
-    def _map(self, fn) -> SpeechBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return SpeechBatch(**{k: fn(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> SpeechBatch:
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: fn(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return SpeechBatch(**{**values, **moved})
 
-    def to(self, *args, **kwargs) -> SpeechBatch:
+    def to(self, *args: Any, **kwargs: Any) -> SpeechBatch:
         """A copy with every tensor moved (`torch.Tensor.to` arguments)."""
         return self._map(lambda t: t.to(*args, **kwargs))
 
@@ -153,3 +174,6 @@ class StreamEnd:
 
 
 StreamEvent = TextDelta | UnitDelta | AudioChunk | StreamEnd
+
+StreamEvents = Generator[StreamEvent, None, None]
+"""Events as they come; closing it frees all that the answer holds."""

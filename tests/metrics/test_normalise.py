@@ -71,7 +71,7 @@ def test_a_wrong_sign_is_a_wrong_answer(number: int, before: str, after: str) ->
     plain = f"{before}{number}{after}"
     for text in ("The answer is {}.", "{}", "({}, 2)", "答案是{}。"):
         right = text.format(plain)
-        for sign in ("-", "−", "minus ", "negative ", "+", "±", "–"):  # noqa: RUF001
+        for sign in ("-", "−", "minus ", "negative ", "+", "±", "–"):
             wrong = text.format(sign + plain)
             assert not same(wrong, right), (wrong, right)
             assert one(RougeL(), wrong, right) < 1
@@ -86,7 +86,7 @@ def test_a_wrong_sign_is_a_wrong_answer(number: int, before: str, after: str) ->
         ("five, three", "53"),
         ("It is [north].", "It is [south]."),
         ("<yes>", "<no>"),
-        ("（五）", "（六）"),  # noqa: RUF001
+        ("（五）", "（六）"),
         ("【北】", "【南】"),
         ("3 > 2", "3 < 2"),
         ("a ≤ b", "a ≥ b"),

@@ -41,7 +41,7 @@ def config(tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest: 
 
 def failed(work) -> BaseException:
     """The error of a call, with its traceback."""
-    with pytest.raises(BaseException) as raised:  # noqa: PT011
+    with pytest.raises(BaseException) as raised:
         work()
     return raised.value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,7 +57,7 @@ def read_audio(path: str | Path | BinaryIO, sample_rate: int = SAMPLE_RATE, name
     """
     named = str(name or path)
     if isinstance(path, (str, Path)):
-        if not os.path.isfile(path):
+        if not Path(path).is_file():
             raise FileNotFoundError(f"{named}: no such audio file")
         if Path(path).suffix.lower() == ".raw":  # without a header: libsndfile would want to be told all
             raise _undecodable(named, "a .raw file does not say what its samples are")

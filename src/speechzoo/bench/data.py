@@ -55,7 +55,7 @@ def padding(lengths: Sequence[int], batch_size: int, max_tokens: int | None, ran
     `waste`: positions that are padding; `idle`: time that ranks wait for the slowest, where it goes by positions;
     `least`: the smallest rank's positions over the largest's, in the worst step.
     """
-    sizes = np.asarray(lengths)
+    sizes: Any = np.asarray(lengths)
     samplers = [TokenBudgetSampler(sizes, batch_size, max_tokens, rank=rank, world_size=ranks) for rank in range(ranks)]
     real = padded = slowest = 0
     least = 1.0
@@ -71,7 +71,7 @@ def write_corpus(folder: Path, count: int) -> dict[str, str]:
     """Spoken records of noise (FLAC) as every kind of source that can be written here; kind -> what to read."""
     seconds, generator = librispeech_like(count).clip(max=29), np.random.default_rng(1)
     (folder / "tar").mkdir()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, length in enumerate(seconds):
         name = f"{number:06d}.flac"
         soundfile.write(folder / name, generator.normal(0, 0.05, int(length * SAMPLE_RATE)), SAMPLE_RATE)
@@ -162,15 +162,16 @@ def throughput(path: str, prompt: ChatPrompt, positions: Callable, workers: int,
         sampler = TokenBudgetSampler(data.lengths, 1000, 8192)
         together = partial(collate, pad_id=prompt.pad_id)
         # Made in the work, so that its workers have ended, and are counted, when it has.
-        _, wall, cpu = _timed(
-            lambda sampler=sampler, number=number, together=together: [
-                len(batch) for batch in DataLoader(data, batch_sampler=sampler, collate_fn=together, num_workers=number)
-            ]
-        )
+        loader = partial(DataLoader, data, batch_sampler=sampler, collate_fn=together, num_workers=number)
+        _, wall, cpu = _timed(partial(_sizes, loader))
         found[f"records/s, {number} workers"] = len(records) / wall
         found[f"audio s/s, {number} workers"] = seconds / wall
         found[f"CPU s/1000, {number} workers"] = cpu / len(records) * 1000
     return found
+
+
+def _sizes(loader: Callable[[], DataLoader]) -> list[int]:
+    return [len(batch) for batch in loader()]
 
 
 def _settings(config: Path) -> tuple[Any, ChatPrompt | None, int, int | None]:
@@ -181,8 +182,8 @@ def _settings(config: Path) -> tuple[Any, ChatPrompt | None, int, int | None]:
     data = read.data.get("init_args", read.data)
     model = read.model.get("init_args", read.model) if "model" in read else {}
     prompt = model.get("prompt")
-    given = OmegaConf.to_container(prompt.get("init_args", prompt), resolve=True) if prompt is not None else None
-    train = OmegaConf.to_container(data, resolve=True)
+    given: Any = OmegaConf.to_container(prompt.get("init_args", prompt), resolve=True) if prompt is not None else None
+    train: Any = OmegaConf.to_container(data, resolve=True)
     return train["train"], ChatPrompt(**given) if given else None, train.get("batch_size", 8), train.get("max_tokens")
 
 

@@ -47,7 +47,7 @@ def spoken_questions(manifest: str | Path, limit: int) -> list[list[Message]]:
     Raises:
         FileNotFoundError, ValueError: see `read_manifest` and `question`; also if no record holds one.
     """
-    found = []
+    found: list[list[Message]] = []
     for record in read_manifest(manifest):
         message = next((m for m in record.messages if m["role"] == "user"), None)
         clips = [] if message is None or isinstance(message["content"], str) else message["content"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -53,7 +53,7 @@ class Size:
     llm: dict[str, Any]
     decoder: dict[str, Any]
     vocoder_channels: int = 512
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     units: int = 1000
     adaptor_dim: int = 2048
 
@@ -137,7 +137,7 @@ def random_model(folder: Path, size: Size, seed: int = 0, device: str = "cpu") -
         )
         model.configure_model()
         with torch.no_grad():  # the best path of untrained layers hardly changes; so it does, every few positions
-            for layer in model.unit_decoder.transformer.layers:
+            for layer in cast(Any, model.unit_decoder).transformer.layers:
                 layer.self_attn.q_proj.weight *= 16
                 layer.self_attn.k_proj.weight *= 16
                 layer.self_attn.o_proj.weight *= 8

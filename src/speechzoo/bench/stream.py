@@ -26,7 +26,8 @@ ARMS = ("offline", "stream", "by_token", "rerun")
 
 def offline(model: LLaMAOmni, batch: SpeechBatch, tokens: int) -> list[int]:
     """The whole text, then all units at once."""
-    return model.respond(batch, max_new_tokens=tokens, eos_token_id=[]).units[0].tolist()
+    (units,) = model.respond(batch, max_new_tokens=tokens, eos_token_id=[]).units or []
+    return units.tolist()
 
 
 def stream(model: LLaMAOmni, batch: SpeechBatch, tokens: int, **options: Any) -> list[int]:
@@ -45,7 +46,7 @@ def rerun(model: LLaMAOmni, batch: SpeechBatch, tokens: int) -> list[int]:
     """Units after every token, by decoding the whole answer so far again (the released generation.py:550-552)."""
     states: list[Tensor] = []
     units = torch.zeros(0)
-    options = {"max_new_tokens": tokens, "eos_token_id": []}
+    options: dict[str, Any] = {"max_new_tokens": tokens, "eos_token_id": []}
     for step in model.llm.steps(batch.input_ids, batch.attention_mask, *model.encode(batch), **options):
         states.append(step.states)
         units = model.unit_decoder.decode(torch.stack(states, dim=1), torch.tensor([len(states)]))[0]
@@ -71,7 +72,7 @@ def decoder_arms(model: LLaMAOmni, states: Tensor) -> dict[str, Callable[[], lis
     return {"offline": at_once, "stream": lambda: pushed(4), "by_token": lambda: pushed(1), "rerun": again}
 
 
-def timed(work: Callable[[], list[int]]) -> tuple[float, list[int]]:
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """CPU seconds of all threads of this process, and what the work returned."""
     start = time.process_time()
     units = work()

@@ -10,10 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from speechzoo.bench.sizes import SIZES, random_model
 from speechzoo.callbacks.cost import peak_memory_mb
 from speechzoo.models import LLaMAOmni
 from speechzoo.training.freeze import freeze
-from speechzoo.types import AUDIO, SpeechBatch
+from speechzoo.types import AUDIO, SpeechBatch, present
 
 OFFICIAL = {"stage1": 7.46, "stage2": 7.10}
 """CPU seconds of a step of the official code (forward and backward, two conversations) with a model of this size in
@@ -86,10 +87,10 @@ def cached(model: LLaMAOmni, batch: SpeechBatch, arm: str) -> SpeechBatch:
     """The batch as the data module gives it with the caches of an arm."""
     if arm.endswith(("no_cache", "official_work")):
         return batch
-    positions = (batch.attention_mask.sum(dim=1) - 1) + model.audio_positions(batch.audio_lens)
+    positions = (batch.attention_mask.sum(dim=1) - 1) + model.audio_positions(present(batch.audio_lens, "audio_lens"))
     if arm in STATES:
         states, lens = model.frozen_states(batch)
-        given = {"answer_states": states, "answer_state_lens": lens, "positions": positions}
+        given: dict[str, Any] = {"answer_states": states, "answer_state_lens": lens, "positions": positions}
     else:
         states, lens = model.encoder(batch.audio, batch.audio_lens)
         given = {"features": states, "feature_lens": lens}
@@ -102,7 +103,7 @@ def stage(model: LLaMAOmni, arm: str) -> None:
     model.requires_grad_(True)
     freeze(model, FREEZE[name])
     model.loss_weights.update({"stage1": {"lm": 1.0, "ctc": 0.0}, "stage2": {"lm": 0.0, "ctc": 1.0}}[name])
-    model.encoder.window = "trimmed" if "trimmed" in arm else "padded"
+    cast(Any, model.encoder).window = "trimmed" if "trimmed" in arm else "padded"
     if arm == "stage2_official_work":
         model.loss_weights["lm"] = 1.0
     model.train()
@@ -147,10 +148,8 @@ def measure(arm: str, repeats: int, threads: int) -> dict[str, float]:
 
 def _forget_peak() -> None:
     """Peak memory is then that of the steps, not of loading (Linux only)."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass
 
 
 def calibration(threads: int) -> float:

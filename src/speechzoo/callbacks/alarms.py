@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -195,7 +195,7 @@ class AllBlank(Alarm):
     def _look(self, trainer: Trainer, output: Any) -> None:
         if not trainer.training or not isinstance(output, SpeechOutput) or output.unit_logits is None:
             return
-        logits, lens = output.unit_logits, output.unit_logit_lens
+        logits, lens = output.unit_logits, cast(Tensor, output.unit_logit_lens)
         real = torch.arange(logits.shape[1], device=logits.device) < lens[:, None]
         blanks = (logits.argmax(dim=-1) == logits.shape[-1] - 1) & real
         self._counts = torch.stack([blanks.sum(), real.sum()]).float()

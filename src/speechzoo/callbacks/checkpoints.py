@@ -136,7 +136,7 @@ def separate(callbacks: Sequence[Callback]) -> list[Callback]:
         if type(callback) is not ModelCheckpoint:
             result.append(callback)
             continue
-        every = {
+        every: dict[str, Any] = {
             "every_n_train_steps": callback._every_n_train_steps or None,
             "every_n_epochs": callback._every_n_epochs or None,
             "train_time_interval": callback._train_time_interval,

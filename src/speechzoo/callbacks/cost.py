@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,5 @@ def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: forget the high-water mark
-    except OSError:
-        pass  # no Linux, or not allowed: the peak is then the process's
+    with suppress(OSError):  # no Linux, or not allowed: the peak is then the process's
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the high-water mark

@@ -70,9 +70,11 @@ def _count_epochs(trainer: Trainer) -> None:
     Lightning goes on from a checkpoint of an epoch's end with an epoch that has no batch; what it saves in the one
     after says that this epoch is over, and the next resume drops the rest of it.
     """
-    fit, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    # Lightning says of its counters only that they are trackers of some kind.
+    fit: Any = trainer.fit_loop
+    epoch: Any = fit.epoch_loop
     batches, number = epoch.batch_progress, trainer.num_training_batches
-    if not math.isfinite(number) or trainer.overfit_batches:
+    if not math.isfinite(number) or vars(trainer).get("overfit_batches"):
         return
     done, rest = divmod(batches.total.processed, int(number))
     if batches.current.ready % number != rest:  # the epochs before had another length

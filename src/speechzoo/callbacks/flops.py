@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -38,16 +40,17 @@ def training_flops(model: SpeechLLM, batch: SpeechBatch, out: SpeechOutput) -> T
         total = total + weights * (1 + below + share) + attention * (1 + 2 * below)
 
     if batch.answer_states is None:
-        if batch.audio is not None and len(batch.audio):
-            frames = model.encoder.out_lens(batch.audio_lens)
-            add(model.encoder, *_encoder(model.encoder, frames))
+        if (clips := batch.clips) is not None:
+            frames: Tensor | None = (heard := model.encoder.out_lens(clips[1]))
+            add(model.encoder, *_encoder(model.encoder, heard))
         else:
             frames = batch.feature_lens
         if frames is not None and len(frames):
             add(model.adaptor, 2 * model.adaptor.out_lens(frames).sum() * matmul_weights(model.adaptor))
         add(model.llm, *_llm(model.llm, out.mask.sum(dim=1), model.num_targets(batch)["lm"] if "lm" in out.sums else 0))
     if out.unit_logit_lens is not None:
-        add(model.unit_decoder, *_unit_decoder(model.unit_decoder, out.unit_logit_lens))
+        decoder = cast(UnitDecoder, model.unit_decoder)
+        add(decoder, *_unit_decoder(decoder, out.unit_logit_lens))
     return total
 
 
@@ -76,7 +79,7 @@ def _unit_decoder(decoder: UnitDecoder, lens: Tensor) -> tuple[Tensor, Tensor | 
     weights = 2 * lens.sum() * matmul_weights(decoder)
     if not isinstance(decoder, CTCUnitDecoder):
         return weights, 0.0
-    attention = decoder.transformer.layers[0].self_attn
+    attention: Any = decoder.transformer.layers[0].self_attn
     # Computed once per state instead of once per position.
     early = (decoder.input_proj, attention.q_proj, attention.k_proj, attention.v_proj)
     weights = weights - 2 * lens.sum() * (1 - 1 / decoder.upsample) * sum(map(matmul_weights, early))

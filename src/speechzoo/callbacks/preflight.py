@@ -56,7 +56,9 @@ class Preflight(Callback):
             ValueError: if it does not fit, with the batch's size.
         """
         device = trainer.strategy.root_device
-        data = TrainingData.of(trainer) if self._enabled(device) and isinstance(pl_module, SpeechLLM) else None
+        if not self._enabled(device) or not isinstance(pl_module, SpeechLLM):
+            return
+        data = TrainingData.of(trainer)
         if data is None:
             return
         numbers = data.largest()

@@ -12,13 +12,15 @@ from uuid import uuid4
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from speechzoo.callbacks.doctor import Doctor
+from speechzoo.callbacks.of_trainer import callbacks_of, set_callbacks
 from speechzoo.callbacks.preflight import Preflight
 from speechzoo.models.checkpoint import find
 from speechzoo.system.files import write_atomically
 from speechzoo.system.locks import claim
+from speechzoo.system.ranks import rank
 
 # What a run leaves; `--overwrite` deletes this and nothing else.
 RESULTS = ("*.ckpt", "summary.json")
@@ -63,13 +65,14 @@ class RunFolder(SaveConfigCallback):
                 "another --name (or trainer.default_root_dir), or delete the old one with --overwrite"
             )
         self._clear = overwrite
-        if rank_zero_only.rank == 0:
+        if rank() == 0:
             self._is_new = not folder.exists()
             self._lock = claim(folder, "speechzoo fit")
         # The examinations first: they decide whether the run starts, and their time is not the stage's.
-        first: list[Callback] = [c for c in trainer.callbacks if isinstance(c, (Doctor, Preflight))]
+        callbacks = callbacks_of(trainer)
+        first: list[Callback] = [c for c in callbacks if isinstance(c, (Doctor, Preflight))]
         first.append(self)
-        trainer.callbacks = first + [c for c in trainer.callbacks if c not in first]
+        set_callbacks(trainer, first + [c for c in callbacks if c not in first])
         self._loggers, trainer.loggers = trainer.loggers, []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

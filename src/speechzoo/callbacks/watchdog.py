@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -141,10 +142,8 @@ class Watchdog(Callback):
     def _tell(self, rank: int) -> None:
         beat = Beat(self._beat.number, self._beat.step, self._beat.doing, time.time())
         if self._store is not None:
-            try:
+            with suppress(RuntimeError):  # rank 0 is gone, and its store with it: `_verdict` says so
                 self._store.set(str(rank), beat.write())
-            except RuntimeError:
-                pass  # rank 0 is gone, and its store with it: `_verdict` says so
 
     def _verdict(self, rank: int, world: int, still: float) -> str:
         own = f"watchdog of rank {rank}: no progress for {still:.0f} s at step {self._beat.step} ({self._beat.doing})"
@@ -190,5 +189,5 @@ def _store(trainer: Trainer, timeout: timedelta) -> TCPStore:
     store = None
     if trainer.global_rank == 0:
         store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-    port = trainer.strategy.broadcast(store.port if store is not None else None)
+    port = trainer.strategy.broadcast(0 if store is None else store.port)
     return store or TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from speechzoo.callbacks import Doctor, Preflight
 from speechzoo.callbacks.doctor import Examined
+from speechzoo.callbacks.of_trainer import callbacks_of, set_callbacks
 from speechzoo.cli import ZooCLI, run
 
 USAGE = """speechzoo doctor --config FILE [--key value ...] [--doctor.rows N] [--doctor.ignore [NAME,...]] [--json FILE]
@@ -38,12 +39,12 @@ def main(argv: Sequence[str]) -> int:
 def _examine(cli: ZooCLI, json: str | None) -> bool:
     """Whether there is an error."""
     trainer, data = cli.trainer, cli.datamodule
-    doctor = next(callback for callback in trainer.callbacks if isinstance(callback, Doctor))
+    doctor = next(callback for callback in callbacks_of(trainer) if isinstance(callback, Doctor))
     doctor.enabled = doctor.only = doctor.verbose = True
     doctor.json = json or doctor.json
     # Nothing is written but the findings: no logger, no checkpoint, no config.
-    preflight = [callback for callback in trainer.callbacks if isinstance(callback, Preflight)]
-    trainer.callbacks, trainer.loggers, trainer.num_sanity_val_steps = [doctor, *preflight], [], 0
+    set_callbacks(trainer, [doctor, *(one for one in callbacks_of(trainer) if isinstance(one, Preflight))])
+    trainer.loggers, trainer.num_sanity_val_steps = [], 0
     for cache in ("feature_cache", "state_cache"):  # filling them may take hours; the path without is looked at
         if hasattr(data, cache):
             setattr(data, cache, None)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import TemplateError
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from speechzoo.data.record import Problem, Record, clip_paths
 from speechzoo.data.records import Records
 from speechzoo.system.files import write_atomically
+from speechzoo.system.ranks import rank
 from speechzoo.text import ChatPrompt, ContentError, Message
 
 Positions = Callable[[Tensor], Tensor]
@@ -81,7 +81,7 @@ class Examples(Sequence[Example]):
             vars(self).update(arrays)
             return self, problems
         problems, ends = [], np.cumsum(records.clips)
-        for index in tqdm(range(len(records)), "tokenising", disable=self.kept is not None or rank_zero_only.rank != 0):
+        for index in tqdm(range(len(records)), "tokenising", disable=self.kept is not None or rank() != 0):
             record, first = records[index], ends[index] - records.clips[index]
             heard = [] if positions is None else positions[first : ends[index]].tolist()
             found: Example | Problem

@@ -221,7 +221,8 @@ class SpeechDataModule(LightningDataModule):
             on_bad=self.on_bad,
             report=self._report(split, name, "model"),
         )
-        states, missing = None, []
+        states: StateCache | None = None
+        missing: list[int] = []
         if self.state_cache is not None and split != "predict":
             states, missing = self._states(self.state_cache, model, dataset)
         # Sound is still wanted where the model may be asked to answer: callbacks do so with validation questions.

@@ -7,6 +7,7 @@ The order depends on nothing but the seed and the number of batches done. Epoch 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -159,4 +160,4 @@ def _buckets(by_length: np.ndarray, lengths: np.ndarray, spread: float) -> list[
     while first < len(ordered):
         first = int(np.searchsorted(ordered, ordered[first] * spread, side="right"))
         borders.append(first)
-    return [by_length[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    return [by_length[a:b] for a, b in pairwise(borders)]

@@ -17,11 +17,20 @@ from speechzoo.data.tensor_files import TensorFiles, batches_within, share
 class Spoken(Protocol):
     """A tokenised conversation, as far as its states depend on it (see `speechzoo.data.dataset.Example`)."""
 
-    ids: np.ndarray  # [L]
-    turns: np.ndarray  # [L]
-    clips: list[str]  # paths
-    units: dict[int, np.ndarray]  # by assistant turn
-    length: int  # positions once the clips are spliced in
+    @property
+    def ids(self) -> np.ndarray: ...  # [L]
+
+    @property
+    def turns(self) -> np.ndarray: ...  # [L]
+
+    @property
+    def clips(self) -> list[str]: ...  # paths
+
+    @property
+    def units(self) -> dict[int, np.ndarray]: ...  # by assistant turn
+
+    @property
+    def length(self) -> int: ...  # positions once the clips are spliced in
 
 
 class StateCache(TensorFiles):

@@ -73,7 +73,8 @@ def check_answers(dataset: ConversationDataset) -> list[Finding]:
 
     All conversations are looked at: one that teaches the model to stop in the middle is enough to do so.
     """
-    prompt, spelled, found = dataset.examples.prompt, 0, []
+    prompt, spelled = dataset.examples.prompt, 0
+    found: list[Finding] = []
     for number in range(len(dataset.examples)):
         texts = answers_of(dataset, number)
         special = any(prompt.spelled(text) for text in texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -50,11 +51,11 @@ def spans(batch: SpeechBatch, row: int) -> Iterator[tuple[int, list[int]]]:
 
 
 def _span(prompt: ChatPrompt, ids: list[int], where: str) -> Iterator[Finding]:
-    shown = prompt.tokenizer.decode([i for i in ids if i >= 0])
+    shown = prompt.decode(ids, skip_special_tokens=False)
     if ids[-1] in prompt.stop_ids:
         yield note("supervised", f"{where}: {_short(shown)!r}")
     else:
-        stop = prompt.tokenizer.decode(prompt.stop_ids)
+        stop = prompt.decode(prompt.stop_ids, skip_special_tokens=False)
         text = f"{where}: {_short(shown)!r} ends without any of {stop!r}: the model would never learn to stop"
         yield error("end_not_learned", text, "set prompt.end_of_turn to what the template ends answers with")
 
@@ -82,7 +83,7 @@ def check_tokens(batch: SpeechBatch, prompt: ChatPrompt, vocabulary: int | None)
         vocabulary: rows of the LLM's embedding, new tokens included; None if unknown.
     """
     tokenizer, found = prompt.tokenizer, []
-    pad = tokenizer.decode([prompt.pad_id])
+    pad = prompt.decode([prompt.pad_id], skip_special_tokens=False)
     if not CONTROL.search(pad) or not pad.strip():
         text = f"the padding id {prompt.pad_id} is the ordinary text {pad!r}"
         found.append(error("pad_is_text", text, "give the tokenizer a padding token of its own"))
@@ -91,9 +92,7 @@ def check_tokens(batch: SpeechBatch, prompt: ChatPrompt, vocabulary: int | None)
     rows = [batch.input_ids[row][batch.attention_mask[row]].tolist() for row in range(len(batch))]
     bos = tokenizer.bos_token_id
     if bos is not None:
-        doubled = [
-            row for row, ids in enumerate(rows) if any(a == b == bos for a, b in zip(ids, ids[1:], strict=False))
-        ]
+        doubled = [row for row, ids in enumerate(rows) if any(a == b == bos for a, b in pairwise(ids))]
         if doubled:
             text = f"{len(doubled)} of {len(rows)} rows hold {tokenizer.bos_token!r} twice in a row"
             found.append(error("double_bos", text, "take it out of prompt.chat_template, or out of the system text"))

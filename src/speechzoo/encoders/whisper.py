@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class WhisperEncoder(Encoder):
         net, self._start_token = load_whisper(model)
         if layer is not None and not 1 <= layer <= net.dims.n_audio_layer:
             raise ValueError(f"{model} has {net.dims.n_audio_layer} blocks: layer {layer} does not exist")
-        self.net = self._keep(net)
+        self.net: Any = self._keep(net)  # openai-whisper has no types
         for module in self.net.modules():
             if isinstance(module, LayerNorm):
                 module.__class__ = AnyDtypeNorm
@@ -54,7 +54,7 @@ class WhisperEncoder(Encoder):
         self.gradient_checkpointing = gradient_checkpointing
         self.to(getattr(torch, dtype))
 
-    def _keep(self, net: torch.nn.Module) -> torch.nn.Module:
+    def _keep(self, net: Any) -> Any:
         return net.encoder  # the text decoder would only take memory
 
     def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ class WhisperEncoder(Encoder):
             x = net.ln_post(x)
         return (x if inside is None else x * inside[..., None]), lens
 
-    def _encoder(self) -> torch.nn.Module:
+    def _encoder(self) -> Any:
         return self.net
 
     def out_lens(self, audio_lens: Tensor) -> Tensor:
@@ -180,10 +180,10 @@ class WhisperQueries(WhisperEncoder):
         self.num_queries = num_queries
         self.start_token = self._start_token if start_token is None else start_token
 
-    def _keep(self, net: torch.nn.Module) -> torch.nn.Module:
+    def _keep(self, net: Any) -> Any:
         return net
 
-    def _encoder(self) -> torch.nn.Module:
+    def _encoder(self) -> Any:
         return self.net.encoder
 
     def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import whisper
@@ -142,7 +143,7 @@ def _from_hugging_face(folder: Path) -> tuple[Whisper, int]:
     return net.float().eval(), config["decoder_start_token_id"]
 
 
-def _set_ffn(side: nn.Module, width: int) -> None:
+def _set_ffn(side: Any, width: int) -> None:
     """openai-whisper fixes the inner width at four times the outer one; Hugging Face configs are free."""
     for block in side.blocks:
         dim = block.mlp_ln.normalized_shape[0]

@@ -127,7 +127,7 @@ def words_per_second(answers: Iterable[Answer]) -> float | None:
     """Words of the spoken answers by their length; None if nothing was spoken."""
     spoken = [answer for answer in answers if answer.reply_seconds]
     words = sum(len(speech_words(answer.text)) for answer in spoken)
-    return words / sum(answer.reply_seconds for answer in spoken) if spoken else None
+    return words / sum(answer.reply_seconds or 0.0 for answer in spoken) if spoken else None
 
 
 def question_groups(answers: Iterable[Answer]) -> list[Hashable]:

@@ -177,8 +177,8 @@ def pair_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
     shown: list[Measure] = [m for m in MEASURES if m.key != "heard_wer" and any(m.key in d for _, _, d in pairs)]
     caption = (
         "First system minus second in percentage points on the n questions both answered; "
-        "paired bootstrap, 95 % interval, two-sided p (not corrected for many comparisons). Measures that only one of a "
-        "pair has are left out."
+        "paired bootstrap, 95 % interval, two-sided p (not corrected for many comparisons). "
+        "Measures that only one of a pair has are left out."
     )
     # A measure a row, and not a column: a dozen columns of intervals fit no page.
     table = Table(["Pair and measure", "n", "Difference"], caption=caption)

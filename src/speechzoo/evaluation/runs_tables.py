@@ -77,8 +77,7 @@ def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
     shown, measures = varying(groups), measures_of(groups)
     short = short_names(shown)
     header = ["Run", "Model", *(short[key] for key in shown), "Seeds", "Train loss", "Validation loss"]
-    for measure in measures:
-        header.append(f"{measure.name} {'↑' if measure.higher_is_better else '↓'}")
+    header += [f"{measure.name} {'↑' if measure.higher_is_better else '↓'}" for measure in measures]
     answered = [[answer for run in group.runs for answer in run.answers] for group in groups]
     cut = [cut_answers(answers) for answers in answered]
     if any(some is not None for some in cut):

@@ -19,7 +19,7 @@ class GrowingLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Empty buffers of the right dtype and device."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._buffers = tuple(states[..., :0, :] for states in (key_states, value_states))
+        self._buffers: tuple[Tensor, ...] = tuple(states[..., :0, :] for states in (key_states, value_states))
         self.keys, self.values = self._buffers
         self.is_initialized = True
 
@@ -33,15 +33,16 @@ class GrowingLayer(DynamicLayer):
             return self.keys, self.values
         size = held + key_states.shape[-2]
         if size > self._buffers[0].shape[-2]:
-            self._buffers = tuple(_grown(x, 2 * size) for x in (self.keys, self.values))
+            self._buffers = tuple(_grown(buffer[..., :held, :], 2 * size) for buffer in self._buffers)
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[..., held:size, :] = new
-        self.keys, self.values = (buffer[..., :size, :] for buffer in self._buffers)
-        return self.keys, self.values
+        keys, values = (buffer[..., :size, :] for buffer in self._buffers)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def get_seq_length(self) -> int:
         """Positions held."""
-        return self.keys.shape[-2] if self.is_initialized else 0
+        return self.keys.shape[-2] if self.is_initialized and self.keys is not None else 0
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from speechzoo.data import encode_batch
 from speechzoo.text import ChatPrompt, Message
-from speechzoo.types import AudioChunk, SpeechBatch, SpeechReply, StreamEnd, StreamEvent, TextDelta
+from speechzoo.types import AudioChunk, SpeechBatch, SpeechReply, StreamEnd, StreamEvent, StreamEvents, TextDelta
 
 
 class Streams(Protocol):
@@ -18,12 +18,12 @@ class Streams(Protocol):
 
     prompt: ChatPrompt
 
-    def stream(self, batch: SpeechBatch, **options: Any) -> Iterator[StreamEvent]: ...
+    def stream(self, batch: SpeechBatch, **options: Any) -> StreamEvents: ...
 
 
 def stream(
     model: Streams, conversation: Sequence[Message] | Sequence[Sequence[Message]], **options: Any
-) -> Iterator[StreamEvent]:
+) -> StreamEvents:
     """Answer a conversation, or several together, in events.
 
     Args:
@@ -40,11 +40,8 @@ def stream(
     if not conversation:
         raise ValueError("there is no message to answer")
     several = not isinstance(conversation[0], dict)
-    batch = encode_batch(
-        model.prompt,
-        conversation if several else [conversation],
-        audio_positions=getattr(model, "audio_positions", None),
-    )
+    conversations = cast(Sequence[Sequence[Message]], conversation if several else [conversation])
+    batch = encode_batch(model.prompt, conversations, audio_positions=getattr(model, "audio_positions", None))
     device = next((p.device for p in model.parameters()), None) if isinstance(model, torch.nn.Module) else None
     return model.stream(batch if device is None else batch.to(device), **options)
 

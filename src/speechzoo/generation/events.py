@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from speechzoo.audio import SAMPLE_RATE
-from speechzoo.generation.tokens import Step
+from speechzoo.generation.tokens import Step, Steps
 from speechzoo.text import ChatPrompt
-from speechzoo.types import IGNORE, AudioChunk, SpeechBatch, StreamEnd, StreamEvent, TextDelta, UnitDelta
+from speechzoo.types import IGNORE, AudioChunk, SpeechBatch, StreamEnd, StreamEvents, TextDelta, UnitDelta
 
 if TYPE_CHECKING:
+    from speechzoo.generation.sound import VocoderStream
     from speechzoo.generation.units import UnitStream
     from speechzoo.units import UnitDecoder
     from speechzoo.vocoders import Vocoder
@@ -42,7 +43,8 @@ class TextTrack:
     """
 
     def __init__(self, prompt: ChatPrompt) -> None:
-        self.prompt, self.ids, self.told = prompt, [], ""
+        self.prompt, self.told = prompt, ""
+        self.ids: list[int] = []
 
     def push(self, token: int) -> str:
         """The text that a token makes certain."""
@@ -110,7 +112,7 @@ class Speaker:
     ) -> None:
         if vocoder is not None and decoder is None:
             raise ValueError("this model speaks no units: a vocoder has nothing to make sound of")
-        if vocoder is not None and vocoder.num_units != decoder.num_units:
+        if vocoder is not None and decoder is not None and vocoder.num_units != decoder.num_units:
             raise ValueError(
                 f"the model speaks {decoder.num_units} units, the vocoder knows {vocoder.num_units}: "
                 "take the vocoder that belongs to the model's units"
@@ -136,7 +138,9 @@ class Row:
         self.untold: list[int] = []
         self.units: list[Tensor] = []
         self.num_units = 0
-        self.vocoder = speaker.vocoder and speaker.vocoder.stream(speaker.chunk_units, speaker.context_units)
+        self.vocoder: VocoderStream | None = None
+        if speaker.vocoder is not None:
+            self.vocoder = speaker.vocoder.stream(speaker.chunk_units, speaker.context_units)
         self.samples = self.rate = 0
         self.first: dict[type, float] = {}
 
@@ -145,7 +149,7 @@ class Row:
         """Whether the first sound is out, or without a vocoder the first chunk of units."""
         return self.samples > 0 if self.vocoder is not None else self.num_units >= self.speaker.chunk_units
 
-    def say(self, token: int | None) -> Iterator[StreamEvent]:
+    def say(self, token: int | None) -> StreamEvents:
         """Text of a token, or with None the rest of the text; and its sound where a voice reads it."""
         if token is not None:
             self.untold.append(token)
@@ -157,7 +161,7 @@ class Row:
                 wave = torch.as_tensor(self.speaker.voice.speak(sentence))
                 yield from self._sound(wave, self.speaker.voice.sample_rate)
 
-    def speak(self, units: Tensor | None) -> Iterator[StreamEvent]:
+    def speak(self, units: Tensor | None) -> StreamEvents:
         """New units, or with None the end of them; and their sound."""
         if units is not None and len(units):
             self.units.append(units)
@@ -165,9 +169,9 @@ class Row:
             yield UnitDelta(self.number, units)
         if self.vocoder is not None and (units is None or len(units)):
             wave = self.vocoder.flush() if units is None else self.vocoder.push(units)
-            yield from self._sound(wave, self.speaker.vocoder.sample_rate)
+            yield from self._sound(wave, self.vocoder.vocoder.sample_rate)
 
-    def _sound(self, wave: Tensor, rate: int) -> Iterator[StreamEvent]:
+    def _sound(self, wave: Tensor, rate: int) -> StreamEvents:
         if len(wave):
             start, self.rate = self.samples / rate, rate
             self.samples += len(wave)
@@ -195,20 +199,20 @@ class Row:
 
 def answer_events(
     prompt: ChatPrompt,
-    steps: Iterator[Step],
+    steps: Steps,
     rows: int,
     speaker: Speaker,
     stop_ids: set[int],
     start: float,
     heard: Sequence[list[str]] | None = None,
-) -> Iterator[StreamEvent]:
+) -> StreamEvents:
     """Events of a batch of answers; within a row text comes first, then units, then sound, last `StreamEnd`.
 
     Args:
         start: `time.perf_counter()` when the question was asked.
         heard: transcriptions of each row's clips.
     """
-    tracks = [Row(number, prompt, speaker, heard and heard[number]) for number in range(rows)]
+    tracks = [Row(number, prompt, speaker, heard[number] if heard else None) for number in range(rows)]
     units = None if speaker.decoder is None else Units(speaker.decoder.stream(rows), speaker)
     with closing(steps):
         for step in steps:
@@ -243,9 +247,7 @@ class Units:
         return units
 
 
-def _step_events(
-    tracks: list[Row], step: Step, units: Units | None, stop_ids: set[int], start: float
-) -> Iterator[StreamEvent]:
+def _step_events(tracks: list[Row], step: Step, units: Units | None, stop_ids: set[int], start: float) -> StreamEvents:
     for row, token in zip(step.rows, step.ids, strict=True):
         if token != IGNORE:
             yield from tracks[row].say(token)

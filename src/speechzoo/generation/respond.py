@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from speechzoo.generation.events import Speaker, answer_events, check_question
 from speechzoo.generation.sampling import Decoding
 from speechzoo.text import ChatPrompt
-from speechzoo.types import SpeechBatch, SpeechReply, StreamEvent
+from speechzoo.types import SpeechBatch, SpeechReply, StreamEvents
 
 if TYPE_CHECKING:
     from speechzoo.llms import LLM
@@ -61,7 +60,7 @@ class Answering:
         context_units: int | None = None,
         unit_tokens: int | None = None,
         **generate: Any,
-    ) -> Iterator[StreamEvent]:
+    ) -> StreamEvents:
         """Answer each row, in events while it is being written; closing the iterator frees all it holds.
 
         Rows are answered together, each as if it were alone, and each ends with its `StreamEnd`.
@@ -90,7 +89,7 @@ class Answering:
 
     def _stream(
         self, batch: SpeechBatch, speaker: Speaker, options: dict[str, Any], stop_ids: set[int]
-    ) -> Iterator[StreamEvent]:
+    ) -> StreamEvents:
         start = time.perf_counter()
         with torch.no_grad():
             speech, lens = self.encode(batch)

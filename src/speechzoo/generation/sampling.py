@@ -113,7 +113,7 @@ class Chooser:
         if len(seeds) != rows:
             raise ValueError(f"{len(seeds)} seeds for {rows} rows")
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.warpers = LogitsProcessorList()
+        self.warpers: Any = LogitsProcessorList()
         if decoding.temperature is not None:
             self.warpers.append(TemperatureLogitsWarper(decoding.temperature))
         if decoding.top_k is not None:
@@ -125,7 +125,7 @@ class Chooser:
         """Token of each of some rows. Shape: `[b, V] -> [b]`."""
         if not self.sample:
             return logits.argmax(dim=-1)
-        scores = self.warpers(None, logits.float())
+        scores = self.warpers(None, logits.float())  # these ask for no tokens so far
         # One uniform number a row, through the inverse of the distribution function: a row needs the same numbers in
         # any company and on any device.
         shares = scores.softmax(dim=-1).double().cumsum(dim=-1)

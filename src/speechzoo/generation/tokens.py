@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,10 @@ class Step:
     ended: list[bool]  # nothing follows in this row
 
 
+Steps = Generator[Step, None, None]
+"""The steps of a batch of answers; closing it frees the cache."""
+
+
 @dataclass
 class Generated:
     """Whole answers and their states."""
@@ -46,7 +50,7 @@ def token_steps(
     prompt: Spliced,
     decoding: Decoding,
     read_last: bool = False,
-) -> Iterator[Step]:
+) -> Steps:
     """Answer left-padded prompts together.
 
     Logits are computed for the newest position only and no state but the newest is kept. Rows that end leave batch and
@@ -66,10 +70,7 @@ def token_steps(
     states = read(prompt.embeds, mask, prompt.position_ids, cache)[:, -1].clone()  # a view would keep all of them
     del prompt
     for count in range(1, decoding.max_new_tokens + 2):
-        if all(closing):
-            ids = torch.full_like(position[:, 0], IGNORE)
-        else:
-            ids = choose(head(states), rows)
+        ids = torch.full_like(position[:, 0], IGNORE) if all(closing) else choose(head(states), rows)
         tokens = [IGNORE if closed else token for token, closed in zip(ids.tolist(), closing, strict=True)]
         last = [
             closed or token in stop or count >= decoding.max_new_tokens

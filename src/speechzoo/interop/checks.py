@@ -107,10 +107,10 @@ class Checks:
         """Log-mel of a clip `[1, T]`. The held one was computed in float32, where FFT kernels of different machines
         differ by some 4e-5, or in float64: the nearer of our two is compared."""
         found = []
-        for dtype in (torch.float64, torch.float32):
-            ours = log_mel(wave, torch.tensor([wave.shape[1]]), n_mels, dtype=dtype)[0]
+        for kind in (torch.float64, torch.float32):
+            ours = log_mel(wave, torch.tensor([wave.shape[1]]), n_mels, dtype=kind)[0]
             ours = ours if theirs.dim() == 3 else ours[0].T
-            found.append((float((ours - theirs).abs().max()), str(dtype).removeprefix("torch."), ours))
+            found.append((float((ours - theirs).abs().max()), str(kind).removeprefix("torch."), ours))
         _, dtype, ours = min(found, key=lambda item: item[0])
         self.close(name, ours, theirs, MEL, note=f"front end in {dtype}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,23 +12,23 @@ from torch import Tensor
 from speechzoo.interop.checks import EMBEDS, LOGITS, LOSS, Checks, Golden, set_learning
 from speechzoo.interop.llasm import released_name
 from speechzoo.interop.prompts import LlasmPrompt, from_item
-from speechzoo.models import LLaSM
 from speechzoo.types import AUDIO, IGNORE, SpeechBatch, SpeechOutput
 
 
 class LlasmCase:
     """A model and the values held for it. Official ids have one `<au_patch>` a frame, ours one AUDIO a clip."""
 
-    def __init__(self, model: LLaSM, golden: Golden, checks: Checks) -> None:
-        self.model, self.golden, self.checks, self.meta = model, golden, checks, golden.meta
+    def __init__(self, model: Any, golden: Golden, checks: Checks) -> None:  # a LLaSM, whose parts are known here
+        self.golden, self.checks, self.meta = golden, checks, golden.meta
+        self.model = model
         ids = golden.meta["token_ids"]
         self.patch, self.new = ids["<au_patch>"], [ids["<au_start>"], ids["<au_end>"]]
-        self.slots = model.encoder.num_queries
+        self.slots: int = self.model.encoder.num_queries
         self.clips = list(golden.meta["wav_source"])
         self.samples = golden.meta["samples"]
         with torch.no_grad():
             self.states = {name: self._encode(golden[f"mel.{name}"]) for name in self.clips}
-            self.features = {name: model.encoder.queries(states)[0] for name, states in self.states.items()}
+            self.features = {name: self.model.encoder.queries(states)[0] for name, states in self.states.items()}
 
     def _encode(self, mel: Tensor) -> Tensor:
         return self.model.encoder.encode_mel(mel, torch.full((1,), mel.shape[-1]))[0]
@@ -89,7 +89,8 @@ class LlasmCase:
     def prompts(self) -> None:
         """Ids and labels of every sample, as the released inference tokenises and as the slow tokenizer does."""
         g, checks, base = self.golden, self.checks, self.model.prompt
-        for kind, end in (("fast", ""), ("slow", "_slow_tokenizer")):
+        kinds: tuple[tuple[Literal["fast", "slow"], str], ...] = (("fast", ""), ("slow", "_slow_tokenizer"))
+        for kind, end in kinds:
             prompt = LlasmPrompt(base.name, base.template, doubled_system=base.doubled_system, pieces=kind)
             for name, sample in self.samples.items():
                 key = f"{name}.input_ids{end}"

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from speechzoo.interop.checks import EMBEDS, LOGITS, LOSS, Checks, Golden
 from speechzoo.interop.prompts import LlamaOmniPrompt
 from speechzoo.llms.splice import Spliced
-from speechzoo.models import LLaMAOmni
 from speechzoo.text import CLIP
-from speechzoo.types import AUDIO, IGNORE, SpeechBatch
+from speechzoo.types import AUDIO, IGNORE, SpeechBatch, present
 
 
 class OmniCase:
     """A model, the values held for it, and the encoder states everything after the front end starts from."""
 
-    def __init__(self, model: LLaMAOmni, golden: Golden, checks: Checks) -> None:
-        self.model, self.golden, self.checks, self.meta = model, golden, checks, golden.meta
+    def __init__(self, model: Any, golden: Golden, checks: Checks) -> None:  # a LLaMAOmni, whose parts are known
+        self.golden, self.checks, self.meta = golden, checks, golden.meta
+        self.model = model
         self.waves = len(golden.names("mel."))
         mels = torch.stack([golden[f"mel.{i}"].T for i in range(self.waves)])
         with torch.no_grad():
-            self.states, self.lens = model.encoder.encode_mel(mels, torch.full((self.waves,), mels.shape[-1]))
+            self.states, self.lens = self.model.encoder.encode_mel(mels, torch.full((self.waves,), mels.shape[-1]))
 
     def frames(self, mel_lens: Tensor) -> Tensor:
         """Encoder frames that clips of so many mel frames have. `[N] -> [N]`."""
@@ -181,7 +183,7 @@ class OmniCase:
         g, checks = self.golden, self.checks
         with checks.step("eval.logits"):
             batch = self.batch()
-            lens = self.model.adaptor.out_lens(batch.feature_lens)
+            lens = self.model.adaptor.out_lens(present(batch.feature_lens, "feature_lens"))
             speech = g["projector_out"][: len(lens)]
             out = self.model.llm(batch.input_ids, batch.attention_mask, batch.turns, speech, lens, logits=True)
             loss = out.loss_sum / self.model.num_targets(batch)["lm"]

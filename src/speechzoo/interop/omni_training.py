@@ -13,7 +13,7 @@ from speechzoo.interop.checks import CHAIN, LOGITS, LOSS, STEPPED, UNIT_LOGITS, 
 from speechzoo.interop.llama_omni import released_name
 from speechzoo.interop.omni_case import OmniCase
 from speechzoo.models.llama_omni import answer_states
-from speechzoo.types import IGNORE, SpeechBatch
+from speechzoo.types import IGNORE, SpeechBatch, present
 
 HELD = "from the held states"
 
@@ -105,7 +105,8 @@ def optimizer_steps(case: OmniCase) -> None:
         )
         losses = []
         for _ in held["losses"]:
-            loss = decoder(states, lens, batch.units, batch.unit_lens).loss_sum / batch.unit_lens.sum()
+            lost = decoder(states, lens, batch.units, batch.unit_lens).loss_sum
+            loss = lost / present(batch.unit_lens, "unit_lens").sum()
             losses.append(loss.detach())
             optimizer.zero_grad()
             loss.backward()
@@ -137,16 +138,16 @@ def _held_states(case: OmniCase) -> Tensor:
 @torch.no_grad()
 def _states(case: OmniCase, batch: SpeechBatch, align: str = "label") -> tuple[Tensor, Tensor]:
     out = case.model(replace(batch, units=None))
-    return answer_states(out.hidden, out.turns, batch.unit_turns, align)
+    return answer_states(out.hidden, out.turns, present(batch.unit_turns, "unit_turns"), align)
 
 
 @torch.no_grad()
-def _ctc(case: OmniCase, batch: SpeechBatch, align: str) -> Tensor:
+def _ctc(case: OmniCase, batch: Any, align: str) -> Tensor:
     states, lens = _states(case, batch, align)
     return case.model.unit_decoder(states, lens, batch.units, batch.unit_lens).loss_sum / batch.unit_lens.sum()
 
 
-def row(batch: SpeechBatch, i: int) -> SpeechBatch:
+def row(batch: Any, i: int) -> SpeechBatch:
     """One row of a batch whose clips and units are one a row, without the batch's padding."""
     keep = batch.attention_mask[i]
     units = batch.units[i]

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -63,9 +63,9 @@ def save_pretrained(
     origin, path = getattr(model, "saved", {}), Path(path).expanduser()
     with new_folder(path, _need(model)) as work:
         lm = model.llm.lm
-        alone = merged(lm) if merge_lora and isinstance(lm, PeftModel) else lm
+        alone = cast(Any, merged(lm) if merge_lora and isinstance(lm, PeftModel) else lm)
         with_lora = isinstance(alone, PeftModel)
-        base = alone.get_base_model() if with_lora else alone
+        base: Any = alone.get_base_model() if with_lora else alone
         own = dict(_own(model, base, with_lora))
         _write_llm(model.llm, base, work / "llm", rows="llm.new_embeddings" not in own)
         base.config.save_pretrained(work / "llm")
@@ -146,7 +146,7 @@ def _write_llm(llm: HFCausalLM, base: PreTrainedModel, folder: Path, rows: bool)
     """The tensors of an LLM, without LoRA's, under their Hugging Face names, one by one; with `rows` the embeddings of
     new tokens go into the table."""
     writer = ShardWriter(folder)
-    table = base.get_input_embeddings().weight
+    table = cast(Any, base).get_input_embeddings().weight
     written: set[int] = set()  # tied tables, and what peft's wrappers name twice, once
     for name, tensor in base.state_dict().items():
         plain, place = base_name(name), tensor.data_ptr()
@@ -162,13 +162,13 @@ def _write_llm(llm: HFCausalLM, base: PreTrainedModel, folder: Path, rows: bool)
 
 
 @torch.no_grad()
-def _prove(model: SpeechLLM, work: Path, path: Path) -> None:
+def _prove(model: Any, work: Path, path: Path) -> None:
     """Load what was written and compare it with the model: settings, every weight, and what the LLM computes.
 
     Raises:
         ValueError: if it is another model; nothing is left at `path` then.
     """
-    again = load_saved(work)
+    again: Any = load_saved(work)
     found, table = nn.Module.state_dict(again), again.llm.lm.get_input_embeddings().weight
     merging = isinstance(model.llm.lm, PeftModel) and not isinstance(again.llm.lm, PeftModel)
     in_table = model.llm.new_tokens and not isinstance(model.llm.lm, PeftModel) and not _tied(model.llm.lm)

@@ -188,7 +188,7 @@ def load_saved(path: str | Path, dtype: str | None = None, trust_code: bool = Fa
             raise ValueError(f"{folder}: {name} is {tuple(tensor.shape)}, config.json says {tuple(target.shape)}")
         kind = getattr(torch, dtype) if dtype is not None else tensor.dtype if name in required else target.dtype
         target.data = tensor.to(kind).clone()
-    model.saved, model.saved_in = config, folder
+    vars(model).update(saved=config, saved_in=folder)  # how it came, for whoever saves it again
     return model.eval()
 
 

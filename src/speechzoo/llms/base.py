@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from speechzoo.generation.tokens import Generated, Step, collect_ids, collect_states
+from speechzoo.generation.tokens import Generated, Steps, collect_ids, collect_states
 
 
 @dataclass
@@ -67,7 +66,7 @@ class LLM(nn.Module, ABC):
         speech_lens: Tensor,
         read_last: bool = False,
         **options: Any,
-    ) -> Iterator[Step]:
+    ) -> Steps:
         """Answer each row, a token at a time; greedy unless `options` (see `Decoding`) say otherwise.
 
         Args:

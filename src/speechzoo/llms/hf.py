@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from speechzoo.generation.cache import growing_cache
 from speechzoo.generation.sampling import Decoding
-from speechzoo.generation.tokens import Step, token_steps
+from speechzoo.generation.tokens import Steps, token_steps
 from speechzoo.llms.base import LLM, LLMOutput
 from speechzoo.llms.lora import add_lora
 from speechzoo.llms.splice import Spliced, splice
@@ -38,6 +37,9 @@ class HFCausalLM(LLM):
         gradient_checkpointing: recompute layers in the backward pass: less memory, about a third more time.
     """
 
+    lm: Any  # a PreTrainedModel, or peft's around one
+    new_ids: Tensor
+
     def __init__(
         self,
         new_tokens: list[int],
@@ -53,11 +55,12 @@ class HFCausalLM(LLM):
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
         lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), **options)
-        self.dim = lm.get_input_embeddings().weight.shape[1]
+        table: Any = lm.get_input_embeddings()  # transformers calls it any module
+        self.dim = int(table.weight.shape[1])
         self.new_tokens = new_tokens
         if new_tokens:
             self._grow(lm, max(new_tokens) + 1)
-            rows = lm.get_input_embeddings().weight[new_tokens].detach().float().clone()
+            rows = table.weight[new_tokens].detach().float().clone()
             # A table of their own, so that they learn also where the LLM is frozen (LLaSM stage 1).
             self.new_embeddings = nn.Parameter(rows)
             self.register_buffer("new_ids", torch.tensor(new_tokens), persistent=False)
@@ -80,7 +83,7 @@ class HFCausalLM(LLM):
 
     @staticmethod
     @torch.no_grad()
-    def _grow(lm: PreTrainedModel, size: int) -> None:
+    def _grow(lm: Any, size: int) -> None:
         """Extend the vocabulary with rows at the mean of the old ones (official llasm.py:260-270)."""
         old = lm.get_input_embeddings().weight.shape[0]
         if size <= old:
@@ -134,7 +137,7 @@ class HFCausalLM(LLM):
         if loss:
             targets = labels[:, 1:]
             at = targets != IGNORE
-            picked = out.logits[:, :-1][at] if logits else self.head(hidden[:, :-1][at])
+            picked = self.head(hidden[:, :-1][at]) if out.logits is None else out.logits[:, :-1][at]
             out.loss_sum = F.cross_entropy(picked.float(), targets[at], reduction="sum")
         return out
 
@@ -156,7 +159,7 @@ class HFCausalLM(LLM):
         speech_lens: Tensor,
         read_last: bool = False,
         **options: Any,
-    ) -> Iterator[Step]:
+    ) -> Steps:
         """See `LLM.steps`; answers end at the checkpoint's own end-of-sequence tokens unless `eos_token_id` is given.
 
         Sampling settings that a checkpoint's generation_config brings do not apply.
@@ -171,7 +174,7 @@ class HFCausalLM(LLM):
         steps = token_steps(read, self.head, self.embed, cache, row, decoding, read_last)
         return steps if alone else self._in_step(steps, input_ids.device)
 
-    def _in_step(self, steps: Iterator[Step], device: torch.device) -> Iterator[Step]:
+    def _in_step(self, steps: Steps, device: torch.device) -> Steps:
         """The same steps; a process that is done goes on calling the LLM while others are not, as they need it."""
         yield from steps
         embeds = torch.zeros(1, 1, self.dim, device=device, dtype=self.lm.get_input_embeddings().weight.dtype)

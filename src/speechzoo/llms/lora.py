@@ -48,7 +48,7 @@ def add_lora(lm: PreTrainedModel, settings: dict[str, Any]) -> PeftModel:
             model = get_peft_model(lm, config)
         except TypeError as error:  # of layers it cannot wrap
             raise ValueError(f"llm.lora: {error}") from error
-    held = {base_name(name) for name in model.get_base_model().state_dict()} - {None}
+    held = {base for name in model.get_base_model().state_dict() if (base := base_name(name)) is not None}
     if held != names:
         raise ValueError(
             f"llm.lora: with these settings a run could not be saved exactly: {sorted(held ^ names)[:3]} would be "

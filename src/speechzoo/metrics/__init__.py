@@ -8,6 +8,7 @@ from speechzoo.metrics.text import CharErrorRate, ExactMatch, RougeL, WordErrorR
 from speechzoo.metrics.units import UnitErrorRate
 
 __all__ = [
+    "UTMOS",
     "CharErrorRate",
     "Difference",
     "DistillMOS",
@@ -16,7 +17,6 @@ __all__ = [
     "RatioMetric",
     "RougeL",
     "SpeechQuality",
-    "UTMOS",
     "UnitErrorRate",
     "WordErrorRate",
     "answer_tokens",

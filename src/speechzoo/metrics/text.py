@@ -20,7 +20,7 @@ class _TextRatio(RatioMetric):
             before they are compared; None compares them as they are. With the latter two, blanks part the words.
     """
 
-    def __init__(self, normalise: Normaliser | None | Literal["auto"] = "auto", **kwargs: Any) -> None:
+    def __init__(self, normalise: Normaliser | Literal["auto"] | None = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.normalise = normalise
 

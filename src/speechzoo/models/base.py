@@ -26,7 +26,7 @@ from speechzoo.text import ChatPrompt
 from speechzoo.training.freeze import freeze, is_frozen
 from speechzoo.training.fsdp2 import FSDP2Strategy
 from speechzoo.training.hollow import build_once
-from speechzoo.types import SpeechBatch, SpeechOutput
+from speechzoo.types import SpeechBatch, SpeechOutput, present
 
 
 class SpeechLLM(Answering, Learning, ABC):
@@ -107,9 +107,9 @@ class SpeechLLM(Answering, Learning, ABC):
         """Build, load earlier stages, freeze. Called by Lightning once the strategy exists; again it does nothing."""
         if hasattr(self, "llm"):
             return
-        strategy = getattr(self._trainer, "strategy", None)
+        strategy: Any = getattr(self._trainer, "strategy", None)
         if isinstance(strategy, FSDP2Strategy):
-            self._identity = build_once(self, lambda: self._prepare() or self.identity)
+            self._identity = build_once(self, self._prepared_identity)
             strategy.shard(self)
         else:
             try:
@@ -125,9 +125,13 @@ class SpeechLLM(Answering, Learning, ABC):
         self.train(self.training)
         if self._trainer is not None and self._trainer.training:
             # Lightning has no hook between building a model and moving it to its device, where it may not fit.
-            for callback in self._trainer.callbacks:
+            for callback in getattr(self._trainer, "callbacks", ()):
                 if hasattr(callback, "on_model_built"):
                     callback.on_model_built(self._trainer, self)
+
+    def _prepared_identity(self) -> dict[str, Any]:
+        self._prepare()
+        return self.identity
 
     def _prepare(self) -> None:
         self.build()
@@ -182,16 +186,17 @@ class SpeechLLM(Answering, Learning, ABC):
         still ties the adaptor to the loss. All processes so run the same parts.
         """
         device = batch.input_ids.device
-        heard = batch.features is None and batch.audio is not None and len(batch.audio) > 0
+        sound = batch.clips if batch.features is None else None
+        heard = sound is not None
         runs = heard or (batch.features is None and not self.encoder_is_frozen)
         if is_sharded(self.encoder):
             runs = any_rank(heard, device)
         if runs:
             silence = torch.zeros(1, SAMPLE_RATE, device=device), torch.tensor([SAMPLE_RATE], device=device)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
-                states, lens = self.encoder(*((batch.audio, batch.audio_lens) if heard else silence))
+                states, lens = self.encoder(*(sound or silence))
         elif batch.features is not None:
-            states, lens = batch.features, batch.feature_lens
+            states, lens = batch.features, present(batch.feature_lens, "feature_lens")
         else:
             states, lens = torch.zeros(1, 64, self.encoder.out_dim, device=device), torch.tensor([64], device=device)
         speech, lens = self.adaptor(states.to(next(self.adaptor.parameters()).dtype), lens)
@@ -225,7 +230,7 @@ class SpeechLLM(Answering, Learning, ABC):
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch has overloads
         """The trained weights only: frozen ones are named by the config, not copied into each checkpoint."""
         return checkpoint.trained_only(self, super().state_dict(*args, **kwargs), kwargs.get("prefix", ""))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from speechzoo.generation.sampling import Decoding
 from speechzoo.llms import LLM
 from speechzoo.names.spec import to_factory, to_spec
 from speechzoo.text import ChatPrompt
-from speechzoo.types import AUDIO, SpeechBatch, SpeechReply, StreamEvent
+from speechzoo.types import AUDIO, SpeechBatch, SpeechReply, StreamEvents
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 REPEATS = 2.4
@@ -90,7 +90,7 @@ class Cascade(nn.Module):
         stopped = [len(row) > 0 and int(row[-1]) in stop for row in ids]
         return SpeechReply([self.prompt.decode(row) for row in ids], heard=heard, stopped=stopped)
 
-    def stream(self, batch: SpeechBatch, voice: Voice | None = None, **generate: Any) -> Iterator[StreamEvent]:
+    def stream(self, batch: SpeechBatch, voice: Voice | None = None, **generate: Any) -> StreamEvents:
         """Answer each row in events, as `SpeechLLM.stream`: text while it is written and, with a voice, each sentence's
         sound as soon as the sentence is complete.
 
@@ -105,7 +105,7 @@ class Cascade(nn.Module):
 
     def _stream(
         self, batch: SpeechBatch, speaker: Speaker, options: dict[str, Any], stop_ids: set[int]
-    ) -> Iterator[StreamEvent]:
+    ) -> StreamEvents:
         start = time.perf_counter()
         text, heard = self.read(batch)
         clips = ((batch.input_ids == AUDIO) & batch.attention_mask).sum(dim=1).tolist()
@@ -122,7 +122,8 @@ class Cascade(nn.Module):
         check_question(batch)
         if batch.features is not None and batch.audio is None:
             raise ValueError("a cascade needs the sound itself: make the batch without a feature cache")
-        heard = [] if batch.audio is None or not len(batch.audio) else self.transcribe(batch.audio, batch.audio_lens)
+        clips = batch.clips
+        heard = [] if clips is None else self.transcribe(*clips)
         return self.with_text(batch, heard), heard
 
     def _prompt(self, text: SpeechBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -133,7 +134,7 @@ class Cascade(nn.Module):
     def with_text(self, batch: SpeechBatch, heard: list[str]) -> SpeechBatch:
         """The batch with each clip (and the tokens that frame it) replaced by a text, left-padded. For generation."""
         rows, clips = [], iter(heard)
-        frame = set(self.prompt.tokenizer.convert_tokens_to_ids(self.prompt.audio_tokens or []))
+        frame = set(self.prompt.audio_token_ids)
         for ids, mask in zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True):
             row: list[int] = []
             for token, keep in zip(ids, mask, strict=True):

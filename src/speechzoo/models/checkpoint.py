@@ -43,7 +43,7 @@ def check_trained(model: LightningModule, saved: dict[str, Any]) -> None:
         )
 
 
-def identity(model: LightningModule, stages: list[dict[str, Any]]) -> dict[str, Any]:
+def identity(model: Any, stages: list[dict[str, Any]]) -> dict[str, Any]:
     """What a checkpoint stands on: hashes of each part's frozen weights, and of the earlier stages (`load_stages`).
 
     A part that is frozen as it was born (LLaMA-Omni's unit decoder in stage 1) is no base: nothing stands on it.
@@ -56,7 +56,7 @@ def identity(model: LightningModule, stages: list[dict[str, Any]]) -> dict[str, 
     return {"bases": frozen_parts(model, given, sources), "stages": stages}
 
 
-def check_identity(model: LightningModule, saved: dict[str, Any], replaced: Iterable[str] = ()) -> None:
+def check_identity(model: Any, saved: dict[str, Any], replaced: Iterable[str] = ()) -> None:
     """Refuse a checkpoint that was trained on other frozen weights, or from another result of an earlier stage.
 
     Checkpoints of versions that did not record it pass.

@@ -155,5 +155,5 @@ class LatentVocoderTraining(LightningModule):
         saved["model_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_train_end(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             self.vocoder.save(self.trainer.default_root_dir)

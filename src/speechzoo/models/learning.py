@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning import LightningModule
@@ -125,10 +125,11 @@ class Learning(LightningModule):
             key = name.replace("/", "_").replace(".", "_")
             if key not in self.val_losses:
                 self.val_losses[key] = LossMean(weights, self.device)
-            self.val_losses[key].update(out.sums, counts)
+            metric = cast(LossMean, self.val_losses[key])
+            metric.update(out.sums, counts)
             self.log(
                 name,
-                self.val_losses[key],
+                metric,
                 batch_size=len(batch),
                 add_dataloader_idx=False,
                 metric_attribute=f"val_losses.{key}",

@@ -14,7 +14,7 @@ from speechzoo.generation.events import check_question
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.learning import Objective, target_units
 from speechzoo.names.spec import resolve, to_factory
-from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply
+from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply, present
 from speechzoo.units import UnitDecoder
 
 
@@ -64,7 +64,8 @@ class LLaMAOmni(SpeechLLM):
             return super().forward(batch, logits)
         if logits:
             raise ValueError("logits need the LLM, which a batch with answer_states leaves out")
-        mask = torch.arange(int(batch.positions.max()), device=self.device) < batch.positions[:, None]
+        positions = present(batch.positions, "positions")
+        mask = torch.arange(int(positions.max()), device=self.device) < positions[:, None]
         result = SpeechOutput({}, {}, None, mask, batch.turns, batch.labels)
         return self._with_losses(batch, result)
 
@@ -82,9 +83,11 @@ class LLaMAOmni(SpeechLLM):
             result.sums["ctc"] = 0.0 * out.logits.sum()
             result.counters["infeasible_units"] = 0
             return
-        states, lens = batch.answer_states, batch.answer_state_lens
-        if states is None:
-            states, lens = answer_states(result.hidden, result.turns, batch.unit_turns, self.unit_decoder.align)
+        if batch.answer_states is not None:
+            states, lens = batch.answer_states, present(batch.answer_state_lens, "answer_state_lens")
+        else:
+            where, align = present(batch.unit_turns, "unit_turns"), self.unit_decoder.align
+            states, lens = answer_states(present(result.hidden, "hidden states"), result.turns, where, align)
         out = self.unit_decoder(states, lens, batch.units, batch.unit_lens)
         result.sums["ctc"] = out.loss_sum
         result.unit_logits, result.unit_logit_lens = out.logits, out.lens
@@ -101,11 +104,11 @@ class LLaMAOmni(SpeechLLM):
         Raises:
             ValueError: if one of these parts learns, or the LLM's loss is wanted, which cached states cannot give.
         """
-        for part in ("encoder", "adaptor", "llm"):
-            learns = [name for name, weight in getattr(self, part).named_parameters() if weight.requires_grad]
+        for kind in ("encoder", "adaptor", "llm"):
+            learns = [name for name, weight in getattr(self, kind).named_parameters() if weight.requires_grad]
             if learns:
                 raise ValueError(
-                    f"data.state_cache needs a frozen {part}, but {part}.{learns[0]} learns: add it to model.freeze, "
+                    f"data.state_cache needs a frozen {kind}, but {kind}.{learns[0]} learns: add it to model.freeze, "
                     "or leave data.state_cache out"
                 )
         if self.loss_weights["lm"]:
@@ -151,7 +154,8 @@ class LLaMAOmni(SpeechLLM):
         """The LLM states of `batch.unit_turns`, to be cached and given as `batch.answer_states`. `[Q, M, H], [Q]`."""
         speech, lens = self.encode(batch)
         out = self.llm(batch.input_ids, batch.attention_mask, batch.turns, speech, lens, loss=False)
-        return answer_states(out.hidden, out.turns, batch.unit_turns, self.unit_decoder.align)
+        where = present(batch.unit_turns, "unit_turns")
+        return answer_states(out.hidden, out.turns, where, self.unit_decoder.align)
 
     @property
     def answer_decoder(self) -> UnitDecoder:
@@ -198,4 +202,4 @@ def answer_states(hidden: Tensor, turns: Tensor, where: Tensor, align: str) -> t
 def _bytes(tensor: Tensor) -> memoryview:
     """The raw bytes of a tensor, gathered first where it is sharded."""
     whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return memoryview(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

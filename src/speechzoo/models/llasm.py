@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from speechzoo.llms import HFCausalLM
 from speechzoo.models.base import SpeechLLM
 from speechzoo.types import AUDIO, SpeechBatch
 
@@ -40,5 +41,5 @@ class LLaSM(SpeechLLM):
         rows = torch.where((batch.input_ids == AUDIO) & batch.attention_mask)[0]
         lost = rows[:-1] == rows[1:]  # clips come row by row: one that another of its row follows
         lost = torch.cat([lost, lost.new_zeros(1)])[: len(speech)]
-        patches = self.llm.embed(torch.full((1,), patch, device=rows.device)).to(speech.dtype)
+        patches = cast(HFCausalLM, self.llm).embed(torch.full((1,), patch, device=rows.device)).to(speech.dtype)
         return torch.where(lost[:, None, None], patches, speech), lens

@@ -121,9 +121,9 @@ def known(slot: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for module in rule.modules:
         for name, kind in vars(import_module(module)).items():
-            if isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind):
-                if not name.startswith("_"):
-                    found |= {f"{module}.{name}": kind, f"{kind.__module__}.{kind.__qualname__}": kind}
+            fits = isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind)
+            if fits and not name.startswith("_"):
+                found |= {f"{module}.{name}": kind, f"{kind.__module__}.{kind.__qualname__}": kind}
     return found
 
 

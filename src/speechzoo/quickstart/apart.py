@@ -36,8 +36,12 @@ def run_apart(function: Callable[..., Any], *args: Any) -> Any:
 def follow_parent() -> None:
     """End when the parent does, however it ends: nobody would wait for the results of this process."""
 
+    parent = multiprocessing.parent_process()
+    if parent is None:  # the main process follows nobody
+        return
+
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -30,7 +30,7 @@ def read_container(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
         ValueError: not a version 6 container, an unknown number type, or a file cut short.
     """
     arrays: dict[str, np.ndarray] = {}
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         (version,) = _unpack(file, "I", path)
         if version != _BINARY_VERSION:
             raise ValueError(f"{path}: CTranslate2 binary version is {version}, only {_BINARY_VERSION} can be read")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.progress import Progress
@@ -16,7 +16,6 @@ from speechzoo.data import encode_batch
 from speechzoo.interop.hub import load_run
 from speechzoo.metrics import UnitErrorRate
 from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
-from speechzoo.models.llama_omni import answer_states
 from speechzoo.quickstart.ask import TextReader, answer_questions, own_precision, read_questions
 from speechzoo.quickstart.parts import fetch, human_speech
 from speechzoo.quickstart.scale import Scale
@@ -70,7 +69,7 @@ def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
             step = partial(_advance, bar, task)
             answer_questions(model, questions, corpus, target, scale.batch, system.as_text, progress=step)
     if not (target := folder / "units.json").is_file():
-        rate = _unit_error_rate(run("llama_omni_stage2"), questions, corpus, scale.batch)
+        rate = _unit_error_rate(cast(LLaMAOmni, run("llama_omni_stage2")), questions, corpus, scale.batch)
         write_json(target, {"unit_error_rate": rate})
     if not (target := folder / "asr.jsonl").is_file():
         rows = [{**row, "answer": row["question"], "messages": []} for row in questions]
@@ -116,8 +115,7 @@ def _unit_error_rate(model: LLaMAOmni, questions: list[dict[str, Any]], corpus: 
         conversations = [_spoken(row, corpus) for row in rows]
         batch = encode_batch(model.prompt, conversations, answer=True, padding_side="right")
         with own_precision(model):
-            out = model(batch)
-            states, lens = answer_states(out.hidden, out.turns, batch.unit_turns, model.unit_decoder.align)
+            states, lens = model.frozen_states(batch)
             units = model.unit_decoder.decode(states, lens)
         metric.update([u.tolist() for u in units], [row["messages"][-1]["units"] for row in rows])
     return float(metric.compute())
@@ -145,7 +143,7 @@ def _human(model: Any, out: Path) -> dict[str, Any]:
         batch = encode_batch(model.prompt, [[{"role": "user", "content": content}]], answer=False)
         with own_precision(model):
             mine = model.respond(batch, max_new_tokens=64).text[0]
-        heard = whisper.transcribe(batch.audio, batch.audio_lens)[0]
+        heard = whisper.transcribe(*(batch.clips or ()))[0]
         clips.append(
             {
                 "id": path.stem,

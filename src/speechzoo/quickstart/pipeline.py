@@ -81,7 +81,7 @@ class Quickstart:
         for name in names:
             if self.failed:
                 return
-            call = METHODS[name] if name in METHODS else ("train", name)
+            call = METHODS.get(name, ("train", name))
             try:
                 self.stages.run(name, TITLES[name], self._apart(threads, *call))
             except BaseException:

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import wandb
@@ -147,10 +147,10 @@ def _log_to_wandb(out: Path, systems: list[SystemResult]) -> None:
         name="comparison",
         group="comparison",
         dir=out,
-        mode=os.environ.get("WANDB_MODE", "offline"),
+        mode=cast(Any, os.environ.get("WANDB_MODE", "offline")),
         reinit="finish_previous",
     )
-    columns = ["system", "id", "question", "reference", "answer", "audio"]
+    columns: list[str | int] = ["system", "id", "question", "reference", "answer", "audio"]
     table = wandb.Table(columns=columns)
     for system in systems:
         for answer in system.answers[:8]:

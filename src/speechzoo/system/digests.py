@@ -54,7 +54,8 @@ class SealedZip:
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
         self._held = xxh3_128()
 
     def write(self, data: Any) -> int:
@@ -121,8 +122,8 @@ def check_zip(path: str | Path) -> None:
     if last[:4] != END or last[20:] != PLAIN:
         raise DamagedError(_damaged(path, "its end is cut off or changed"))
     try:
-        with zipfile.ZipFile(path) as held:
-            wrong = held.testzip()
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
         raise DamagedError(_damaged(path, str(error))) from error
     if wrong is not None:

@@ -53,7 +53,7 @@ def write_atomically(path: str | Path, content: bytes | str, sync: bool = False)
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
-            os.replace(part, path)
+            part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -222,6 +222,6 @@ def keep_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> 
 def same_file(one: Path, other: Path) -> bool:
     """Whether two paths name one file, hard links included; those of files that are not there by their folders."""
     try:
-        return os.path.samefile(one, other)
+        return one.samefile(other)
     except (OSError, ValueError):
         return os.path.realpath(one) == os.path.realpath(other)

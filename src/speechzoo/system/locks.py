@@ -11,7 +11,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 _held: dict[Path, Claim] = {}
@@ -20,7 +20,7 @@ _held: dict[Path, Claim] = {}
 class Claim:
     """What `claim` gives: the folder is this process's until `release`, or until it ends, however it does."""
 
-    def __init__(self, folder: Path, lock: FileLock | None) -> None:
+    def __init__(self, folder: Path, lock: BaseFileLock | None) -> None:
         self.folder, self._lock, self._pid = folder, lock, os.getpid()
 
     def release(self) -> None:
@@ -56,9 +56,10 @@ def claim(folder: str | Path, what: str) -> Claim:
         return before
     folder.mkdir(parents=True, exist_ok=True)
     # Not thread-local: it may be taken in one thread and let go in another.
-    lock: FileLock | None = FileLock(folder / ".lock", timeout=0, thread_local=False)
+    lock: BaseFileLock | None = None
+    file = FileLock(folder / ".lock", timeout=0, thread_local=False)
     try:
-        lock.acquire()
+        file.acquire()
     except Timeout:
         raise ValueError(
             f"{folder}: in use by {_holder(folder)}: wait for it, end it, or choose another folder"
@@ -68,7 +69,8 @@ def claim(folder: str | Path, what: str) -> Claim:
             raise
         text = f"{folder}: this file system has no locks: see to it that no other process uses the folder"
         warnings.warn(text, stacklevel=2)
-        lock = None
+    else:
+        lock = file
     taken = _held[folder] = Claim(folder, lock)
     if lock is not None:
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed as dist
 from torch import nn
 
@@ -27,6 +28,13 @@ def in_pieces(part: nn.Module) -> bool:
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(parameter, DTensor) for parameter in part.parameters())
+
+
+def rank() -> int:
+    """This process's number, 0 where nothing is distributed; known before the process group is there too."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 def world_size() -> int:

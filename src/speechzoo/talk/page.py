@@ -82,7 +82,7 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
         def answer(
             chosen: list[str], clip: str | None, text: str, tokens: int, heat: float, omega: int, request: gr.Request
         ) -> Iterator[dict[Any, Any]]:
-            user = lobby.user(request.session_hash)
+            user = lobby.user(request.session_hash or "")
             try:
                 message = question(clip, text)
                 options = {"max_new_tokens": int(tokens), "temperature": float(heat), "chunk_units": int(omega)}
@@ -104,14 +104,14 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
                 yield update
 
         def stop_answers(request: gr.Request) -> None:
-            lobby.user(request.session_hash).stop()
+            lobby.user(request.session_hash or "").stop()
 
         def forget(request: gr.Request) -> dict[Any, Any]:
-            lobby.user(request.session_hash).clear()
+            lobby.user(request.session_hash or "").clear()
             return {hint: "", **{part: [] if part in chats.values() else "" for part in shown}}
 
         def leave(request: gr.Request) -> None:
-            lobby.leave(request.session_hash)
+            lobby.leave(request.session_hash or "")
 
         inputs = [models, asked_clip, asked_text, tokens, heat, omega]
         outputs = [asked_clip, asked_text, hint, *shown]

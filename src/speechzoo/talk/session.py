@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
 from speechzoo.talk.questions import fitting
 from speechzoo.talk.sources import Talker
 from speechzoo.text import Message
-from speechzoo.types import StreamEnd, StreamEvent, TextDelta
+from speechzoo.types import StreamEnd, StreamEvents, TextDelta
 
 MAX_NEW_TOKENS = 256
 
@@ -28,7 +28,7 @@ class Session:
         self.talker, self.history, self.generate = talker, list(history), generate
         self._busy = False
 
-    def ask(self, message: Message, **generate: Any) -> Iterator[StreamEvent]:
+    def ask(self, message: Message, **generate: Any) -> StreamEvents:
         """Answer a user's message in events; closing the iterator stops the answer and frees all it holds.
 
         Question and answer then belong to the history, also where the answer was stopped after some words; one without
@@ -56,7 +56,7 @@ class Session:
         if self._busy:
             raise ValueError("the last question is still being answered: wait, or stop it")
 
-    def _events(self, events: Iterator[StreamEvent], messages: list[Message]) -> Iterator[StreamEvent]:
+    def _events(self, events: StreamEvents, messages: list[Message]) -> StreamEvents:
         self._check_idle()
         self._busy, text = True, ""
         try:

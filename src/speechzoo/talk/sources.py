@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from speechzoo.models import Cascade, SpeechLLM
 from speechzoo.names.spec import to_factory
 from speechzoo.names.trust import check_parts
 from speechzoo.text import ChatPrompt, Message
-from speechzoo.types import StreamEvent
+from speechzoo.types import StreamEvents
 from speechzoo.vocoders import VOCODER_FOLDERS, Vocoder, open_vocoder
 
 CASCADE = "cascade:"
@@ -46,9 +46,7 @@ class Talker:
         """Whether its answers can be heard."""
         return bool(self.sound)
 
-    def stream(
-        self, messages: Sequence[Message], chunk_units: int | None = None, **generate: Any
-    ) -> Iterator[StreamEvent]:
+    def stream(self, messages: Sequence[Message], chunk_units: int | None = None, **generate: Any) -> StreamEvents:
         """Answer a conversation in events.
 
         Args:
@@ -184,7 +182,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A description with `${part:NAME}` (the quickstart's small parts) and environment variables filled in."""
     register_resolvers()
     try:
-        found = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     except yaml.YAMLError as error:

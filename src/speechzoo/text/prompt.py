@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from speechzoo.names.hugging_face import hub_options
@@ -59,8 +60,8 @@ def flatten(content: str | Sequence[dict[str, Any]]) -> str:
     texts = "\0".join(part["text"] for part in parts if part["type"] != "audio")
     if broken := lone_surrogate(texts):
         raise ContentError(f"a text holds {broken}, half of a character: repair it where it was cut")
-    if MARK.search(texts):
-        raise ContentError(f"a text holds {MARK.search(texts)[0]!r}, which stands for a clip here: take it out")
+    if found := MARK.search(texts):
+        raise ContentError(f"a text holds {found[0]!r}, which stands for a clip here: take it out")
     return "".join(CLIP if part["type"] == "audio" else part["text"] for part in parts)
 
 
@@ -125,8 +126,13 @@ class ChatPrompt:
     @property
     def new_tokens(self) -> list[int]:
         """Ids of tokens that the pretrained LLM has never seen."""
-        ids = self.tokenizer.convert_tokens_to_ids(self.audio_tokens or [])
-        return [i for i in ids if i >= self._base_size]
+        return [i for i in self.audio_token_ids if i >= self._base_size]
+
+    @property
+    def audio_token_ids(self) -> list[int]:
+        """Ids of `audio_tokens`, none where there are none."""
+        ids: Any = self.tokenizer.convert_tokens_to_ids(self.audio_tokens or [])
+        return list(ids)
 
     @property
     def end_of_turn(self) -> str:
@@ -249,9 +255,11 @@ class ChatPrompt:
             self._append(encoded, text, number)
         return encoded
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids without special tokens."""
-        return self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True).strip()
+    def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
+        """Text of ids; generated ones are shown without special tokens."""
+        known = [i for i in (ids.tolist() if isinstance(ids, Tensor) else ids) if i >= 0]
+        text = str(self.tokenizer.decode(known, skip_special_tokens=skip_special_tokens))
+        return text.strip() if skip_special_tokens else text
 
     def _with_defaults(self, message: Message) -> Message:
         text = flatten(message["content"])
@@ -262,7 +270,7 @@ class ChatPrompt:
         return {"role": message["role"], "content": text.strip()}
 
     def _render(self, messages: list[Message], generate: bool) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
 
     def _as_text(self, message: Message) -> str:
         """Content with special tokens replaced by their marks, which no template and no search takes for tokens."""
@@ -280,7 +288,7 @@ class ChatPrompt:
     def _append(self, encoded: Encoded, text: str, turn: int) -> None:
         clip = [AUDIO]
         if self.audio_tokens:
-            start, end = self.tokenizer.convert_tokens_to_ids(self.audio_tokens)
+            start, end = self.audio_token_ids
             clip = [start, AUDIO, end]
         ids: list[int] = []
         pieces = MARK.split(text)

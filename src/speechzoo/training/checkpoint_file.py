@@ -7,7 +7,7 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.fabric.utilities.types import _PATH
@@ -30,7 +30,7 @@ def save_synced(data: dict[str, Any], path: Path, seal: bool = True) -> None:
     with path.open("w+b") as file:
         sealed = SealedZip(file)
         try:
-            torch.save(data, sealed)
+            torch.save(data, cast(IO[bytes], sealed))  # torch only writes and flushes
         except Exception as error:
             if sealed.error is not None and sealed.error is not error:
                 raise sealed.error from error
@@ -113,7 +113,7 @@ def put(part: Path, target: Path) -> None:
         part.rename(target)
         discard(old)
     else:
-        os.replace(part, target)
+        part.replace(target)
 
 
 def recover(target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -32,7 +33,7 @@ def is_frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def parameter_groups(module: nn.Module, lr_scale: dict[str, float], lr: float) -> list[dict]:
+def parameter_groups(module: nn.Module, lr_scale: dict[str, float], lr: float) -> list[dict[str, Any]]:
     """Optimizer groups: one per pattern of `lr_scale` (learning rate times its factor), one for the rest.
 
     Frozen parameters are included: without a gradient they get no state and cost no memory, and the numbering of the
@@ -41,7 +42,7 @@ def parameter_groups(module: nn.Module, lr_scale: dict[str, float], lr: float) -
     Raises:
         ValueError: if a pattern matches nothing.
     """
-    groups = [{"params": [], "lr": lr * factor} for factor in lr_scale.values()]
+    groups: list[dict[str, Any]] = [{"params": [], "lr": lr * factor} for factor in lr_scale.values()]
     rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         index = next((i for i, pattern in enumerate(lr_scale) if re.search(pattern, name)), None)

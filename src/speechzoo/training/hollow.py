@@ -80,7 +80,9 @@ def build_once(module: nn.Module, prepare: Callable[[], T]) -> T:
             failure, message[0]["error"] = error, f"{error}"
         else:
             message[0]["random"] = torch.get_rng_state()
-            children = {name: child for name, child in module._modules.items() if name not in before}
+            children = {
+                name: child for name, child in module._modules.items() if child is not None and name not in before
+            }
             try:
                 message[0]["modules"] = pack(children)
             except Exception as error:  # pickle raises whatever the foreign class does

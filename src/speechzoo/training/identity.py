@@ -23,7 +23,7 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
         name, tensor = item
         held = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
-        held.update(memoryview(flat.view(torch.uint8).numpy()))
+        held.update(flat.view(torch.uint8).numpy().data)
         return held.digest()
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

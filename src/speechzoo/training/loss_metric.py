@@ -18,6 +18,8 @@ class LossMean(Metric):
         device: where it is summed.
     """
 
+    sums: Tensor
+    counts: Tensor
     higher_is_better = False
     full_state_update = False
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from speechzoo.system.ranks import any_rank
@@ -150,7 +150,7 @@ def _is_safe(parameter: nn.Parameter) -> bool:
 
 
 def _gather_in(
-    part: FSDPModule, methods: list[str], reshard: bool, half: torch.dtype | None, device: torch.device
+    part: nn.Module, methods: list[str], reshard: bool, half: torch.dtype | None, device: torch.device
 ) -> None:
     """Make FSDP treat methods like `forward`, unless they are called from inside `forward` or one of themselves.
 
@@ -183,8 +183,8 @@ def _gather_in(
             try:
                 return gathered(*args, **kwargs)
             except BaseException:
-                if hasattr(part, "reset_iter_state"):  # of newer versions of torch: a forward that ended half-way
-                    part.reset_iter_state()
+                if reset := getattr(part, "reset_iter_state", None):  # of newer versions: a forward that ended half-way
+                    reset()
                 raise
             finally:
                 leave()
@@ -210,7 +210,7 @@ def _gather_in(
 
 
 @contextmanager
-def held_whole(part: FSDPModule, reshard: bool, half: torch.dtype | None, device: torch.device) -> Iterator[None]:
+def held_whole(part: nn.Module, reshard: bool, half: torch.dtype | None, device: torch.device) -> Iterator[None]:
     """Gather all weights of a part once and keep them, then let them go; a collective call at its beginning alone.
 
     Inside, the processes need not keep in step. Where a process has no room for the whole part all of them do without,
@@ -248,7 +248,7 @@ def whole(tensor: Any) -> Any:
 def local_part(full: Tensor, like: DTensor) -> Tensor:
     """This process's piece of a whole tensor that is cut as `like` is (a view)."""
     for dim, placement in enumerate(like.placements):
-        if placement.is_shard():
+        if isinstance(placement, Shard):
             pieces = full.chunk(like.device_mesh.size(dim), placement.dim)
             index = like.device_mesh.get_local_rank(dim)
             full = pieces[index] if index < len(pieces) else full.narrow(placement.dim, 0, 0)

@@ -13,7 +13,7 @@ from speechzoo.generation.cache import GrowingLayer
 from speechzoo.generation.units import CTCUnitStream
 from speechzoo.names.renamed import recompute_layers
 from speechzoo.names.spec import at_least
-from speechzoo.types import IGNORE
+from speechzoo.types import IGNORE, present
 from speechzoo.units.base import UnitDecoder, UnitOutput
 from speechzoo.units.layers import RepeatingLlama
 
@@ -102,7 +102,8 @@ class CTCUnitDecoder(UnitDecoder):
         positions = lens * self.upsample
         if units is None:
             return positions
-        return torch.maximum(positions, torch.where(lens > 0, positions_needed(units, unit_lens), 0))
+        needed = positions_needed(units, present(unit_lens, "unit_lens"))
+        return torch.maximum(positions, torch.where(lens > 0, needed, 0))
 
     def logits(self, states: Tensor, lens: Tensor, up_lens: Tensor) -> Tensor:
         """Logits; what stands past a row's `up_lens` means nothing.
@@ -138,6 +139,7 @@ class CTCUnitDecoder(UnitDecoder):
         logits = self.logits(states, lens, up_lens)
         if units is None:
             return UnitOutput(logits, up_lens)
+        unit_lens = present(unit_lens, "unit_lens")
         real = torch.arange(units.shape[1], device=units.device) < unit_lens[:, None]
         wrong = ((units < 0) | (units >= self.num_units)) & real
         targets = torch.where(real & ~wrong, units, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,13 +60,13 @@ class RepeatingLlama(LlamaModel):
     padded positions means nothing.
     """
 
-    _no_split_modules = ["RepeatingLayer"]
+    _no_split_modules = ["RepeatingLayer"]  # noqa: RUF012  # as transformers has it
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = None  # the input is always states; unused weights would never get a gradient
-        self.norm = nn.Identity()
-        self.layers = nn.ModuleList(RepeatingLayer(layer) for layer in self.layers)
+        self.embed_tokens: Any = None  # the input is always states; unused weights would never get a gradient
+        self.norm: Any = nn.Identity()
+        self.layers = nn.ModuleList(RepeatingLayer(cast(LlamaDecoderLayer, layer)) for layer in self.layers)
 
     def forward(self, x: Tensor, source: Source, past: Sequence[GrowingLayer] | None = None) -> Tensor:
         """Shape: `[Q, M, D] -> [Q, R, D]`; with `past`, one cache per layer, positions continue those held there."""

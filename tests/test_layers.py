@@ -23,6 +23,7 @@ LAYERS = [
     {"metrics", "callbacks"},
     {"evaluation", "generation.conversation"},
     {"interop"},
+    {"fidelity"},
     {"quickstart", "sweeps"},
     {"commands"},
     {"talk"},

@@ -51,7 +51,7 @@ FUNCTIONS = {
     "import": "speechzoo.interop.command:import_main",
     "export": "speechzoo.interop.command:export_main",
     "checkpoint": "speechzoo.interop.hub:checkpoint_main",
-    "verify": "speechzoo.interop.command:verify_main",
+    "verify": "speechzoo.fidelity.command:verify_main",
     "ask": "speechzoo.talk.ask:main",
     "demo": "speechzoo.talk.demo:main",
     "bench": "speechzoo.bench.command:main",

@@ -1,4 +1,4 @@
-"""Released checkpoints in and out, and the proof that ours computes what theirs does."""
+"""Released checkpoints in and out; models saved and loaded."""
 
 from speechzoo.interop.hub import load, load_run, save_pretrained
 from speechzoo.interop.llama_omni import export_llama_omni, import_llama_omni

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechzoo.interop.checks import CHAIN, LOGITS, LOSS, STEPPED, UNIT_LOGITS, set_learning
+from speechzoo.fidelity.checks import CHAIN, LOGITS, LOSS, STEPPED, UNIT_LOGITS, set_learning
+from speechzoo.fidelity.omni_case import OmniCase
 from speechzoo.interop.llama_omni import released_name
-from speechzoo.interop.omni_case import OmniCase
 from speechzoo.models.llama_omni import answer_states
 from speechzoo.types import IGNORE, SpeechBatch, present
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from speechzoo.interop.checks import CHAIN, LOGITS, UNIT_LOGITS, WAVE
-from speechzoo.interop.omni_case import OmniCase
-from speechzoo.interop.omni_training import HELD
+from speechzoo.fidelity.checks import CHAIN, LOGITS, UNIT_LOGITS, WAVE
+from speechzoo.fidelity.omni_case import OmniCase
+from speechzoo.fidelity.omni_training import HELD
 from speechzoo.models.llama_omni import answer_states
 from speechzoo.types import SpeechBatch
 from speechzoo.vocoders import UnitHiFiGAN

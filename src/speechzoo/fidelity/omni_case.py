@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechzoo.interop.checks import EMBEDS, LOGITS, LOSS, Checks, Golden
+from speechzoo.fidelity.checks import EMBEDS, LOGITS, LOSS, Checks, Golden
 from speechzoo.interop.prompts import LlamaOmniPrompt
 from speechzoo.llms.splice import Spliced
 from speechzoo.text import CLIP

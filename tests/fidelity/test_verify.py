@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from speechzoo.cli import main
-from speechzoo.interop.checks import Checks
+from speechzoo.fidelity.checks import Checks
 
 ROOT = Path(os.environ.get("SPEECHZOO_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 

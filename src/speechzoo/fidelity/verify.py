@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from speechzoo.interop import omni_answers, omni_training
-from speechzoo.interop.checks import Checks, Golden
+from speechzoo.fidelity import omni_answers, omni_training
+from speechzoo.fidelity.checks import Checks, Golden
+from speechzoo.fidelity.llasm_case import LlasmCase
+from speechzoo.fidelity.omni_case import OmniCase
 from speechzoo.interop.layout import read_json
 from speechzoo.interop.llama_omni import MODEL_TYPE as OMNI
 from speechzoo.interop.llama_omni import import_llama_omni
 from speechzoo.interop.llasm import MODEL_TYPE as LLASM
 from speechzoo.interop.llasm import import_llasm
-from speechzoo.interop.llasm_case import LlasmCase
-from speechzoo.interop.omni_case import OmniCase
 from speechzoo.interop.saved import load_saved
 from speechzoo.models import SpeechLLM
 from speechzoo.vocoders import UnitHiFiGAN

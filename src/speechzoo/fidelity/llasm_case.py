@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from speechzoo.interop.checks import EMBEDS, LOGITS, LOSS, Checks, Golden, set_learning
+from speechzoo.fidelity.checks import EMBEDS, LOGITS, LOSS, Checks, Golden, set_learning
 from speechzoo.interop.llasm import released_name
 from speechzoo.interop.prompts import LlasmPrompt, from_item
 from speechzoo.types import AUDIO, IGNORE, SpeechBatch, SpeechOutput

@@ -1,0 +1,1 @@
+"""The proof that ours computes what the official code does: `speechzoo verify`."""

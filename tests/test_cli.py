@@ -223,3 +223,15 @@ def test_without_arguments_the_commands_are_listed(capsys) -> None:
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "speechzoo", "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "quickstart" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["fitt"]])
+def test_help_and_mistyped_commands_import_nothing_heavy(words: list[str]) -> None:
+    program = (
+        "import sys\nfrom speechzoo.__main__ import main\nmain()\n"
+        "heavy = {'torch', 'numpy', 'lightning', 'transformers', 'whisper', 'wandb'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
+    assert "quickstart" in done.stdout + done.stderr or words == ["--version"] or "did you mean fit?" in done.stderr

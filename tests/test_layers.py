@@ -32,9 +32,9 @@ LAYERS = [
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-# The quickstart trains by the command line itself, so that it runs what a reader would type; the doctor's command reads
-# the same words as fit. What users call to ask a whole model stands in the room of the road to its answer.
-ALLOWED = {("quickstart", "cli"), ("commands", "cli"), ("generation", "generation.conversation")}
+# The quickstart trains by the command itself, so that it runs what a reader would type. What users call to ask a whole
+# model stands in the room of the road to its answer.
+ALLOWED = {("quickstart", "commands"), ("generation", "generation.conversation")}
 LONGEST = 350  # lines
 
 

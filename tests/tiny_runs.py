@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from speechzoo.cli import ZooCLI, run
+from speechzoo.commands.training import ZooCLI, run
 from speechzoo.models import LLaMAOmni
 from speechzoo.types import SpeechBatch
 

@@ -1,4 +1,7 @@
-"""The command line: `speechzoo fit|validate|test|predict` is Lightning's CLI, the rest are plain functions."""
+"""The command line: what commands there are, and which function is called for each.
+
+Nothing heavy is imported before it is known what was asked for: help and mistyped commands answer at once.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,9 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
-
-from jsonargparse import set_parsing_settings
-from lightning import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import speechzoo
-
-# Imported so that their classes have short names on the command line.
-from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units  # noqa: F401
-from speechzoo.callbacks.checkpoints import separate
-from speechzoo.callbacks.of_trainer import callbacks_of, is_trial, set_callbacks
-from speechzoo.callbacks.run_folder import RunFolder, checkpoint_of
-from speechzoo.commands.arguments import Parser
-from speechzoo.commands.resolvers import register_resolvers
-from speechzoo.evaluation.answer_scores import AnswerScores
-from speechzoo.system.terminal import quiet, run_command
-from speechzoo.text import ChatPrompt  # noqa: F401
+from speechzoo.system.terminal import run_command
 
 COMMANDS = {
     "fit": "train a model: speechzoo fit --config recipes/... [--key value]",
@@ -45,7 +32,7 @@ COMMANDS = {
     "quickstart": "train and compare both systems on real speech, 15 to 20 minutes on two CPU cores with AVX-512",
 }
 
-# Commands that are plain functions of their arguments; imported when asked for. The rest is Lightning's.
+# Functions of their arguments, imported when asked for; the rest is Lightning's, which reads the command's name too.
 FUNCTIONS = {
     "doctor": "speechzoo.commands.doctor:main",
     "import": "speechzoo.interop.command:import_main",
@@ -59,65 +46,6 @@ FUNCTIONS = {
     "compare": "speechzoo.evaluation.runs_report:main",
     "quickstart": "speechzoo.quickstart.command:main",
 }
-
-
-class ZooCLI(LightningCLI):
-    """Lightning's CLI for speech LLMs."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="run", help="name of the run and of its folder")
-        overwrite = "fit: delete an earlier run of that folder"
-        parser.add_argument("--overwrite", type=bool, nargs="?", const=True, default=False, help=overwrite)
-        parser.add_argument("--recipe", type=str, default="", help="free text: where the settings come from")
-        parser.add_argument("--vars", type=dict, default={}, help="values that a recipe refers to as ${vars.x}")
-        parser.add_lightning_class_args(callbacks.Doctor, "doctor")
-        parser.add_lightning_class_args(callbacks.Preflight, "preflight")
-
-    def before_fit(self) -> None:
-        """Take the run folder. A trial run leaves no checkpoint; Lightning writes `last.ckpt` after it too."""
-        trainer = self.trainer
-        if is_trial(trainer):
-            for callback in trainer.checkpoint_callbacks:
-                cast(ModelCheckpoint, callback).save_last = False
-            return
-        set_callbacks(trainer, separate(callbacks_of(trainer)))
-        settings = self.config_init["fit"]
-        folder = next(callback for callback in callbacks_of(trainer) if isinstance(callback, RunFolder))
-        found = checkpoint_of(settings["ckpt_path"], trainer, "fit")
-        folder.take(trainer, None if found is None else Path(found), settings["overwrite"])
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Lightning's, with the checkpoint that is meant. Only `fit` makes a run that loggers should know of."""
-        settings = super()._prepare_subcommand_kwargs(subcommand)
-        if not is_trial(self.trainer) or settings["ckpt_path"] is not None:
-            settings["ckpt_path"] = checkpoint_of(settings["ckpt_path"], self.trainer, subcommand)
-        if subcommand != "fit":
-            self.trainer.loggers = []
-        return settings
-
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let a checkpoint's hyper-parameters replace YAML and command line in silence."""
-
-
-def run(args: ArgsType = None, cli: type[ZooCLI] = ZooCLI) -> ZooCLI:
-    """Run fit, validate, test or predict with command-line arguments; the CLI object holds model and trainer."""
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    register_resolvers()
-    quiet()
-    return cli(
-        LightningModule,  # a SpeechLLM, or what trains a part alone, such as LatentVocoderTraining
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
-        parser_class=Parser,
-        auto_configure_optimizers=False,
-        save_config_callback=RunFolder,
-        save_config_kwargs={"config_filename": "config.yaml"},
-        seed_everything_default=0,
-        trainer_defaults={"callbacks": [callbacks.ExactResume(), AnswerScores()]},
-        args=args,
-    )
 
 
 def usage() -> str:
@@ -150,6 +78,8 @@ def _dispatch(argv: list[str]) -> int:
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         print(f"speechzoo: there is no command {argv[0]!r}; {meant}", file=sys.stderr)
         return 2
+    from speechzoo.commands.training import run
+
     run(argv)
     return 0
 

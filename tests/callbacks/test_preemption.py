@@ -12,7 +12,7 @@ import torch
 from lightning import Callback
 from tiny_runs import saved, write_config, zoo
 
-from speechzoo.cli import ZooCLI
+from speechzoo.commands.training import ZooCLI
 
 STEADY = ["--model.init_args.lr_scheduler=null", "--trainer.accumulate_grad_batches=2"]
 STEADY += ["--trainer.callbacks+=speechzoo.callbacks.Preemption"]

@@ -64,7 +64,7 @@ def test_fit_predict_compare(asked: Path, tmp_path: Path, capsys) -> None:
 
 def zoo_loud(*arguments: object):
     """`zoo` without its silence about warnings."""
-    from speechzoo.cli import run
+    from speechzoo.commands.training import run
 
     return run([str(argument) for argument in arguments])
 

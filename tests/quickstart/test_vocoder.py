@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny_runs import saved
 
-from speechzoo.cli import run
+from speechzoo.commands.training import run
 from speechzoo.interop.hub import load_run
 from speechzoo.names.recipes import recipe
 from speechzoo.quickstart.piper_generator import piper_generator

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from speechzoo.callbacks import Doctor, Preflight
 from speechzoo.callbacks.doctor import Examined
 from speechzoo.callbacks.of_trainer import callbacks_of, set_callbacks
-from speechzoo.cli import ZooCLI, run
+from speechzoo.commands.training import ZooCLI, run
 
 USAGE = """speechzoo doctor --config FILE [--key value ...] [--doctor.rows N] [--doctor.ignore [NAME,...]] [--json FILE]
 

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 # Imported once, by the process that the others are copied from: they start in no time.
-PRELOAD = ["speechzoo.quickstart.work", "speechzoo.cli", "speechzoo.quickstart.examination"]
+PRELOAD = ["speechzoo.quickstart.work", "speechzoo.commands.training", "speechzoo.quickstart.examination"]
 
 
 def run_apart(function: Callable[..., Any], *args: Any) -> Any:

@@ -76,7 +76,7 @@ class Work:
         """One stage through `speechzoo fit`, continued from its last checkpoint if there is one."""
         import wandb
 
-        from speechzoo.cli import run
+        from speechzoo.commands.training import run
 
         quiet(results_only=True)
         arguments = ["fit", f"--config={recipe(f'quickstart/{name}.yaml')}", f"--vars.out={self.out}"]

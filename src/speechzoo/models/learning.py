@@ -58,6 +58,8 @@ class Learning(LightningModule):
         Raises:
             ValueError: if a factor is negative, or for a loss that there is not.
         """
+        # Earlier versions wrote `ctc: 1.0` into every run; a factor of 1 for a loss that there is not changes nothing.
+        given = {name: factor for name, factor in given.items() if name in self.objectives or factor != 1}
         if unknown := sorted(set(given) - set(self.objectives)):
             there = " and ".join(self.objectives)
             raise ValueError(f"model.loss_weights: {type(self).__name__} has no loss {unknown[0]!r}, it has {there}")

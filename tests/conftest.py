@@ -16,7 +16,7 @@ import peft  # noqa: F401
 import pytest
 import soundfile
 import torch
-import wandb as _wandb  # noqa: F401
+import wandb  # noqa: F401
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -33,8 +33,8 @@ SENTENCES = [
 ]
 
 
-# lightning, peft and wandb are imported for their warnings: pytest-xdist makes those of its workers anew in the main process,
-# in a thread for each worker, and two threads that import the same package for the first time get half of it.
+# lightning, peft and wandb are imported for their warnings: pytest-xdist makes those of its workers anew in the main
+# process, in a thread for each worker, and two threads that import a package for the first time get half of it.
 ROOT = Path(__file__).parents[1]
 # Python's own, those of the tools, and what a user's runs leave there (see .gitignore).
 NOT_OURS = {".git", ".venv", ".hypothesis", ".pytest_cache", ".ruff_cache", ".mypy_cache", "__pycache__", "site"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ import peft  # noqa: F401
 import pytest
 import soundfile
 import torch
-import wandb  # noqa: F401
+import wandb
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -106,9 +105,6 @@ def own_loggers() -> Iterator[None]:
 def own_wandb_run() -> Iterator[None]:
     """A run that a test leaves open would take in what the next one logs."""
     yield
-    wandb = sys.modules.get("wandb")
-    if wandb is None:
-        return
     if wandb.run is not None:
         wandb.finish()
     if wandb.sdk.wandb_setup._singleton is not None:  # it keeps the first test's WANDB_MODE for all that follow

@@ -47,7 +47,7 @@ def rows(path: str, shards: list[int], of: int) -> Iterator[dict[str, object]]:
     """Normalised rows of every `of`-th line."""
     from speechzoo.data.schema import check_messages
 
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number % of in shards:
                 record = json.loads(line)

@@ -141,10 +141,10 @@ def train(config: str, name: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     sys.path.insert(0, str(HERE))
-    log = open(Path(config).parent / f"{name}.log", "a")  # noqa: SIM115 (the process's own output, to its end)
+    log = (Path(config).parent / f"{name}.log").open("a")  # the process's own output, to its end
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    from speechzoo.cli import run
+    from speechzoo.commands.training import run
 
     run(["fit", "--config", config, f"--name={name}", "--ckpt_path=last", "--doctor.enabled=false"])
 
@@ -152,7 +152,7 @@ def train(config: str, name: str) -> None:
 def start(config: Path, name: str) -> Any:
     """A process of its own; what takes long to import is imported once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["speechzoo.cli", "transformers", "whisper", "peft"])
+    context.set_forkserver_preload(["speechzoo.commands.training", "transformers", "whisper", "peft"])
     process = context.Process(target=train, args=(str(config), name))
     process.start()
     return process

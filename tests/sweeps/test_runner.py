@@ -136,7 +136,7 @@ print("err", file=sys.stderr, flush=True)
 time.sleep(float(sys.argv[1]))"""
 
 
-def test_interrupting_ends_the_processes_of_trials(write, tmp_path: Path) -> None:
+def test_interrupting_ends_the_processes_of_trials(write, tmp_path: Path, request) -> None:
     """A real process: ended with the sweep, its output kept, its trial open."""
 
     def start(command, environment, folder, started) -> int:
@@ -150,6 +150,8 @@ def test_interrupting_ends_the_processes_of_trials(write, tmp_path: Path) -> Non
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         runner.run()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from rank_cases import (
@@ -27,6 +26,7 @@ from rank_cases import (
     share,
     two,
 )
+from together import run_together
 from torch.utils.data import DataLoader
 
 from speechzoo.models import LLaSM
@@ -62,7 +62,7 @@ def out(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path) -> Path:
     model = make(RESHARD, tiny_llm_dir, tiny_whisper_pt)
     trainer, _ = fit(model, "one", 1, 0, 1, max_steps=STOPS[0])
     trainer.save_checkpoint(folder / "first.ckpt")
-    mp.spawn(two, args=(find_free_network_port(), tiny_llm_dir, tiny_whisper_pt, folder, list(STAGES)), nprocs=2)
+    run_together(two, (find_free_network_port(), tiny_llm_dir, tiny_whisper_pt, folder, list(STAGES)))
     return folder
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from rank_cases import STEPS, VALIDATION, be_rank, share
 from test_models import make
+from together import run_together
 from torch.utils.data import DataLoader
 
 from speechzoo.data import encode_batch, with_windows
@@ -82,7 +82,7 @@ def _process(rank: int, port: int, llm: Path, whisper: Path, out: Path) -> None:
 def two_processes(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path) -> Path:
     """Results of all models and accumulations in two processes over gloo; the processes start once."""
     out = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_process, args=(find_free_network_port(), tiny_llm_dir, tiny_whisper_pt, out), nprocs=2)
+    run_together(_process, (find_free_network_port(), tiny_llm_dir, tiny_whisper_pt, out))
     return out
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from tiny_module import TinyModule, make_batch
+from together import run_together
 from torch.utils.data import DataLoader
 
 from speechzoo.callbacks import NonFiniteGuard
@@ -107,7 +107,7 @@ def test_all_processes_agree(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, args=(port, tmp_path), nprocs=2)
+    run_together(_process, (port, tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert [result["skip"][1] for result in ranks] == [1, 1]
     assert all(a.equal(b) and a.isfinite().all() for a, b in zip(ranks[0]["skip"][0], ranks[1]["skip"][0], strict=True))

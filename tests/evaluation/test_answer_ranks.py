@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import rank_cases
 import torch.distributed
-import torch.multiprocessing as mp
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from rank_cases import assistant, be_rank, fit, make, tone, user
+from together import run_together
 
 from speechzoo.callbacks import AnswerWriter
 from speechzoo.data import SpeechDataModule
@@ -84,7 +84,7 @@ def test_two_processes_count_and_answer_as_one(
     tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rank_cases, "STEPS", rank_cases.STEPS)  # as it was, afterwards
-    mp.spawn(two, args=(find_free_network_port(), tiny_llm_dir, tiny_whisper_pt, questions, tmp_path), nprocs=2)
+    run_together(two, (find_free_network_port(), tiny_llm_dir, tiny_whisper_pt, questions, tmp_path))
     for rank in range(2):
         assert json.loads((tmp_path / f"counts_{rank}.json").read_text()) == [3, 2]
     assert count(STEPS, "one", 1, 0, tiny_llm_dir, tiny_whisper_pt) == 3

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import socket
 
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from together import run_together
 
 from speechzoo.metrics import ExactMatch, RougeL, WordErrorRate
 
@@ -26,9 +27,8 @@ def test_a_rank_without_data_changes_nothing():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    out = context.SimpleQueue()
-    mp.spawn(_rank, args=(port, out), nprocs=2)
+    out = multiprocessing.get_context("forkserver").SimpleQueue()
+    run_together(_rank, (port, out))
     for _ in range(2):
         _, wer, rouge, nothing = out.get()
         assert (wer, rouge) == (0.25, 0.5)

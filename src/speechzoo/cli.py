@@ -6,7 +6,7 @@ Nothing heavy is imported before it is known what was asked for: help and mistyp
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -72,7 +72,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] in FUNCTIONS:
         module, _, function = FUNCTIONS[argv[0]].partition(":")
-        return getattr(import_module(module), function)(argv[1:])
+        command: Callable[[list[str]], int] = getattr(import_module(module), function)
+        return command(argv[1:])
     if argv[0] not in COMMANDS and not argv[0].startswith("-"):
         near = get_close_matches(argv[0], COMMANDS, n=1)
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"

@@ -21,7 +21,8 @@ def mel_filters(n_mels: int) -> Tensor:
     """Whisper's own filter bank `[n_mels, 201]` (80 or 128 mels)."""
     from whisper.audio import mel_filters as stored
 
-    return stored("cpu", n_mels)
+    filters: Tensor = stored("cpu", n_mels)
+    return filters
 
 
 def mel_lens(audio_lens: Tensor) -> Tensor:

@@ -185,7 +185,8 @@ def resample(samples: np.ndarray, rate: int, to_rate: int = SAMPLE_RATE) -> np.n
     """Samples `[T]` at `rate` Hz brought to `to_rate` Hz (soxr, high quality)."""
     if rate == to_rate:
         return np.ascontiguousarray(samples, dtype=np.float32)
-    return soxr.resample(samples, rate, to_rate, quality="HQ").astype(np.float32)
+    resampled: np.ndarray = soxr.resample(samples, rate, to_rate, quality="HQ").astype(np.float32)
+    return resampled
 
 
 def write_audio(path: str | Path, samples: Tensor | np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:

@@ -249,7 +249,7 @@ def _promised(content: bytes, frame: _Frame) -> int | None:
     if frame.kind[1] == 3 and content[mark : mark + 4] in (b"Xing", b"Info"):
         return unpack_from(">I", content, mark + 8)[0] if content[mark + 7] & 1 else 0
     if frame.kind[1] == 3 and content[frame.at + 36 : frame.at + 40] == b"VBRI":
-        return unpack_from(">I", content, frame.at + 50)[0]
+        return int(unpack_from(">I", content, frame.at + 50)[0])
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 BENCHES: dict[str, tuple[str, str]] = {
@@ -32,4 +32,5 @@ def main(argv: Sequence[str]) -> int:
         print(f"speechzoo bench: no measurement {argv[0]!r}; there are {', '.join(BENCHES)}", file=sys.stderr)
         return 2
     module, _, function = BENCHES[argv[0]][0].partition(":")
-    return getattr(import_module(module), function)(argv[1:])
+    run: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
+    return run(argv[1:])

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from speechzoo.audio import FRAME, SAMPLE_RATE
 from speechzoo.data import ConversationDataset, TokenBudgetSampler, collate, read_manifest
+from speechzoo.data.examples import Positions
 from speechzoo.text import ChatPrompt
 
 RANKS = (1, 2, 8)
@@ -46,7 +47,8 @@ def librispeech_like(count: int, seed: int = 0) -> np.ndarray:
 
 def positions_of(seconds: np.ndarray) -> np.ndarray:
     """LLM positions of a transcribed clip: ten a second of sound, 3.3 text tokens a second, 30 of the template."""
-    return (np.ceil(seconds * 10) + 3.3 * seconds + 30).astype(int)
+    positions: np.ndarray = (np.ceil(seconds * 10) + 3.3 * seconds + 30).astype(int)
+    return positions
 
 
 def padding(lengths: Sequence[int], batch_size: int, max_tokens: int | None, ranks: int) -> dict[str, float]:
@@ -151,7 +153,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
     return result, time.perf_counter() - wall, _cpu() - cpu
 
 
-def throughput(path: str, prompt: ChatPrompt, positions: Callable, workers: int, memory: Path) -> dict[str, float]:
+def throughput(path: str, prompt: ChatPrompt, positions: Positions, workers: int, memory: Path) -> dict[str, float]:
     """Cost of one source: first and second opening, and an epoch of batches, per 1000 records."""
     records, _, first = _timed(lambda: read_manifest(path, memory=memory))
     _, _, again = _timed(lambda: read_manifest(path, memory=memory))
@@ -170,7 +172,7 @@ def throughput(path: str, prompt: ChatPrompt, positions: Callable, workers: int,
     return found
 
 
-def _sizes(loader: Callable[[], DataLoader]) -> list[int]:
+def _sizes(loader: Callable[[], DataLoader[Any]]) -> list[int]:
     return [len(batch) for batch in loader()]
 
 
@@ -202,7 +204,8 @@ def main(argv: Sequence[str]) -> int:
     found: dict[str, Any] = {"sources": {}, "padding": {}}
 
     def positions(samples: Tensor) -> Tensor:
-        return -(-samples // FRAME) // args.frames
+        frames: int = args.frames
+        return -(-samples // FRAME) // frames
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -113,7 +113,7 @@ def step(model: LLaMAOmni, batch: SpeechBatch, arm: str) -> float:
     """Forward and backward; returns the loss."""
     with torch.autocast("cpu", torch.bfloat16, enabled=arm.endswith("bf16")):
         out = model(batch, logits=arm.endswith("official_work"))
-        loss: Tensor = sum(model.loss_weights[name] * value for name, value in out.losses.items())  # type: ignore[assignment]
+        loss: Tensor = sum(model.loss_weights[name] * value for name, value in out.losses.items())
     loss.backward()
     model.zero_grad()
     return loss.item()

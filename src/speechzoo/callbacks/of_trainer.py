@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, Trainer
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """Its callbacks, in their order."""
-    return vars(trainer)["callbacks"]
+    callbacks: list[Callback] = vars(trainer)["callbacks"]
+    return callbacks
 
 
 def set_callbacks(trainer: Trainer, callbacks: Iterable[Callback]) -> None:

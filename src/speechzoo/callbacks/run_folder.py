@@ -132,7 +132,7 @@ def checkpoint_of(given: str | None, trainer: Trainer, command: str) -> Path | s
     folder = Path(trainer.default_root_dir)
     if given in (None, "last", "best"):
         name = f"{given or 'last'}.ckpt"
-        dirs = [c.dirpath for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]  # type: ignore
+        dirs = [found for c in trainer.checkpoint_callbacks if (found := getattr(c, "dirpath", None))]
         places = [Path(place) / name for place in (folder, *dirs)]
         if command == "fit" and given is None:
             return None

@@ -37,7 +37,7 @@ NAMES = {
 class Parser(LightningArgumentParser):
     """Says what is wrong and the nearest spelling; jsonargparse says it after a page of all options."""
 
-    def parse_args(  # type: ignore[override]
+    def parse_args(  # type: ignore[override]  # the rest of the arguments is jsonargparse's own
         self, args: Sequence[str] | None = None, *rest: Any, **options: Any
     ) -> Namespace:
         """As jsonargparse's, with `None` for `null`: so W&B's agent writes it, and so jsonargparse itself hands a

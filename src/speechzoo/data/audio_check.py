@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from speechzoo.audio import SAMPLE_RATE, SoundError, check_question, read_audio
 from speechzoo.data.parts import is_data, shown
@@ -81,8 +81,9 @@ def _stamp(path: Path) -> str | None:
         return None
 
 
-def _load(memory: Path | None) -> dict[str, dict]:
+def _load(memory: Path | None) -> dict[str, dict[str, Any]]:
     try:
-        return json.loads(memory.read_text()) if memory else {}
+        known: dict[str, dict[str, Any]] = json.loads(memory.read_text()) if memory else {}
+        return known
     except (FileNotFoundError, json.JSONDecodeError):
         return {}

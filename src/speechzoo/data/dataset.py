@@ -78,12 +78,14 @@ class ConversationDataset(Dataset[Item]):
     @property
     def lengths(self) -> list[int]:
         """LLM positions of each conversation."""
-        return self.examples.length.tolist()
+        lengths: list[int] = self.examples.length.tolist()
+        return lengths
 
     @property
     def audio_lengths(self) -> list[int]:
         """LLM positions of the clips of each conversation, at least 1."""
-        return self.examples.heard.clip(min=1).tolist()
+        lengths: list[int] = self.examples.heard.clip(min=1).tolist()
+        return lengths
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -211,7 +211,7 @@ def _look(sound: tuple[str, Any]) -> AudioInfo:
     return inspect_audio(clip, found) if isinstance(found, BytesIO) else inspect_audio(found)
 
 
-def _outside(files: list[str], memory: Path | None) -> tuple[array, dict[int, AudioInfo]]:
+def _outside(files: list[str], memory: Path | None) -> tuple[array[int], dict[int, AudioInfo]]:
     """Samples of sound files, and what is wrong with some of them, by place in the list."""
     samples, faults = array("i"), {}
     for start in range(0, len(files), PATHS):
@@ -239,7 +239,7 @@ def _save(file: Path, stamp: str, index: Index) -> None:
     texts = {"stamp": stamp, "outside": "\0".join(index.outside)}
     texts |= {"problems": json.dumps(index.problems), "unread": json.dumps(index.unread)}
     packed = {key: np.frombuffer(value.encode("utf-8", "surrogatepass"), np.uint8) for key, value in texts.items()}
-    np.savez(stored, **arrays, **packed)  # type: ignore[arg-type]
+    np.savez(stored, **arrays, **packed)  # type: ignore[arg-type]  # none is called allow_pickle
     write_atomically(file, stored.getvalue())
 
 

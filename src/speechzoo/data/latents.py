@@ -59,19 +59,19 @@ class LatentDataModule(LightningDataModule):
         mean = frames.mean(dim=0)
         return mean, (frames - mean).square().mean().sqrt()
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, similar lengths together."""
         rows: Any = self.rows["train"]
         order = _ByLength([len(row["latents"]) for row in rows], self.batch_size, self.seed)
         return DataLoader(rows, batch_sampler=order, collate_fn=_collate)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """In the order of the manifest."""
         rows: Any = self.rows["val"]
         return DataLoader(rows, batch_size=self.batch_size, collate_fn=_collate)
 
 
-class _ByLength(Sampler):
+class _ByLength(Sampler[list[int]]):
     """Batches of similar length, drawn anew in each epoch."""
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:

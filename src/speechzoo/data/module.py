@@ -197,7 +197,7 @@ class SpeechDataModule(LightningDataModule):
         sampler = EvalSampler(dataset.lengths, self.batch_size, self.max_tokens, *self._rank(), keep_order=in_order)
         return SpeechLoader(self._loader(dataset, sampler, side))
 
-    def _loader(self, dataset: ConversationDataset, sampler: Sampler[list[int]], side: Side) -> DataLoader:
+    def _loader(self, dataset: ConversationDataset, sampler: Sampler[list[int]], side: Side) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -254,7 +254,8 @@ class SpeechDataModule(LightningDataModule):
         def states_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
             batch = trainer.precision_plugin.convert_input(together([dataset[number] for number in numbers]))
             with trainer.precision_plugin.forward_context():
-                return model.frozen_states(trainer.strategy.batch_to_device(batch))
+                states, lens = model.frozen_states(trainer.strategy.batch_to_device(batch))
+                return states, lens
 
         training = model.training
         model.eval()
@@ -301,7 +302,7 @@ class SpeechDataModule(LightningDataModule):
     def _batches_done(self) -> int:
         progress = self._trainer().fit_loop.epoch_loop.batch_progress
         # `overfit_batches` means the same batches each epoch.
-        return progress.current.ready if self._trainer().overfit_batches else progress.total.processed
+        return int(progress.current.ready if self._trainer().overfit_batches else progress.total.processed)
 
     def _progress(self) -> tuple[int, int]:
         trainer = self._trainer()

@@ -78,7 +78,7 @@ class Records(Sequence[Record]):
     def clip_samples(self, index: int) -> list[int]:
         """16 kHz samples of each clip of the user, in order."""
         first = self.first[index]
-        return self.samples[first : first + self.clips[index]].tolist()
+        return list(self.samples[first : first + self.clips[index]].tolist())
 
     def take(self, indices: Any) -> Records:
         """Those of some numbers, or of a mask."""
@@ -96,7 +96,8 @@ class Records(Sequence[Record]):
         """Samples of all their clips, one record after the other, `[M]`."""
         ends = np.cumsum(self.clips, dtype=np.int64)
         offsets = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - self.clips, self.clips)
-        return self.samples[np.repeat(self.first, self.clips) + offsets]
+        samples: np.ndarray = self.samples[np.repeat(self.first, self.clips) + offsets]
+        return samples
 
     def fingerprint(self) -> str:
         """A hash of which records these are and how long their clips: changes when their sources do."""

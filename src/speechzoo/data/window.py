@@ -24,7 +24,7 @@ class SpeechLoader:
     overfitting; an iterable of another kind it only iterates.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
 
     @property
@@ -44,7 +44,7 @@ class WindowLoader(SpeechLoader):
 
     def __init__(
         self,
-        loader: DataLoader,
+        loader: DataLoader[Any],
         count: Count,
         accumulate: int | Callable[[], int],
         progress: Callable[[], tuple[int, int]] | None,
@@ -75,7 +75,7 @@ class WindowLoader(SpeechLoader):
 
 
 def with_windows(
-    loader: DataLoader,
+    loader: DataLoader[Any],
     count: Count,
     accumulate: int | Callable[[], int],
     progress: Callable[[], tuple[int, int]] | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ class TrainingData:
     def __init__(self, loader: Any) -> None:
         self.dataset: ConversationDataset = loader.loader.dataset
         self.sampler: TokenBudgetSampler = loader.batch_sampler
-        self._collate = loader.loader.collate_fn
+        self._collate: Callable[[list[Any]], SpeechBatch] = loader.loader.collate_fn
 
     @classmethod
     def of(cls, trainer: Trainer) -> TrainingData | None:

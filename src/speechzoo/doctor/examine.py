@@ -158,7 +158,7 @@ def _together(found: list[Finding]) -> list[Finding]:
     """The findings of all processes."""
     if world_size() == 1:
         return found
-    gathered: list[Any] = [None] * world_size()
+    gathered: list[list[Finding]] = [[] for _ in range(world_size())]
     dist.all_gather_object(gathered, found)
     seen = gathered[0]
     for rank, others in enumerate(gathered[1:], start=1):

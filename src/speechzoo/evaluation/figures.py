@@ -96,7 +96,8 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     sums = np.cumsum(np.insert(values, 0, 0.0))
     index = np.arange(values.size)
     first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, values.size)
-    return (sums[last] - sums[first]) / (last - first)
+    means: np.ndarray = (sums[last] - sums[first]) / (last - first)
+    return means
 
 
 def _figure(width: float, height: float, panels: int, dpi: int = 170) -> tuple[Figure, Sequence[Any]]:

@@ -84,7 +84,7 @@ def _llama_omni(golden: Golden, checks: Checks, checkpoint: Path, out: Path, dty
     vocoder = folder / "vocoder"
     import_llama_omni(checkpoint, encoder, out, tokenizer, vocoder if vocoder.is_dir() else None)
     model = _load(out, dtype, attention)
-    case = OmniCase(model, golden, checks)  # type: ignore[arg-type]
+    case = OmniCase(model, golden, checks)
     case.front_end()
     case.prompts()
     case.merges()
@@ -107,7 +107,7 @@ def _llasm(golden: Golden, checks: Checks, checkpoint: Path, out: Path, dtype: s
     encoder = folder / "whisper"
     import_llasm(checkpoint, encoder, out, tokenizer, template)
     model = _load(out, dtype, attention)
-    case = LlasmCase(model, golden, checks)  # type: ignore[arg-type]
+    case = LlasmCase(model, golden, checks)
     case.front_end()
     case.prompts()
     case.forward()
@@ -127,8 +127,10 @@ def _load(out: Path, dtype: str, attention: str | None) -> SpeechLLM:
 def report(system: str, checks: Checks, console: Console, dtype: str = "float32") -> None:
     """Print the table and the verdict."""
     table = Table(title=f"{system}: {checks.golden.folder}", title_justify="left")
-    for name, justify in (("quantity", "left"), ("shape", "left"), ("max abs", "right"), ("relative", "right")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name in ("quantity", "shape"):
+        table.add_column(name, overflow="fold")
+    for name in ("max abs", "relative"):
+        table.add_column(name, justify="right", overflow="fold")
     table.add_column("tolerance")
     table.add_column("ok")
     table.add_column("note", overflow="fold")

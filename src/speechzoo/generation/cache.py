@@ -16,6 +16,9 @@ class GrowingLayer(DynamicLayer):
     Shape: keys and values `[B, heads, positions, head width]`, views of the buffers' filled part.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers gives it no types
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Empty buffers of the right dtype and device."""
         self.dtype, self.device = key_states.dtype, key_states.device

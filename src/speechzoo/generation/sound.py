@@ -61,7 +61,7 @@ class VocoderStream:
         if total == done or (not last and total - done < self.chunk_units + min(wait, self.vocoder.unit_reach.right)):
             return nothing
         if self.context_units == 0:
-            wave = self.vocoder(self._units)
+            wave: Tensor = self.vocoder(self._units)
             self._units = self._units[:0]
             return wave
         states, durations = self.vocoder.encode(self._units)

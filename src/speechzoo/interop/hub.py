@@ -58,7 +58,7 @@ def load_run(path: str | Path, trust_code: bool = False, **changes: Any) -> Spee
     check_model(class_path, arguments, file, trust_code, replaced=changes)
     if "init_from" in arguments:
         arguments = {**arguments, "init_from": [_found(stage, file) for stage in arguments["init_from"]]}
-    model = resolve(class_path)(**{**arguments, **changes})
+    model: SpeechLLM = resolve(class_path)(**{**arguments, **changes})
     model.configure_model()
     check_trained(model, saved)
     check_identity(model, saved, replaced=changes)

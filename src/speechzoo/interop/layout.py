@@ -163,7 +163,8 @@ class Weights:
     def __getitem__(self, name: str) -> Tensor:
         held = self._open(self.files[name])
         try:
-            return held.get_tensor(name) if self.kind == "safetensors" else held[name]
+            tensor: Tensor = held.get_tensor(name) if self.kind == "safetensors" else held[name]
+            return tensor
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"{self.files[name]}: {name} cannot be read ({error})") from error
 

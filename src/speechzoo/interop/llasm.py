@@ -145,11 +145,12 @@ def encoder_width(source: str | Path) -> int:
     """Width of a Whisper file or folder, without loading it."""
     path = Path(source).expanduser()
     if path.is_file():
-        return openai_state(path)[0]["n_audio_state"]
+        return int(openai_state(path)[0]["n_audio_state"])
     config = read_json(find_source(source) / "config.json")
-    if not isinstance(config.get("d_model"), int):
+    width = config.get("d_model")
+    if not isinstance(width, int):
         raise ValueError(f"{source}/config.json: not a Whisper (it has no d_model)")
-    return config["d_model"]
+    return width
 
 
 def export_llasm(path: str | Path, target: str | Path) -> None:

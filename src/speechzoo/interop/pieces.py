@@ -91,7 +91,7 @@ class PieceTokenizer:
                 continue
             if not skip_special_tokens:
                 text, run = text + self.model.decode(run) + names.get(i, ""), []
-        return text + self.model.decode(run)
+        return text + str(self.model.decode(run))
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str] | None) -> Any:
         """Ids of special tokens.

@@ -141,14 +141,14 @@ class LlasmPrompt(ChatPrompt):
         self.template, self.doubled_system, self.pieces = template, doubled_system, pieces
 
     @cached_property
-    def tokenizer(self) -> PieceTokenizer:  # type: ignore[override]
+    def tokenizer(self) -> PieceTokenizer:  # type: ignore[override]  # it has what a prompt asks of a tokenizer
         """The SentencePiece model with the release's special tokens."""
         return PieceTokenizer(self.name, strip=self.pieces == "slow")
 
     @property
     def new_tokens(self) -> list[int]:
         """Ids of `<au_start>` and `<au_end>`: their rows learn also where the LLM is frozen."""
-        return self.tokenizer.convert_tokens_to_ids(self.audio_tokens)
+        return list(self.tokenizer.convert_tokens_to_ids(self.audio_tokens))
 
     @cached_property
     def stop_ids(self) -> list[int]:

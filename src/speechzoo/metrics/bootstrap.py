@@ -143,7 +143,8 @@ def _draws(n: int, resamples: int, seed: int, width: int | None = None) -> Itera
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
     numerator, denominator = sums[..., 0], sums[..., 1]
-    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+    ratio: np.ndarray = np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+    return ratio
 
 
 def _percentiles(drawn: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -38,7 +38,7 @@ def _english() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _basic() -> Normaliser:
+def _basic() -> Any:
     from whisper.normalizers import BasicTextNormalizer
 
     normaliser = BasicTextNormalizer()
@@ -75,7 +75,8 @@ def speech_words(text: str, reference: str | None = None) -> list[str]:
         reference: decides the normaliser for both sides; default: the text itself.
     """
     clean = _english() if is_english(text if reference is None else reference) else _basic()
-    return WORDS.findall(clean(text))
+    words: list[str] = WORDS.findall(clean(text))
+    return words
 
 
 def joined(words: list[str]) -> str:
@@ -156,7 +157,7 @@ def _sign(found: Any) -> str:
     numbers = _english().standardize_numbers
     number = {*numbers.zeros, *numbers.ones, *numbers.tens, *numbers.multipliers, "point"} - {"o", "oh"}
     if found[2] is not None and found[2] not in number:
-        return found[0]
+        return str(found[0])
     return MINUS if found[1] in ("minus", "negative") else "+"
 
 
@@ -165,4 +166,5 @@ def _numbers(phrase: str) -> str:
     english = _english()
     phrase = regex.sub(r"\.(?!\d)", " ", phrase)
     phrase = english.standardize_spellings(english.standardize_numbers(phrase))
-    return regex.sub(r"\bone(s?)\b", r"1\1", phrase)  # it writes 1 as a word, also in 1.5
+    digits: str = regex.sub(r"\bone(s?)\b", r"1\1", phrase)  # it writes 1 as a word, also in 1.5
+    return digits

@@ -106,7 +106,8 @@ class LatentVocoderTraining(LightningModule):
 
     def on_fit_start(self) -> None:
         """Latents are predicted relative to the training data's mean, in units of its one standard deviation."""
-        mean, scale = self.trainer.datamodule.statistics()  # type: ignore[attr-defined]
+        trainer: Any = self.trainer  # Lightning's own type does not tell of `datamodule`
+        mean, scale = trainer.datamodule.statistics()
         self.vocoder.mean.copy_(mean)
         self.vocoder.scale.fill_(scale)
 
@@ -133,7 +134,7 @@ class LatentVocoderTraining(LightningModule):
         self._step(batch, "val")
 
     def _step(self, batch: LatentBatch, stage: str) -> Tensor:
-        losses = self(batch)
+        losses: dict[str, Tensor] = self(batch)
         loss = losses["latent"] + self.duration_weight * losses["duration"]
         units = int((batch.durations > 0).sum())
         # Processes have to agree on which checkpoint is the best.

@@ -51,7 +51,7 @@ class LLaMAOmni(SpeechLLM):
             return self.unit_decoder.num_units
         spec = self.specs["unit_decoder"]
         default = signature(resolve(spec["class_path"])).parameters["num_units"].default
-        return spec["init_args"].get("num_units", default)
+        return int(spec["init_args"].get("num_units", default))
 
     def forward(self, batch: SpeechBatch, logits: bool = False) -> SpeechOutput:
         """As `SpeechLLM.forward`. With `batch.answer_states` the encoder, adaptor and LLM do not run: there is the CTC

@@ -56,7 +56,7 @@ def to_spec(part: Any) -> Any:
     return {"class_path": f"{part.__module__}.{name}", "init_args": {}}
 
 
-def to_factory(spec: Any) -> Callable[..., Any]:
+def to_factory(spec: object) -> Callable[..., Any]:
     """A callable that builds the part: the inverse of `to_spec`; callables come back unchanged.
 
     Raises:
@@ -65,7 +65,8 @@ def to_factory(spec: Any) -> Callable[..., Any]:
     if callable(spec):
         return spec
     if isinstance(spec, str):
-        return resolve(spec)
+        part: Callable[..., Any] = resolve(spec)
+        return part
     if not isinstance(spec, Mapping) or "class_path" not in spec or set(spec) - {"class_path", "init_args"}:
         raise ValueError(f"a part is {{class_path: ..., init_args: {{...}}}}, not {spec!r}")
     return functools.partial(resolve(spec["class_path"]), **dict(spec.get("init_args") or {}))

@@ -11,8 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
+from typing import TypeVar
 
 from speechzoo.quickstart import facts
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def _pools(rng: random.Random) -> tuple[dict[str, list[_Ask]], dict[str, list[_A
     return train, test
 
 
-def _split(things: list, rng: random.Random) -> tuple[list, list]:
+def _split(things: list[_T], rng: random.Random) -> tuple[list[_T], list[_T]]:
     shuffled = rng.sample(things, len(things))
     held_out = round(_HELD_OUT * len(things))
     return shuffled[held_out:], shuffled[:held_out]

@@ -120,4 +120,5 @@ def make_audible(out: Path, number: int, vocoder: Vocoder, voice: PiperVoice, ca
 
 def read_facts(out: Path) -> dict[str, Any]:
     """What `make_audible` measured."""
-    return json.loads((out / "answers" / "speech.json").read_text())
+    facts: dict[str, Any] = json.loads((out / "answers" / "speech.json").read_text())
+    return facts

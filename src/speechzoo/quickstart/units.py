@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from speechzoo.data import FeatureCache
 from speechzoo.encoders import WhisperEncoder
@@ -31,9 +32,9 @@ def make_units(corpus: Path, features: Path, whisper: str, num_units: int, seed:
         write_jsonl(corpus / f"qa_units_{name}.jsonl", rows)
 
 
-def _read(path: Path) -> list[dict]:
+def _read(path: Path) -> list[dict[str, Any]]:
     return read_jsonl(path)
 
 
-def _answer(corpus: Path, record: dict) -> str:
+def _answer(corpus: Path, record: dict[str, Any]) -> str:
     return str(corpus / record["messages"][-1]["audio"])

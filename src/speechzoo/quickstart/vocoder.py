@@ -82,4 +82,4 @@ def _length(latents: Path) -> int:
     if not latents.is_file():
         raise FileNotFoundError(f"{latents}: no latents of this answer; `build_corpus` keeps them: run it again")
     with safe_open(latents, framework="pt") as file:
-        return file.get_slice("latents").get_shape()[0]
+        return int(file.get_slice("latents").get_shape()[0])

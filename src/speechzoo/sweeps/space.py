@@ -90,7 +90,7 @@ class Parameter:
         if self.kind == "int_uniform":
             return list(range(self.spec["min"], self.spec["max"] + 1))
         if self.kind == "q_uniform":  # without its end, as W&B's engine lists it
-            return np.arange(self.spec["min"], self.spec["max"], self.spec.get("q", 1)).tolist()
+            return list(np.arange(self.spec["min"], self.spec["max"], self.spec.get("q", 1)).tolist())
         raise ValueError(
             f"parameter {self.name!r}: a grid takes value, values, whole numbers or q_uniform, no {self.kind}"
         )

@@ -9,7 +9,7 @@ import mmap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -130,7 +130,7 @@ def check_zip(path: str | Path) -> None:
         raise DamagedError(_damaged(path, f"its entry {wrong} does not match its checksum"))
 
 
-def _last(file: Any, count: int) -> bytes:
+def _last(file: BinaryIO, count: int) -> bytes:
     total = file.seek(0, 2)
     file.seek(max(0, total - count))
     return file.read()

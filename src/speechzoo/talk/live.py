@@ -26,7 +26,8 @@ def wav_header(sample_rate: int, data_bytes: int = UNKNOWN) -> bytes:
 
 def pcm(chunk: Tensor) -> bytes:
     """Samples `[T]` in [-1, 1] as 16-bit little-endian."""
-    return (chunk.clamp(-1.0, 1.0).numpy() * 32767).round().astype(np.dtype("<i2")).tobytes()
+    samples: np.ndarray = (chunk.clamp(-1.0, 1.0).numpy() * 32767).round()
+    return samples.astype(np.dtype("<i2")).tobytes()
 
 
 def wav_bytes(answer: Answer) -> bytes:

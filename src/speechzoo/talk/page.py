@@ -41,7 +41,8 @@ def web_app(lobby: Lobby) -> FastAPI:
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(growing_wav(answer), media_type="audio/wav", headers=headers)
 
-    return gr.mount_gradio_app(app, build(lobby, sounds), path="/", css=CSS, ssr_mode=False)
+    mounted: FastAPI = gr.mount_gradio_app(app, build(lobby, sounds), path="/", css=CSS, ssr_mode=False)
+    return mounted
 
 
 def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
@@ -129,7 +130,8 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
             queue=False,
         )
         page.unload(leave)
-    return page
+    built: gr.Blocks = page
+    return built
 
 
 def changes(user: User, answers: dict[str, Answer]) -> Iterator[None]:

@@ -142,7 +142,7 @@ def prompt_length(model: Any, messages: Sequence[Message]) -> int:
         heard = int(model.audio_positions(torch.tensor(lens)).sum())
     else:
         heard = sum(lens) * WORDS // SAMPLE_RATE
-    return len(encoded.ids) - encoded.num_audio + heard
+    return int(len(encoded.ids) - encoded.num_audio + heard)
 
 
 def sounds_of(messages: Sequence[Message]) -> list[dict[str, Any]]:

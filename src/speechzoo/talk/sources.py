@@ -234,4 +234,5 @@ class PerThread:
     def _own(self) -> Voice:
         if not hasattr(self.held, "voice"):
             self.held.voice = self.make()
-        return self.held.voice
+        voice: Voice = self.held.voice
+        return voice

@@ -11,9 +11,9 @@ it ends no answer and begins no turn. Text without any has the ids that the toke
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ class ChatPrompt:
         """Id that fills a row; masked by position, so it may equal the end of sequence."""
         for found in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if found is not None:
-                return found
+                return int(found)
         return self.stop_ids[-1]
 
     @cached_property
@@ -315,9 +315,6 @@ class ChatPrompt:
         """Ids of a text in the middle of another: SentencePiece puts a blank before what begins."""
         if not text:
             return []
-        first, both = (
-            self.tokenizer.encode(whole, add_special_tokens=False, **options) for whole in ("\n", f"\n{text}")
-        )
-        if both[: len(first)] == first:
-            return both[len(first) :]
-        return self.tokenizer.encode(text, add_special_tokens=False, **options)
+        encode: Callable[[str], list[int]] = partial(self.tokenizer.encode, add_special_tokens=False, **options)
+        first, both = encode("\n"), encode(f"\n{text}")
+        return both[len(first) :] if both[: len(first)] == first else encode(text)

@@ -56,7 +56,8 @@ def read_file(path: Path) -> dict[str, Any]:
 def map_file(path: Path) -> dict[str, Any]:
     """`read_file` of a file that has been checked."""
     with telling_damage(path):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        held: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return held
 
 
 @contextlib.contextmanager

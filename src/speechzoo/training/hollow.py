@@ -52,7 +52,8 @@ def pack(modules: dict[str, nn.Module]) -> bytes:
 
 def unpack(data: bytes) -> dict[str, nn.Module]:
     """The modules, with parameters on the meta device."""
-    return _Unpickler(io.BytesIO(data)).load()
+    modules: dict[str, nn.Module] = _Unpickler(io.BytesIO(data)).load()
+    return modules
 
 
 def build_once(module: nn.Module, prepare: Callable[[], T]) -> T:
@@ -103,7 +104,8 @@ def build_once(module: nn.Module, prepare: Callable[[], T]) -> T:
         else:
             prepare()
         torch.set_rng_state(told["random"])
-    return told["result"]
+    result: T = told["result"]
+    return result
 
 
 def fill(module: nn.Module, device: torch.device) -> None:

@@ -48,7 +48,7 @@ class ShardReader(FileSystemReader):
         path = self._get_metadata_path(kwargs.get("rank"))
         with self.fs.create_stream(path, "rb") as stream:
             try:
-                metadata = _Index(stream).load()
+                metadata: Metadata = _Index(stream).load()
                 tensors = list(metadata.state_dict_metadata.values())
             except FileNotFoundError:
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class CTCUnitDecoder(UnitDecoder):
         num_kv_heads: int | None = None,
         ffn_dim: int = 11008,
         rope_theta: float = 500_000.0,
-        rope_scaling: dict | None = None,
+        rope_scaling: dict[str, Any] | None = None,
         rms_norm_eps: float = 1e-5,
         align: Literal["predict", "label"] = "predict",
         answer_align: Literal["predict", "label"] | None = None,

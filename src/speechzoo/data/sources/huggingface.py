@@ -56,7 +56,7 @@ class HuggingFace(Source):
 
     def sound(self, place: str) -> Any:
         number, index = number_of(place)
-        sounds: list = []
+        sounds: list[Any] = []
         table_row(number, (number - 1, 0), self.name, self.beside, self._values(number - 1, True), sounds)
         return sound_of(sounds[index], self.beside, self.name, place)
 
@@ -70,7 +70,8 @@ class HuggingFace(Source):
                 null = column.is_null().to_pylist()[0]
                 table = table.drop_columns(["audio"])
                 return {**table.to_pylist()[0], "audio": None if null else {"path": path[0]}}
-        return table.to_pylist()[0]
+        values: dict[str, Any] = table.to_pylist()[0]
+        return values
 
 
 def parts(name: str) -> tuple[str, str]:

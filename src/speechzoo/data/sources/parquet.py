@@ -57,12 +57,13 @@ class ParquetShard(Source):
         number, index = number_of(place)
         group = bisect_right(self.starts, number - 1) - 1
         where = (group, number - 1 - self.starts[group])
-        sounds: list = []
+        sounds: list[Any] = []
         table_row(number, where, self.name, self.path.parent, self._values(where, True), sounds)
         return sound_of(sounds[index], self.path.parent, self.name, place)
 
     def _values(self, where: Where, sound: bool) -> dict[str, Any]:
-        return _group(self, where[0], sound).slice(where[1], 1).to_pylist()[0]
+        values: dict[str, Any] = _group(self, where[0], sound).slice(where[1], 1).to_pylist()[0]
+        return values
 
 
 @lru_cache(maxsize=GROUPS_KEPT)

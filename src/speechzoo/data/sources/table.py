@@ -16,7 +16,9 @@ from speechzoo.data.sources.base import Row, Where, arrange, beside, parse, soun
 COLUMNS = ("id", "messages", "audio", "audios")
 
 
-def table_row(number: int, where: Where, shard: str, folder: Path, values: dict[str, Any], sounds: list | None) -> Row:
+def table_row(
+    number: int, where: Where, shard: str, folder: Path, values: dict[str, Any], sounds: list[Any] | None
+) -> Row:
     """A record of a row.
 
     Args:
@@ -70,8 +72,9 @@ def sound_of(given: Any, folder: Path, shard: str, place: str) -> bytes | Path:
         ValueError: if there is neither.
     """
     if isinstance(given, dict):
-        if given.get("bytes") is not None:
-            return given["bytes"]
+        content: bytes | None = given.get("bytes")
+        if content is not None:
+            return content
         given = given.get("path")
     if not isinstance(given, str) or not given:
         raise ValueError(f"{shard}::{place}: the sound has neither bytes nor a path")

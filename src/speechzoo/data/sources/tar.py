@@ -12,7 +12,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any
+from typing import Any, BinaryIO
 
 from speechzoo.data.sources.base import Row, Source, Where, arrange, beside, opened, parse, sounds_of
 
@@ -120,6 +120,6 @@ def _end(member: tarfile.TarInfo) -> int:
     return member.offset_data + -(-member.size // 512) * 512
 
 
-def _compressed(file: Any) -> bool:
+def _compressed(file: BinaryIO) -> bool:
     file.seek(0)
     return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))

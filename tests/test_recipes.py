@@ -108,7 +108,7 @@ SYSTEM = (
 def tiny_parts(monkeypatch: pytest.MonkeyPatch, tiny_llm_dir: Path, tiny_whisper_pt: Path) -> None:
     """`${part:...}` gives tiny random parts; nothing is downloaded."""
     there = {"smollm2-135m-instruct": tiny_llm_dir, "whisper-tiny.en": tiny_whisper_pt, "piper-joe": tiny_llm_dir}
-    monkeypatch.setattr("speechzoo.quickstart.parts.fetch", there.__getitem__)
+    monkeypatch.setattr("speechzoo.parts.registry.fetch", there.__getitem__)
 
 
 def build(spec: dict[str, Any]) -> LightningModule:

@@ -14,7 +14,7 @@ from speechzoo.audio import write_audio
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers, score
 from speechzoo.evaluation.compare import SystemResult, comparison_table
 from speechzoo.metrics import UTMOS, DistillMOS, quality_scorers
-from speechzoo.quickstart.parts import cache_folder
+from speechzoo.parts.registry import cache_folder
 from speechzoo.quickstart.speech import rate
 
 REAL_CACHE = cache_folder()  # the user's, read before the tests get a cache of their own
@@ -91,7 +91,7 @@ def test_from_the_sound_to_the_table(utmos: UTMOS, tmp_path: Path) -> None:
 def test_noise_makes_real_speech_sound_worse() -> None:
     """With the weights of Distill-MOS."""
     pytest.importorskip("xls_r_sqa", reason="pip install --no-deps distillmos xls-r-sqa")
-    from speechzoo.quickstart.parts import fetch
+    from speechzoo.parts.registry import fetch
     from speechzoo.quickstart.voice import PiperVoice
 
     folder = fetch("piper-joe", REAL_CACHE)

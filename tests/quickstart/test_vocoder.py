@@ -66,7 +66,7 @@ def test_a_graph_without_a_generator_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_the_generator_equals_the_voice() -> None:
-    from speechzoo.quickstart.parts import fetch
+    from speechzoo.parts.registry import fetch
     from speechzoo.quickstart.voice import PiperVoice
 
     folder = fetch("piper-joe")
@@ -114,7 +114,7 @@ def corpus(tmp_path: Path) -> Path:
 def test_the_recipe_learns_and_leaves_a_vocoder(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     generator = HiFiGANGenerator(**TINY)
-    monkeypatch.setattr("speechzoo.quickstart.parts.fetch", lambda _: corpus)
+    monkeypatch.setattr("speechzoo.parts.registry.fetch", lambda _: corpus)
     write_generator(corpus / "voice.onnx", generator)
     net = "{num_units: 20, latent_dim: 4, dim: 32, dropout: 0.0}"
     options = [f"--vars.out={corpus}", f"--model.init_args.net={net}", "--trainer.max_steps=60"]

@@ -39,5 +39,5 @@ def test_too_few_frames_are_refused():
 
 
 def test_saved_centroids_come_back(tmp_path):
-    KMeansUnits(CORNERS).save(tmp_path / "units.pt")
-    assert KMeansUnits.load(tmp_path / "units.pt").centroids.equal(CORNERS)
+    KMeansUnits(CORNERS).save(tmp_path / "units.safetensors")
+    assert KMeansUnits.load(tmp_path / "units.safetensors").centroids.equal(CORNERS)

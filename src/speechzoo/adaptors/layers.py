@@ -24,17 +24,19 @@ class Linear(Adaptor):
 
     Args:
         stack: frames put side by side before the map; the paper's 64 decoder states need no stacking (1).
+        norm: a LayerNorm of each frame before it; not in the paper, learns faster.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, stack: int = 1) -> None:
+    def __init__(self, in_dim: int, out_dim: int, stack: int = 1, norm: bool = False) -> None:
         super().__init__()
         at_least(1, "Linear", stack=stack)
         self.stack = stack
+        self.norm = nn.LayerNorm(in_dim) if norm else nn.Identity()
         self.linear = nn.Linear(in_dim * stack, out_dim)
 
     def forward(self, states: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
         """Shape: `[N, F, D], [N] -> [N, F // stack, H], [N]`."""
-        return self.linear(stack_frames(states, self.stack)), self.out_lens(lens)
+        return self.linear(stack_frames(self.norm(states), self.stack)), self.out_lens(lens)
 
     def out_lens(self, lens: Tensor) -> Tensor:
         return lens // self.stack
@@ -46,18 +48,22 @@ class ConcatMLP(Adaptor):
     Args:
         stack: k of the paper, 5.
         hidden_dim: inner width, 2048 in the official code.
+        norm: a LayerNorm of each frame before it; not in the paper, learns faster.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, stack: int = 5, hidden_dim: int = 2048) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, stack: int = 5, hidden_dim: int = 2048, norm: bool = False
+    ) -> None:
         super().__init__()
         at_least(1, "ConcatMLP", stack=stack, hidden_dim=hidden_dim)
         self.stack = stack
+        self.norm = nn.LayerNorm(in_dim) if norm else nn.Identity()
         self.linear1 = nn.Linear(in_dim * stack, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, out_dim)
 
     def forward(self, states: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
         """Shape: `[N, F, D], [N] -> [N, F // stack, H], [N]`."""
-        return self.linear2(F.relu(self.linear1(stack_frames(states, self.stack)))), self.out_lens(lens)
+        return self.linear2(F.relu(self.linear1(stack_frames(self.norm(states), self.stack)))), self.out_lens(lens)
 
     def out_lens(self, lens: Tensor) -> Tensor:
         return lens // self.stack

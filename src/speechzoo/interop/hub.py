@@ -9,13 +9,16 @@ from typing import Any
 
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import check_identity, check_trained, find, read
+from speechzoo.models.published import is_published
+from speechzoo.names.published import is_name
 from speechzoo.names.spec import resolve
 from speechzoo.names.trust import check_model
 from speechzoo.system.terminal import tell_error
 
 
 def load(path: str | Path, trust_code: bool = False, **changes: Any) -> SpeechLLM:
-    """A model from a folder of speechzoo's saved form, its hub name, a run folder or a `.ckpt` file.
+    """A model by its name in the zoo (`speechzoo list`), from a folder of speechzoo's saved or published form, by its hub
+    name, from a run folder or a `.ckpt` file.
 
     Args:
         trust_code: see `load_run`.
@@ -28,6 +31,8 @@ def load(path: str | Path, trust_code: bool = False, **changes: Any) -> SpeechLL
     from speechzoo.interop.saved import is_saved, load_saved
 
     local = Path(path).expanduser()
+    if is_name(path) or (local.is_dir() and is_published(local)):
+        return load_run(path, trust_code, **changes)
     if local.is_file() or (local.is_dir() and not is_saved(local)):
         return load_run(local, trust_code, **changes)
     return load_saved(find_source(path), trust_code=trust_code, **changes)

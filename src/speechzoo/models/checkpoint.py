@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from speechzoo.llms.lora import base_name
+from speechzoo.models.published import WEIGHTS, check_bases, is_published, read_published
+from speechzoo.names.published import is_name, published
 from speechzoo.training.checkpoint_file import read_file, recover
 from speechzoo.training.identity import differences, digest, frozen_parts
 from speechzoo.training.sharded_folder import is_sharded_folder, read_whole
@@ -67,6 +69,8 @@ def check_identity(model: Any, saved: dict[str, Any], replaced: Iterable[str] = 
     Raises:
         ValueError: naming what differs.
     """
+    if "values" in saved:
+        check_bases(model, saved["values"], replaced)
     if "identity" not in saved:
         return
     theirs, ours = saved["identity"], model.identity
@@ -96,17 +100,23 @@ def check_frozen(model: LightningModule, stages: Iterable[str]) -> None:
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint a path means: itself (a file, or a folder of shards), or `last.ckpt` of a run folder.
+    """The checkpoint a path means: itself (a file, or a folder of shards), `last.ckpt` of a run folder, or the weights of
+    a published model, by its folder or its name in the zoo.
 
     Raises:
         FileNotFoundError: naming the path and what was expected there.
+        ValueError: see `speechzoo.names.published.published`.
     """
-    path = Path(path).expanduser()
+    path = published(str(path)) if is_name(path) else Path(path).expanduser()
+    if path.is_dir() and is_published(path):
+        return path / WEIGHTS
     inside = path.is_dir() and not is_sharded_folder(path)
     found = path / "last.ckpt" if inside else path
     recover(found)
     if not (found.is_file() or is_sharded_folder(found)):
-        raise FileNotFoundError(f"{found}: no such checkpoint (init_from takes a .ckpt file or a run folder)")
+        raise FileNotFoundError(
+            f"{found}: no such checkpoint (init_from takes a .ckpt file, a run folder, or a name that `speechzoo list` has)"
+        )
     return found
 
 
@@ -120,6 +130,8 @@ def read(path: str | Path) -> dict[str, Any]:
     found = find(path)
     if found.is_dir():
         return read_whole(found)
+    if found.name == WEIGHTS:
+        return read_published(found.parent)
     return read_file(found)
 
 

@@ -16,9 +16,10 @@ from speechzoo.data import encode_batch
 from speechzoo.interop.hub import load_run
 from speechzoo.metrics import UnitErrorRate
 from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
+from speechzoo.names.published import published
 from speechzoo.quickstart.ask import TextReader, answer_questions, own_precision, read_questions
-from speechzoo.quickstart.parts import fetch, human_speech
-from speechzoo.quickstart.scale import Scale
+from speechzoo.parts.registry import fetch, human_speech
+from speechzoo.quickstart.scale import PUBLISHED, Scale
 from speechzoo.quickstart.speech import make_audible
 from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.system.files import write_json
@@ -56,7 +57,8 @@ def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
     corpus, folder = out / "corpus", out / "answers"
     questions = read_questions(corpus / "qa_units_test.jsonl", corpus / "pairs.jsonl")
     folder.mkdir(exist_ok=True)
-    run = lru_cache(maxsize=1)(lambda name: load_run(out / name))  # one at a time, for the memory that is promised
+    # one at a time, for the memory that is promised
+    run = lru_cache(maxsize=1)(lambda name: load_run(trained(out, scale, name)))
 
     for system in SYSTEMS:
         target, sizes = folder / f"{system.key}.jsonl", folder / f"{system.key}.json"
@@ -79,11 +81,16 @@ def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
         answer_questions(pretrained, rows, corpus, target, scale.batch, instruction=ASR_INSTRUCTION, progress=step)
     if not (folder / "speech.json").is_file():
         task = bar.add_task("Spoken answers, transcribed", total=None)
-        vocoder = LatentVocoder.from_folder(out / "vocoder")
+        vocoder = LatentVocoder.from_folder(trained(out, scale, "vocoder"))
         make_audible(out, scale.spoken, vocoder, voice, _build("cascade", run))
         bar.update(task, total=scale.spoken, completed=scale.spoken)
     if not (target := out / "human.json").is_file():
         write_json(target, _human(run("llasm_pretrain"), out))
+
+
+def trained(out: Path, scale: Scale, stage: str) -> Path:
+    """Folder of a stage's result: its run, or the zoo's."""
+    return published(PUBLISHED[stage]) if stage in PUBLISHED and not scale.from_scratch else out / stage
 
 
 def _advance(bar: Progress, task: Any, done: int, total: int) -> None:

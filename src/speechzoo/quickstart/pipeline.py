@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from speechzoo.quickstart.apart import run_apart
-from speechzoo.quickstart.scale import LANES, Scale
+from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.stages import Stages
 
 TITLES = {
@@ -58,7 +58,8 @@ class Quickstart:
         Args:
             only: stop after the stage of this name (`parts`, `corpus`, ...).
         """
-        names = list(TITLES)
+        lanes = self.scale.lanes
+        names = [*BEFORE, *(stage for lane in lanes for stage in lane), *AFTER]
         if only is not None and only not in names:
             raise ValueError(f"--only takes one of {', '.join(names)}, not {only!r}")
         if only is not None:
@@ -66,9 +67,9 @@ class Quickstart:
             return self.out / "report.html"
         self._run(BEFORE)
         # Small models keep one thread busy, hardly two: both systems at once end sooner than one after the other.
-        with ThreadPoolExecutor(len(LANES)) as pool:
-            lanes = [pool.submit(self._run, lane, max(1, cores() // len(LANES))) for lane in LANES]
-            for lane in as_completed(lanes):
+        with ThreadPoolExecutor(len(lanes)) as pool:
+            running = [pool.submit(self._run, lane, max(1, cores() // len(lanes))) for lane in lanes]
+            for lane in as_completed(running):
                 lane.result()
         self._run(AFTER)
         return self.out / "report.html"

@@ -25,7 +25,7 @@ def piper_generator(onnx_path: str | Path) -> HiFiGANGenerator:
     from onnx import numpy_helper
 
     if not Path(onnx_path).is_file():
-        raise FileNotFoundError(f"{onnx_path}: no such file; `speechzoo.quickstart.parts.fetch` gets a voice")
+        raise FileNotFoundError(f"{onnx_path}: no such file; `speechzoo.parts.registry.fetch` gets a voice")
     graph = onnx.load(str(onnx_path)).graph
     held = {tensor.name: tensor for tensor in graph.initializer if tensor.name.startswith(PREFIX)}
     state = {name[len(PREFIX) :]: torch.tensor(numpy_helper.to_array(tensor)) for name, tensor in held.items()}

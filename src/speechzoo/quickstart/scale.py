@@ -1,9 +1,11 @@
-"""How much the quickstart does: the default 15 to 20 minutes, or the one-minute smoke run of CI."""
+"""How much the quickstart does: the default, the hours that the zoo's models took, or the one-minute smoke run of CI."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from speechzoo.names.recipes import recipe
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,9 @@ class Scale:
 
     `overrides` are command-line values for `speechzoo fit`, by stage; the recipes hold the default scale.
     """
+
+    from_scratch: bool = False  # else adaptors, units and vocoder are the zoo's
+    sentences: int = 0  # everyday sentences, which are spoken in several voices to learn hearing from
 
     train_pairs: int = 660
     test_pairs: int = 100
@@ -25,19 +30,37 @@ class Scale:
         return {"seed": seed, **asdict(self)}
 
 
+    @property
+    def lanes(self) -> tuple[tuple[str, ...], ...]:
+        """Training stages that need nothing of each other: the two systems are trained at the same time."""
+        if self.from_scratch:
+            return LANES
+        return tuple(tuple(stage for stage in lane if stage not in PUBLISHED) for lane in LANES)
+
+
 LANES = (
     ("llasm_pretrain", "llasm_finetune"),
     ("llama_omni_warmup", "llama_omni_stage1", "llama_omni_stage2", "vocoder"),
 )
-"""Training stages that need nothing of each other: the two systems are trained at the same time."""
 
 STAGES = tuple(stage for lane in LANES for stage in lane)
+
+PUBLISHED = {
+    "llasm_pretrain": "llasm-tiny-asr",
+    "llama_omni_warmup": "llama-omni-tiny-asr",
+    "vocoder": "unit-vocoder-tiny",
+}
+"""Stages whose result the zoo has, by its name there."""
+
+STARTS = {"llasm_finetune": "llasm_pretrain", "llama_omni_stage1": "llama_omni_warmup"}
+"""Stages that go on from one of these."""
 
 UNITS = {"llama_omni": "unit_decoder.init_args.num_units", "vocoder": "net.num_units"}
 
 DEFAULT = Scale()
 
 SMOKE = Scale(
+    from_scratch=True,
     train_pairs=24,
     test_pairs=19,  # one of each kind of question
     num_units=20,
@@ -53,3 +76,15 @@ SMOKE = Scale(
         for name in STAGES
     },
 )
+
+ZOO = Scale(
+    from_scratch=True,
+    sentences=1000,
+    train_pairs=2700,
+    test_pairs=200,
+    spoken=100,
+    overrides={name: [f"--config={recipe(f'zoo/{name}.yaml')}"] for name in STAGES},
+)
+"""What the published models were trained with: about three hours."""
+
+SCALES = {"default": DEFAULT, "zoo": ZOO, "smoke": SMOKE}

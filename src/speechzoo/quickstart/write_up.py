@@ -25,7 +25,7 @@ from speechzoo.evaluation import (
 )
 from speechzoo.evaluation.figures import metrics_files
 from speechzoo.quickstart.examination import SYSTEMS, System
-from speechzoo.quickstart.parts import licences
+from speechzoo.parts.registry import licences
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.speech import read_facts
 from speechzoo.quickstart.stages import Stages

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from speechzoo.commands.resolvers import register_resolvers
+from speechzoo.names.resolvers import register_resolvers
 from speechzoo.generation import stream
 from speechzoo.generation.events import Voice
 from speechzoo.interop.hub import load
@@ -207,7 +207,7 @@ def _voice(spec: Any) -> PerThread:
         raise ValueError(f"voice {spec!r}: there is piper-joe; name others as {{class_path, init_args}}")
 
     def make() -> Any:
-        from speechzoo.quickstart.parts import fetch
+        from speechzoo.parts.registry import fetch
         from speechzoo.quickstart.voice import PiperVoice
 
         folder = fetch("piper-joe")

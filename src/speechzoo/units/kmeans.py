@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from speechzoo.system.digests import check_zip
+from speechzoo.system.digests import read_tensors, sealed_tensors
+from speechzoo.system.files import write_atomically
 
 
 class KMeansUnits:
@@ -57,8 +58,8 @@ class KMeansUnits:
         return (torch.unique_consecutive(units) if merge else units).tolist()
 
     def save(self, path: str | Path) -> None:
-        """Write the centroids."""
-        torch.save({"centroids": self.centroids}, path)
+        """Write the centroids, as safetensors; whole or not at all."""
+        write_atomically(Path(path), sealed_tensors({"centroids": self.centroids}))
 
     @classmethod
     def load(cls, path: str | Path) -> KMeansUnits:
@@ -67,5 +68,4 @@ class KMeansUnits:
         Raises:
             DamagedError: if the file is not what was written.
         """
-        check_zip(path)
-        return cls(torch.load(path, weights_only=True)["centroids"])
+        return cls(read_tensors(path)["centroids"])

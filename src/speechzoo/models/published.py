@@ -1,0 +1,76 @@
+"""The published form of a model: what was trained, as safetensors, beside a configuration that names the parts.
+
+```
+NAME/config.yaml        model: {class_path, init_args}; bases: hashes of the frozen parts; vocoder: its name, if it speaks
+     model.safetensors  every weight that any stage trained, in half precision
+     README.md          the model card
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from speechzoo.names.resolvers import register_resolvers
+from speechzoo.system.digests import read_tensors
+from speechzoo.training.identity import digest
+
+CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "README.md"
+FROZEN = ("encoder", "llm")
+
+
+def is_published(path: Path) -> bool:
+    """Whether a folder holds a model in this form."""
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file() and "\nbases:" in (path / CONFIG).read_text()
+
+
+def read_published(folder: Path) -> dict[str, Any]:
+    """What `models.checkpoint.read` gives of a checkpoint; the parts that the configuration names are fetched.
+
+    Raises:
+        ValueError: a file cannot be read, or is not what was written; it is named.
+    """
+    register_resolvers()
+    file = folder / CONFIG
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        model = config["model"]
+        named = {"model_class": model["class_path"], "hyper_parameters": model["init_args"], "values": config["bases"]}
+    except (OmegaConfBaseException, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not the configuration of a published model ({str(error).splitlines()[0]})") from error
+    state = read_tensors(folder / WEIGHTS)
+    return {**named, "state_dict": state, "trained": sorted(state)}
+
+
+def base_values(model: nn.Module, parts: Iterable[str] = FROZEN) -> dict[str, str]:
+    """SHA-256 of the frozen floats of each part, taken as float32: the same for bfloat16 weights held wider."""
+    held: dict[str, list[tuple[str, Tensor]]] = {part: [] for part in parts}
+    for name, parameter in model.named_parameters():
+        part, _, rest = name.partition(".")
+        if part in held and not parameter.requires_grad:
+            held[part].append((rest, parameter.detach().float()))
+    return {part: digest(tensors) for part, tensors in held.items() if tensors}
+
+
+def check_bases(model: nn.Module, wanted: dict[str, str], replaced: Iterable[str] = ()) -> None:
+    """Refuse other frozen weights than those a model was trained on.
+
+    Args:
+        replaced: parts that are meant to be others.
+
+    Raises:
+        ValueError: naming the part.
+    """
+    for part, found in base_values(model, wanted).items():
+        if found != wanted[part] and part not in set(replaced):
+            raise ValueError(
+                f"{type(model).__name__}: it was trained on another {part} (frozen weights {wanted[part][:12]}, "
+                f"here {found[:12]}): take the part that its configuration names"
+            )

@@ -1,0 +1,85 @@
+"""The models the zoo knows by name: `checkpoints/index.yaml`, and the folders beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def zoo_folder() -> Path:
+    """Where the index and the published models are: inside the installed package, or in the repository.
+
+    Raises:
+        FileNotFoundError: the installation has neither.
+    """
+    package = Path(__file__).parents[1]
+    for root in (package / "checkpoints", package.parents[1] / "checkpoints"):
+        if (root / "index.yaml").is_file():
+            return root
+    raise FileNotFoundError("checkpoints/index.yaml is missing from this installation: reinstall speechzoo")
+
+
+@cache
+def index() -> dict[str, dict[str, Any]]:
+    """All entries by name, in the order of the file."""
+    file = zoo_folder() / "index.yaml"
+    found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: not a table of models")
+    return found
+
+
+def is_name(path: str | Path) -> bool:
+    """Whether this is a name of the index and not a path (a file or folder of that name goes first)."""
+    return NAME.fullmatch(str(path)) is not None and not Path(path).exists() and str(path) in index()
+
+
+def entry(name: str) -> dict[str, Any]:
+    """What the index says of a model.
+
+    Raises:
+        KeyError: no model has this name; the message lists the nearest ones.
+    """
+    if name not in index():
+        near = get_close_matches(name, index(), n=3, cutoff=0.4)
+        raise KeyError(f"no model is called {name!r}; {'near: ' if near else 'there are '}{', '.join(near or index())}")
+    return index()[name]
+
+
+def published(name: str) -> Path:
+    """The folder of a published model, each file compared with its hash in the index.
+
+    Raises:
+        KeyError: see `entry`.
+        ValueError: the model is not distributed by the zoo, or a file is missing or not the one that was published.
+    """
+    about = entry(name)
+    if "files" not in about:
+        how = about.get("import", "it is listed for reference")
+        raise ValueError(f"{name}: not distributed with speechzoo, take it from {about.get('source')}: {how}")
+    folder = zoo_folder() / name
+    for file, wanted in about["files"].items():
+        found = sha256(folder / file) if (folder / file).is_file() else "no such file"
+        if found != wanted:
+            raise ValueError(
+                f"{folder / file}: damaged or changed (sha256 {wanted} expected, found {found}): nothing was loaded; "
+                "get it again with `git checkout`, or reinstall speechzoo"
+            )
+    return folder
+
+
+def sha256(file: Path) -> str:
+    """Hash of a file, 64 hex digits, read in pieces."""
+    held = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            held.update(block)
+    return held.hexdigest()

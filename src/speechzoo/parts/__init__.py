@@ -1,0 +1,1 @@
+"""Small real pretrained parts that ordinary package registries carry: fetched, checked, brought into usual forms."""

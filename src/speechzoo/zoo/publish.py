@@ -1,0 +1,169 @@
+"""From a training run to a published model: merged stages in half precision, a configuration, a card, an index entry."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from speechzoo.interop.hub import load_run
+from speechzoo.interop.saved import new_folder
+from speechzoo.models.base import SpeechLLM
+from speechzoo.models.checkpoint import read
+from speechzoo.models.published import CARD, CONFIG, WEIGHTS, base_values
+from speechzoo.names.published import NAME, sha256
+from speechzoo.parts.registry import PARTS, fetch
+from speechzoo.system.digests import sealed_tensors
+from speechzoo.zoo.card import Facts, card, check_card
+
+TRAINING_ONLY = ("optimizer", "lr_scheduler", "lr_scale", "loss_weights", "init_from")
+
+
+def publish_model(run: str | Path, folder: Path, facts: Facts, vocoder: str | None = None) -> dict[str, Any]:
+    """Write a run's model in the published form; returns its entry for the index.
+
+    Args:
+        run: a run folder or checkpoint; what its earlier stages (`init_from`) trained goes in too.
+        folder: new folder, whose name is the model's.
+        facts: what the card tells; see `speechzoo.zoo.card`.
+        vocoder: name of the published vocoder of its units.
+
+    Raises:
+        ValueError: the name is none; a weight does not survive half precision; the card does not parse. Nothing is
+            left at `folder` then.
+        FileExistsError: there is something at `folder`.
+    """
+    _check_name(folder.name)
+    model = load_run(run)
+    state = {name: _half(name, tensor) for name, tensor in merged_state(run)}
+    settings = {key: value for key, value in model.hparams.items() if key not in TRAINING_ONLY}
+    settings = portable({**settings, **model.specs, "freeze": sorted(frozen_patterns(model, state))})
+    config: dict[str, Any] = {
+        "model": {"class_path": f"{type(model).__module__}.{type(model).__qualname__}", "init_args": settings},
+        "bases": base_values(_thawed(model, state)),
+    }
+    if vocoder is not None:
+        config["vocoder"] = vocoder
+    with new_folder(folder) as work:
+        (work / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        (work / WEIGHTS).write_bytes(sealed_tensors(state))
+        (work / CARD).write_text(card(folder.name, type(model).__name__, facts), encoding="utf-8")
+        check_card(work / CARD)
+    about = {"architecture": type(model).__name__, "vocoder": vocoder}
+    return _entry(folder, facts, {key: value for key, value in about.items() if value is not None}, settings)
+
+
+def publish_vocoder(run: Path, folder: Path, facts: Facts, units: Path | None = None) -> dict[str, Any]:
+    """Copy a trained vocoder (`config.json`, `model.safetensors`) and the k-means of its units; returns its entry.
+
+    Raises:
+        FileNotFoundError: the run holds no vocoder.
+    """
+    _check_name(folder.name)
+    with new_folder(folder) as work:
+        for file in ("config.json", WEIGHTS):
+            shutil.copyfile(run / file, work / file)
+        if units is not None:
+            shutil.copyfile(units, work / "kmeans.safetensors")
+        (work / CARD).write_text(card(folder.name, "LatentVocoder", facts), encoding="utf-8")
+        check_card(work / CARD)
+    return _entry(folder, facts, {"architecture": "LatentVocoder"}, {})
+
+
+def write_index(root: Path, name: str, entry: dict[str, Any]) -> None:
+    """Put an entry into `index.yaml` under its name, at the end or where it was; the rest stays as it is written."""
+    file = root / "index.yaml"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    entries = yaml.safe_load(text) or {}
+    entries[name] = entry
+    body = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=110)
+    file.write_text(head + body, encoding="utf-8")
+
+
+def merged_state(run: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Everything that a run and its earlier stages trained; the later one counts."""
+    held: dict[str, Tensor] = {}
+    for stage in _stages(run):
+        held |= read(stage)["state_dict"]
+    yield from sorted(held.items())
+
+
+def _stages(run: str | Path) -> Iterator[str | Path]:
+    saved = read(run)
+    for stage in saved["hyper_parameters"].get("init_from", []):
+        yield from _stages(stage)
+    yield run
+
+
+def frozen_patterns(model: SpeechLLM, state: dict[str, Tensor]) -> Iterator[str]:
+    """`freeze` of the published model: what is not in its weights."""
+    for part in model.specs:
+        names = [name for name, _ in model.named_parameters() if name.startswith(f"{part}.")]
+        if part == "llm" and any(name in state for name in names):
+            if not any(name in state for name in names if name.startswith("llm.lm.")):
+                yield r"^llm\.lm\."
+        elif names and not any(name in state for name in names):
+            yield rf"^{part}\."
+
+
+def portable(value: Any) -> Any:
+    """The same settings, with local paths of fetched parts written as `${part:NAME}`, and the LLM's type left to the
+    machine."""
+    if isinstance(value, dict):
+        found = {key: portable(item) for key, item in value.items()}
+        if str(found.get("model", "")).startswith("${part:") and found.get("dtype") in ("bfloat16", "float32"):
+            found["dtype"] = "${cpu:dtype}"
+        return found
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    if isinstance(value, str):
+        for name in PARTS:
+            if value and Path(value).name and value == str(fetch(name)):
+                return f"${{part:{name}}}"
+    return value
+
+
+def _thawed(model: SpeechLLM, state: dict[str, Tensor]) -> SpeechLLM:
+    """The model with `requires_grad` as the published one has it."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in state)
+    return model
+
+
+def _half(name: str, tensor: Tensor) -> Tensor:
+    """Float16; a weight beyond its range cannot be published so.
+
+    Raises:
+        ValueError: naming the weight.
+    """
+    if not tensor.is_floating_point():
+        return tensor.contiguous()
+    narrow = tensor.to(torch.float16)
+    if not torch.isfinite(narrow).all():
+        raise ValueError(f"{name}: beyond the range of float16 (largest {float(tensor.abs().max()):.3g})")
+    return narrow.contiguous()
+
+
+def _check_name(name: str) -> None:
+    if NAME.fullmatch(name) is None:
+        raise ValueError(f"{name!r}: a model's name has lower-case letters, digits, '.', '_' and '-' only")
+
+
+def _entry(folder: Path, facts: Facts, more: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    named = [name for name in PARTS if f"${{part:{name}}}" in str(settings)] + list(facts.parts)
+    return {
+        **more,
+        "about": facts.about,
+        "licence": facts.licence,
+        "megabytes": round(sum(file.stat().st_size for file in folder.iterdir()) / 1e6, 1),
+        "recipe": facts.recipe,
+        "parts": {name: PARTS[name].sha256 for name in named},
+        "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
+        "results": [result.plain() for result in facts.results],
+    }

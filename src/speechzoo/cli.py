@@ -22,6 +22,10 @@ COMMANDS = {
     "predict": "answer the questions of a manifest",
     "import": "bring a released LLaSM or LLaMA-Omni checkpoint in",
     "export": "write an imported model in its released layout",
+    "list": "the models of the zoo",
+    "show": "what is known of a model of the zoo: speechzoo show NAME",
+    "pull": "fetch the parts of a model and check it: speechzoo pull NAME",
+    "publish": "put a trained model into the zoo, with its card: speechzoo publish RUN NAME",
     "checkpoint": "write a self-contained model from a run: speechzoo checkpoint expand RUN OUT",
     "verify": "compare our numbers with the official code's, held in a folder",
     "ask": "put a spoken or written question to a model, hear and read its answer",
@@ -29,7 +33,7 @@ COMMANDS = {
     "bench": "measure streaming, latency, data loading or training on this machine",
     "sweep": "run a W&B sweep file on this machine, offline",
     "compare": "compare finished runs: tables, figures, a report",
-    "quickstart": "train and compare both systems on real speech, 15 to 20 minutes on two CPU cores with AVX-512",
+    "quickstart": "train and compare both systems on real speech, in minutes on two CPU cores",
 }
 
 # Functions of their arguments, imported when asked for; the rest is Lightning's, which reads the command's name too.
@@ -37,6 +41,10 @@ FUNCTIONS = {
     "doctor": "speechzoo.commands.doctor:main",
     "import": "speechzoo.interop.command:import_main",
     "export": "speechzoo.interop.command:export_main",
+    "list": "speechzoo.zoo.command:list_main",
+    "show": "speechzoo.zoo.command:show_main",
+    "pull": "speechzoo.zoo.command:pull_main",
+    "publish": "speechzoo.zoo.command:publish_main",
     "checkpoint": "speechzoo.interop.hub:checkpoint_main",
     "verify": "speechzoo.fidelity.command:verify_main",
     "ask": "speechzoo.talk.ask:main",

@@ -51,9 +51,7 @@ class ConcatMLP(Adaptor):
         norm: a LayerNorm of each frame before it; not in the paper, learns faster.
     """
 
-    def __init__(
-        self, in_dim: int, out_dim: int, stack: int = 5, hidden_dim: int = 2048, norm: bool = False
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, stack: int = 5, hidden_dim: int = 2048, norm: bool = False) -> None:
         super().__init__()
         at_least(1, "ConcatMLP", stack=stack, hidden_dim=hidden_dim)
         self.stack = stack

@@ -16,8 +16,8 @@ from speechzoo.callbacks.checkpoints import separate
 from speechzoo.callbacks.of_trainer import callbacks_of, is_trial, set_callbacks
 from speechzoo.callbacks.run_folder import RunFolder, checkpoint_of
 from speechzoo.commands.arguments import Parser
-from speechzoo.names.resolvers import register_resolvers
 from speechzoo.evaluation.answer_scores import AnswerScores
+from speechzoo.names.resolvers import register_resolvers
 from speechzoo.system.terminal import quiet
 from speechzoo.text import ChatPrompt  # noqa: F401
 

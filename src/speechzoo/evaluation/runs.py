@@ -13,6 +13,7 @@ import yaml
 from speechzoo.evaluation.answers import Answer, load_answers
 from speechzoo.evaluation.compare import StageSummary
 from speechzoo.evaluation.figures import TRAIN_COLUMNS, VAL_COLUMNS, Curve, metrics_files, read_curve
+from speechzoo.names.published import is_name, published
 
 SWEEP, CONFIG, SUMMARY = "sweep.json", "config.yaml", "summary.json"
 
@@ -62,7 +63,7 @@ class Run:
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs that the paths stand for.
 
-    A path is a run folder, the folder of a sweep (`sweep.json`), or a folder of run folders such as the quickstart's;
+    A path is a run folder, a name of the zoo, the folder of a sweep (`sweep.json`), or a folder of run folders such as the quickstart's;
     of the latter, stages that another run started from are part of that run, and `answers/*.jsonl` belong to the run
     whose name begins with the file's.
 
@@ -71,7 +72,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
         ValueError: if it holds no run.
     """
     runs: list[Run] = []
-    for path in paths:
+    for path in (published(str(path)) if is_name(path) else path for path in paths):
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder")
         if (path / SWEEP).is_file():

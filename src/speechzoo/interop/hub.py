@@ -9,11 +9,11 @@ from typing import Any
 
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import check_identity, check_trained, find, read
-from speechzoo.models.published import is_published
-from speechzoo.names.published import is_name
+from speechzoo.names.published import is_name, published
 from speechzoo.names.spec import resolve
 from speechzoo.names.trust import check_model
 from speechzoo.system.terminal import tell_error
+from speechzoo.training.published import is_published
 
 
 def load(path: str | Path, trust_code: bool = False, **changes: Any) -> SpeechLLM:
@@ -45,7 +45,7 @@ def load_run(path: str | Path, trust_code: bool = False, **changes: Any) -> Spee
     there, from beside the run), the rest from the checkpoint itself.
 
     Args:
-        path: a run folder (its `last.ckpt`) or a `.ckpt` file written by speechzoo.
+        path: a run folder (its `last.ckpt`), a `.ckpt` file written by speechzoo, or a published model.
         trust_code: also take classes that are not speechzoo's or torch's own, which the checkpoint names and Python
             then imports and runs; they are printed.
         changes: constructor arguments to replace, e.g. `init_from` where folders were moved.
@@ -68,6 +68,8 @@ def load_run(path: str | Path, trust_code: bool = False, **changes: Any) -> Spee
     check_trained(model, saved)
     check_identity(model, saved, replaced=changes)
     model.load_state_dict(saved["state_dict"], strict=False)
+    if "vocoder" in saved:
+        vars(model)["voice"] = published(saved["vocoder"])
     return model.eval()
 
 

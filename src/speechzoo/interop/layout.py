@@ -25,11 +25,12 @@ TOKENIZER_FILES = (
 
 
 def find_source(source: str | Path) -> Path:
-    """A local folder, or a hub name brought to the local cache.
+    """A local folder, or a hub name (`org/name`, `hf:org/name`) brought to the local cache.
 
     Raises:
         FileNotFoundError: if it is neither; one line that names it.
     """
+    source = str(source).removeprefix("hf:")
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

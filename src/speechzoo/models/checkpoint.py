@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from speechzoo.llms.lora import base_name
-from speechzoo.models.published import WEIGHTS, check_bases, is_published, read_published
 from speechzoo.names.published import is_name, published
 from speechzoo.training.checkpoint_file import read_file, recover
 from speechzoo.training.identity import differences, digest, frozen_parts
+from speechzoo.training.published import WEIGHTS, check_bases, is_published, read_published
 from speechzoo.training.sharded_folder import is_sharded_folder, read_whole
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def check_trained(model: LightningModule, saved: dict[str, Any]) -> None:
         ValueError: naming the first parameters that differ.
     """
     theirs, ours = set(saved["trained"] if "trained" in saved else saved["state_dict"]), set(trained_names(model))
+    if "values" in saved:  # published, all stages' weights together: what is frozen here may be among them
+        theirs -= {name for name, _ in model.named_parameters()} - ours
     if theirs != ours:
         raise ValueError(
             f"{type(model).__name__}: this checkpoint was trained with other parts or another `freeze`. Only in the "

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+CARD = "README.md"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -46,11 +47,13 @@ def entry(name: str) -> dict[str, Any]:
     """What the index says of a model.
 
     Raises:
-        KeyError: no model has this name; the message lists the nearest ones.
+        ValueError: no model has this name; the message lists the nearest ones.
     """
     if name not in index():
         near = get_close_matches(name, index(), n=3, cutoff=0.4)
-        raise KeyError(f"no model is called {name!r}; {'near: ' if near else 'there are '}{', '.join(near or index())}")
+        raise ValueError(
+            f"no model is called {name!r}; {'near: ' if near else 'there are '}{', '.join(near or index())}"
+        )
     return index()[name]
 
 
@@ -58,8 +61,7 @@ def published(name: str) -> Path:
     """The folder of a published model, each file compared with its hash in the index.
 
     Raises:
-        KeyError: see `entry`.
-        ValueError: the model is not distributed by the zoo, or a file is missing or not the one that was published.
+        ValueError: no model has this name; or the model is not distributed by the zoo, or a file is missing or not the one that was published.
     """
     about = entry(name)
     if "files" not in about:

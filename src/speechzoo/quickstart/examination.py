@@ -17,8 +17,8 @@ from speechzoo.interop.hub import load_run
 from speechzoo.metrics import UnitErrorRate
 from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
 from speechzoo.names.published import published
-from speechzoo.quickstart.ask import TextReader, answer_questions, own_precision, read_questions
 from speechzoo.parts.registry import fetch, human_speech
+from speechzoo.quickstart.ask import TextReader, answer_questions, own_precision, read_questions
 from speechzoo.quickstart.scale import PUBLISHED, Scale
 from speechzoo.quickstart.speech import make_audible
 from speechzoo.quickstart.voice import PiperVoice

@@ -86,7 +86,10 @@ def build_hearing(
                 progress(done, len(every))
     for split, rows in clips.items():
         records = [
-            {"id": f"hearing-{split}-{number:05d}-{clip.voice}", "messages": asr_messages(clip.file, clip.text, "en", rng)}
+            {
+                "id": f"hearing-{split}-{number:05d}-{clip.voice}",
+                "messages": asr_messages(clip.file, clip.text, "en", rng),
+            }
             for number, clip in enumerate(rows)
         ]
         write_jsonl(corpus / f"hearing_{split}.jsonl", records)

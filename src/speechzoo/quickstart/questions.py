@@ -38,7 +38,9 @@ class _Ask:
 
 # Kinds whose contents are combined freely; what the test split asks about is kept out of the training split.
 _FREE_KINDS = ("sum", "name", "home", "greeting", "mine", "bigger", "repeat")
-_SPLIT_SEED = 0  # what is asked in testing alone is the same whatever the seed: the zoo's adaptors learned from the rest
+_SPLIT_SEED = (
+    0  # what is asked in testing alone is the same whatever the seed: the zoo's adaptors learned from the rest
+)
 _HELD_OUT = 0.3  # of the names, cities, operand pairs and word pairs
 KINDS: tuple[str, ...] = (*facts.TASKS, *_FREE_KINDS)
 

@@ -29,7 +29,6 @@ class Scale:
         """What decides the results of a run, as plain data."""
         return {"seed": seed, **asdict(self)}
 
-
     @property
     def lanes(self) -> tuple[tuple[str, ...], ...]:
         """Training stages that need nothing of each other: the two systems are trained at the same time."""

@@ -24,8 +24,8 @@ from speechzoo.evaluation import (
     write_report,
 )
 from speechzoo.evaluation.figures import metrics_files
-from speechzoo.quickstart.examination import SYSTEMS, System
 from speechzoo.parts.registry import licences
+from speechzoo.quickstart.examination import SYSTEMS, System
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.speech import read_facts
 from speechzoo.quickstart.stages import Stages

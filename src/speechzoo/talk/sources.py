@@ -13,11 +13,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from speechzoo.names.resolvers import register_resolvers
 from speechzoo.generation import stream
 from speechzoo.generation.events import Voice
 from speechzoo.interop.hub import load
 from speechzoo.models import Cascade, SpeechLLM
+from speechzoo.names.published import is_name
+from speechzoo.names.resolvers import register_resolvers
 from speechzoo.names.spec import to_factory
 from speechzoo.names.trust import check_parts
 from speechzoo.text import ChatPrompt, Message
@@ -86,7 +87,7 @@ def open_talker(
     """A model by its description, in eval mode.
 
     Args:
-        source: whatever `speechzoo.load` reads; `cascade:RUN`, Whisper before the LLM of a run or a saved form; or a
+        source: whatever `speechzoo.load` reads, a name of the zoo too; `cascade:RUN`, Whisper before the LLM of a run or a saved form; or a
             YAML or JSON file that describes a cascade (see `open_cascade`).
         vocoder: folder of a vocoder; default: the one inside a saved form, if there is one.
         device: default: the first GPU if there is one, else the CPU.
@@ -102,7 +103,7 @@ def open_talker(
             raise ValueError(f"{source}: a cascade makes sound by its voice, it has no units for --vocoder")
     else:
         inside = Path(getattr(talker.model, "saved_in", None) or source).expanduser() / "vocoder"
-        folder = vocoder or (inside if inside.is_dir() else None)
+        folder = vocoder or getattr(talker.model, "voice", None) or (inside if inside.is_dir() else None)
         if folder is not None:
             talker.sound["vocoder"] = fitting(open_vocoder(folder), talker.model, folder).to(device)
     talker.model.to(device).eval()
@@ -197,7 +198,9 @@ def _is_ours(source: str) -> bool:
     from speechzoo.interop.saved import is_saved
 
     path = Path(source).expanduser()
-    return path.suffix == ".ckpt" or (path / "last.ckpt").exists() or (path.is_dir() and is_saved(path))
+    return (
+        is_name(source) or path.suffix == ".ckpt" or (path / "last.ckpt").exists() or (path.is_dir() and is_saved(path))
+    )
 
 
 def _voice(spec: Any) -> PerThread:

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.types import _PATH
 from speechzoo.system.digests import check_zip
 from speechzoo.system.files import check_room, discard, telling_room
 from speechzoo.training.checkpoint_file import num_bytes, part_of, put, recover, save_synced, telling_damage
+from speechzoo.training.published import WEIGHTS, read_published
 from speechzoo.training.sharded_folder import is_sharded_folder, read_whole
 
 
@@ -55,6 +56,8 @@ class FileCheckpointIO(TorchCheckpointIO):
         recover(Path(path))
         if is_sharded_folder(path):
             return read_whole(Path(path))
+        if Path(path).name == WEIGHTS:
+            return read_published(Path(path).parent)
         if Path(path).is_file():
             check_zip(path)
         with telling_damage(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from speechzoo.names.published import is_name, published
 from speechzoo.vocoders.base import Vocoder
 from speechzoo.vocoders.latent import LatentVocoder
 from speechzoo.vocoders.unit_hifigan import UnitHiFiGAN
@@ -15,13 +16,13 @@ VOCODER_FOLDERS = (
 
 
 def open_vocoder(folder: str | Path) -> Vocoder:
-    """A vocoder of either kind, in eval mode.
+    """A vocoder of either kind, by its folder or its name in the zoo, in eval mode.
 
     Raises:
         FileNotFoundError: if the folder holds none.
         ValueError: if its files do not fit together.
     """
-    folder = Path(folder).expanduser()
+    folder = published(str(folder)) if is_name(folder) else Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; a vocoder is {VOCODER_FOLDERS}")
     if any(folder.glob("g_*")):

@@ -47,7 +47,9 @@ class Facts:
     Attributes:
         about: one sentence.
         recipe: how it was trained, as a command or path in `recipes/`.
-        data, cost, limits: paragraphs.
+        cost: of the training.
+        records: files of the run that go with the model: its answers and summary, for `speechzoo compare`.
+        text: further sections, in Markdown.
         parts: parts besides those that the configuration names.
         base_models: hub names of the models it stands on.
         datasets: names of the training data.
@@ -55,12 +57,12 @@ class Facts:
 
     about: str
     recipe: str
-    data: str
     cost: str
-    limits: str
+    text: str = ""
     results: Sequence[Result] = ()
     licence: str = "apache-2.0"
     parts: Sequence[str] = ()
+    records: Sequence[Path] = ()
     base_models: Sequence[str] = ()
     datasets: Sequence[str] = ()
     use: str = ""
@@ -87,11 +89,9 @@ def card(name: str, architecture: str, facts: Facts) -> str:
     sections = {
         "Use": facts.use or f"```bash\nspeechzoo show {name}\n```",
         "Results": "\n".join(table) if rows else "Not measured.",
-        "Data": facts.data,
         "Training": f"`{facts.recipe}`\n\n{facts.cost}",
-        "Limits": facts.limits,
     }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    body = "\n\n".join([*(f"## {title}\n\n{text}" for title, text in sections.items()), facts.text]).strip()
     head = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n# {name}\n\n{facts.about} Architecture: `{architecture}`.\n\n{body}\n"
 

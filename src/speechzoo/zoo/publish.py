@@ -15,10 +15,10 @@ from speechzoo.interop.hub import load_run
 from speechzoo.interop.saved import new_folder
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import read
-from speechzoo.models.published import CARD, CONFIG, WEIGHTS, base_values
-from speechzoo.names.published import NAME, sha256
+from speechzoo.names.published import CARD, NAME, sha256
 from speechzoo.parts.registry import PARTS, fetch
 from speechzoo.system.digests import sealed_tensors
+from speechzoo.training.published import CONFIG, WEIGHTS, base_values
 from speechzoo.zoo.card import Facts, card, check_card
 
 TRAINING_ONLY = ("optimizer", "lr_scheduler", "lr_scale", "loss_weights", "init_from")
@@ -52,6 +52,8 @@ def publish_model(run: str | Path, folder: Path, facts: Facts, vocoder: str | No
     with new_folder(folder) as work:
         (work / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         (work / WEIGHTS).write_bytes(sealed_tensors(state))
+        for file in facts.records:
+            shutil.copyfile(file, work / ("answers.jsonl" if file.suffix == ".jsonl" else file.name))
         (work / CARD).write_text(card(folder.name, type(model).__name__, facts), encoding="utf-8")
         check_card(work / CARD)
     about = {"architecture": type(model).__name__, "vocoder": vocoder}

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import lightning
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,7 +23,7 @@ from speechzoo.names.resolvers import register_resolvers
 from speechzoo.system.digests import read_tensors
 from speechzoo.training.identity import digest
 
-CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "README.md"
+CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
 FROZEN = ("encoder", "llm")
 
 
@@ -32,7 +33,7 @@ def is_published(path: Path) -> bool:
 
 
 def read_published(folder: Path) -> dict[str, Any]:
-    """What `models.checkpoint.read` gives of a checkpoint; the parts that the configuration names are fetched.
+    """What a checkpoint would hold, Lightning's own entries too; the parts that the configuration names are fetched.
 
     Raises:
         ValueError: a file cannot be read, or is not what was written; it is named.
@@ -44,9 +45,14 @@ def read_published(folder: Path) -> dict[str, Any]:
         model = config["model"]
         named = {"model_class": model["class_path"], "hyper_parameters": model["init_args"], "values": config["bases"]}
     except (OmegaConfBaseException, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: not the configuration of a published model ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{file}: not the configuration of a published model ({str(error).splitlines()[0]})"
+        ) from error
     state = read_tensors(folder / WEIGHTS)
-    return {**named, "state_dict": state, "trained": sorted(state)}
+    voice = {"vocoder": config["vocoder"]} if config.get("vocoder") else {}
+    # what Lightning asks of every checkpoint
+    empty = {"epoch": 0, "global_step": 0, "loops": {}, "pytorch-lightning_version": lightning.__version__}
+    return {**empty, **named, **voice, "state_dict": state, "trained": sorted(state)}
 
 
 def base_values(model: nn.Module, parts: Iterable[str] = FROZEN) -> dict[str, str]:

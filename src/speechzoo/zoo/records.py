@@ -1,0 +1,100 @@
+"""What a run's own records say of it: its cost, its results, where its parts come from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from speechzoo.evaluation.answers import load_answers, score
+from speechzoo.evaluation.environment import describe_environment
+from speechzoo.models.checkpoint import read
+from speechzoo.names.published import zoo_folder
+from speechzoo.zoo.card import Facts, Result
+from speechzoo.zoo.publish import publish_model, publish_vocoder, write_index
+
+BASE_MODELS = {
+    "whisper-tiny.en": "openai/whisper-tiny.en",
+    "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "piper-joe": "rhasspy/piper-voices",
+}
+COST = ("steps", "seconds", "examples", "tokens", "trainable_parameters", "train_loss", "val_loss")
+ROUNDED = {"seconds": 0, "train_loss": 4, "val_loss": 4}
+MEASURED = ("wer", "cer", "exact_match", "unit_error_rate", "asr_wer", "asr_cer", "Distill-MOS")
+
+
+def publish(args: argparse.Namespace) -> Path:
+    """Publish as `speechzoo publish` was told to; returns the folder.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ValueError: see `speechzoo.zoo.publish`.
+    """
+    root = args.to or zoo_folder()
+    folder = root / args.name
+    command = args.command or args.recipe
+    results = [found for data, file in args.answers for found in results_of(Path(file), data, command)]
+    training = dict(costs(args.run))
+    is_vocoder = (args.run / "config.json").is_file()
+    parts = ("piper-joe",) if is_vocoder else ()
+    facts = Facts(
+        about=args.about,
+        recipe=args.recipe,
+        cost=_told(training),
+        text=args.text.read_text(encoding="utf-8").strip() if args.text else "",
+        results=results,
+        licence=args.licence,
+        parts=parts,
+        records=[
+            file
+            for file in (*(Path(file) for _, file in args.answers[:1]), args.run / "summary.json")
+            if file.is_file()
+        ],
+        base_models=[BASE_MODELS[part] for part in (parts or ("whisper-tiny.en", "smollm2-135m-instruct"))],
+        datasets=["speechzoo-quickstart"],
+    )
+    if is_vocoder:
+        entry = publish_vocoder(args.run, folder, facts, args.units)
+    else:
+        entry = publish_model(args.run, folder, facts, args.vocoder)
+    write_index(root, args.name, {**entry, "training": training})
+    return folder
+
+
+def results_of(file: Path, data: str, command: str) -> Iterator[Result]:
+    """Scores of a file of answers, with their intervals.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read, or holds no answers.
+    """
+    answers = load_answers(file)
+    if not answers:
+        raise ValueError(f"{file}: holds no answers")
+    for metric, interval in score(answers).items():
+        if metric in MEASURED:
+            low, high = round(interval.low, 4), round(interval.high, 4)
+            yield Result(metric, round(interval.value, 4), f"{data} ({len(answers)})", command, low, high)
+
+
+def costs(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What each stage of a run cost, earlier stages first, from their `summary.json`; stages without one are left
+    out."""
+    for stage in read(run).get("hyper_parameters", {}).get("init_from", []) if (run / "last.ckpt").exists() else []:
+        yield from costs(Path(stage))
+    if (run / "summary.json").is_file():
+        record = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        found = {key: record[key] for key in COST if record.get(key) is not None}
+        yield run.name, {key: round(value, ROUNDED.get(key)) for key, value in found.items()}
+
+
+def _told(training: dict[str, dict[str, Any]]) -> str:
+    if not training:
+        return "Its cost was not recorded."
+    machine = describe_environment()
+    rows = [
+        f"| {stage} | " + " | ".join(f"{cost.get(key, '–'):,}" if key in cost else "–" for key in COST) + " |"
+        for stage, cost in training.items()
+    ]
+    head = ["| stage | " + " | ".join(key.replace("_", " ") for key in COST) + " |", "|---" * (len(COST) + 1) + "|"]
+    return "\n".join([f"On {machine['processor']}, one thread a stage:", "", *head, *rows])

@@ -63,9 +63,9 @@ class Run:
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs that the paths stand for.
 
-    A path is a run folder, a name of the zoo, the folder of a sweep (`sweep.json`), or a folder of run folders such as the quickstart's;
-    of the latter, stages that another run started from are part of that run, and `answers/*.jsonl` belong to the run
-    whose name begins with the file's.
+    A path is a run folder, a name of the zoo, the folder of a sweep (`sweep.json`), or a folder of run folders such as
+    the quickstart's; of the latter, stages that another run started from are part of that run, and `answers/*.jsonl`
+    belong to the run whose name begins with the file's.
 
     Raises:
         FileNotFoundError: if a path is not there.

@@ -17,8 +17,8 @@ from speechzoo.training.published import is_published
 
 
 def load(path: str | Path, trust_code: bool = False, **changes: Any) -> SpeechLLM:
-    """A model by its name in the zoo (`speechzoo list`), from a folder of speechzoo's saved or published form, by its hub
-    name, from a run folder or a `.ckpt` file.
+    """A model by its name in the zoo (`speechzoo list`) or on the hub, from a folder of speechzoo's saved or published
+    form, from a run folder or a `.ckpt` file.
 
     Args:
         trust_code: see `load_run`.

@@ -102,8 +102,8 @@ def check_frozen(model: LightningModule, stages: Iterable[str]) -> None:
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint a path means: itself (a file, or a folder of shards), `last.ckpt` of a run folder, or the weights of
-    a published model, by its folder or its name in the zoo.
+    """The checkpoint a path means: itself (a file, or a folder of shards), `last.ckpt` of a run folder, or the weights
+    of a published model, by its folder or its name in the zoo.
 
     Raises:
         FileNotFoundError: naming the path and what was expected there.
@@ -117,7 +117,7 @@ def find(path: str | Path) -> Path:
     recover(found)
     if not (found.is_file() or is_sharded_folder(found)):
         raise FileNotFoundError(
-            f"{found}: no such checkpoint (init_from takes a .ckpt file, a run folder, or a name that `speechzoo list` has)"
+            f"{found}: no such checkpoint (init_from takes a .ckpt file, a run folder or a name of `speechzoo list`)"
         )
     return found
 

@@ -61,7 +61,8 @@ def published(name: str) -> Path:
     """The folder of a published model, each file compared with its hash in the index.
 
     Raises:
-        ValueError: no model has this name; or the model is not distributed by the zoo, or a file is missing or not the one that was published.
+        ValueError: no model has this name; it is not distributed by the zoo; or a file is missing, or not the one that
+            was published.
     """
     about = entry(name)
     if "files" not in about:

@@ -1,8 +1,8 @@
 """A corpus to learn hearing from: everyday sentences and the training questions, in several voices, distorted.
 
 The published models learn from it beside the quickstart's own corpus. Written beside that one: `hearing/*.flac`; the
-manifests ``hearing_train.jsonl`` and ``hearing_test.jsonl`` of recognition instructions; ``qa_hearing_train.jsonl`` with
-the answers to the questions among them. The test sentences are in no training clip.
+manifests ``hearing_train.jsonl`` and ``hearing_test.jsonl`` of recognition instructions; ``qa_hearing_train.jsonl``
+with the answers to the questions among them. The test sentences are in no training clip.
 """
 
 from __future__ import annotations

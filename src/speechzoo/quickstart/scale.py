@@ -1,4 +1,4 @@
-"""How much the quickstart does: the default, the hours that the zoo's models took, or the one-minute smoke run of CI."""
+"""How much the quickstart does: the default, what the zoo's models took, or the one-minute smoke run of CI."""
 
 from __future__ import annotations
 

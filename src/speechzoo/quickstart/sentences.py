@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from speechzoo.system.files import read_jsonl, write_jsonl
 
 STARTS = (
-    "I You He She We They The A My Your This That It There When If What Where How Why Who Please Do Can Is Are One Some "
-    "Many People Every In On After Before His Her Our Today Yesterday Tomorrow Tell Let Never Most Two Three"
+    "I You He She We They The A My Your This That It There When If What Where How Why Who Please Do Can Is Are One "
+    "Some Many People Every In On After Before His Her Our Today Yesterday Tomorrow Tell Let Never Most Two Three"
 ).split()
 SENTENCE = re.compile(r"[A-Z][a-zA-Z' ,]*[.?]")
 WORDS = range(3, 15)

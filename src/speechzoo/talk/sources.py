@@ -87,8 +87,8 @@ def open_talker(
     """A model by its description, in eval mode.
 
     Args:
-        source: whatever `speechzoo.load` reads, a name of the zoo too; `cascade:RUN`, Whisper before the LLM of a run or a saved form; or a
-            YAML or JSON file that describes a cascade (see `open_cascade`).
+        source: whatever `speechzoo.load` reads; `cascade:RUN`, Whisper before the LLM of a model of ours; or a YAML or
+            JSON file that describes a cascade (see `open_cascade`).
         vocoder: folder of a vocoder; default: the one inside a saved form, if there is one.
         device: default: the first GPU if there is one, else the CPU.
         trust_code: also take classes that are not speechzoo's own; they are printed.

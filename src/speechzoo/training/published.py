@@ -1,7 +1,7 @@
 """The published form of a model: what was trained, as safetensors, beside a configuration that names the parts.
 
 ```
-NAME/config.yaml        model: {class_path, init_args}; bases: hashes of the frozen parts; vocoder: its name, if it speaks
+NAME/config.yaml        model: {class_path, init_args}; bases: hashes of the frozen parts; vocoder: a name
      model.safetensors  every weight that any stage trained, in half precision
      README.md          the model card
 ```

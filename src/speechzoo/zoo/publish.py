@@ -1,4 +1,4 @@
-"""From a training run to a published model: merged stages in half precision, a configuration, a card, an index entry."""
+"""From a training run to a published model: merged stages in half precision, configuration, card, index entry."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def publish_model(run: str | Path, folder: Path, facts: Facts, vocoder: str | No
     state = {name: _half(name, tensor) for name, tensor in merged_state(run)}
     settings = {key: value for key, value in model.hparams.items() if key not in TRAINING_ONLY}
     settings = portable({**settings, **model.specs, "freeze": sorted(frozen_patterns(model, state))})
+    llm = settings["llm"]["init_args"]
+    if llm["model"].startswith("${part:") and llm.get("dtype") in ("bfloat16", "float32"):
+        llm["dtype"] = "${cpu:dtype}"  # as the recipes have it
     config: dict[str, Any] = {
         "model": {"class_path": f"{type(model).__module__}.{type(model).__qualname__}", "init_args": settings},
         "bases": base_values(_thawed(model, state)),
@@ -115,13 +118,9 @@ def frozen_patterns(model: SpeechLLM, state: dict[str, Tensor]) -> Iterator[str]
 
 
 def portable(value: Any) -> Any:
-    """The same settings, with local paths of fetched parts written as `${part:NAME}`, and the LLM's type left to the
-    machine."""
+    """The same settings, with local paths of fetched parts written as `${part:NAME}`."""
     if isinstance(value, dict):
-        found = {key: portable(item) for key, item in value.items()}
-        if str(found.get("model", "")).startswith("${part:") and found.get("dtype") in ("bfloat16", "float32"):
-            found["dtype"] = "${cpu:dtype}"
-        return found
+        return {key: portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
     if isinstance(value, str):

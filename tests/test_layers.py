@@ -25,7 +25,7 @@ LAYERS = [
     {"evaluation", "generation.conversation"},
     {"interop"},
     {"fidelity"},
-    {"quickstart", "sweeps"},
+    {"quickstart", "sweeps", "zoo"},
     {"commands"},
     {"talk"},
     {"bench"},

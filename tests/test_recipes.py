@@ -22,7 +22,7 @@ from speechzoo.text import CLIP, ChatPrompt
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = (str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
-OVERLAYS = ("cluster/", "sweeps/")  # these are no recipes
+OVERLAYS = ("cluster/", "sweeps/", "zoo/")  # these are no recipes
 NAMES = sorted(name for name in ALL if not name.startswith(OVERLAYS))
 
 LLASM = {
@@ -140,6 +140,21 @@ def test_every_recipe_parses_and_its_model_can_be_made(tiny_parts, name: str) ->
     for logger in config["trainer"]["logger"]:
         assert logger["init_args"]["save_dir"] == folder
     assert {Path(path).name for path in getattr(model, "init_from", [])} <= {run_name(known) for known in NAMES}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_recipes_of_the_published_models_change_the_quickstarts(tiny_parts, name: str) -> None:
+    """More data and more steps; the parts stay, so that one's result starts the other's next stage."""
+    small = printed("fit", f"--config={recipe(f'quickstart/{name}.yaml')}")
+    large = printed("fit", f"--config={recipe(f'quickstart/{name}.yaml')}", f"--config={recipe(f'zoo/{name}.yaml')}")
+    assert large["trainer"]["max_steps"] > small["trainer"]["max_steps"]
+    assert set(_listed(small["data"]["init_args"]["train"])) <= set(_listed(large["data"]["init_args"]["train"]))
+    for part in ("encoder", "adaptor", "prompt", "unit_decoder", "freeze", "net"):
+        assert large["model"]["init_args"].get(part) == small["model"]["init_args"].get(part)
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 @pytest.mark.parametrize("name", sorted(PAPERS))

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from tiny_runs import write_config, zoo
 
-from speechzoo.bench import cache, command
+from speechzoo.bench import cache
+from speechzoo.cli import bench as command
 
 
 @pytest.fixture

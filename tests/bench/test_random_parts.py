@@ -11,8 +11,8 @@ import torch
 from tiny_runs import num_targets, zoo
 
 import speechzoo
-from speechzoo.bench.command import main
 from speechzoo.bench.sizes import SIZES
+from speechzoo.cli.bench import main
 from speechzoo.data import encode_batch, read_manifest
 from speechzoo.talk.sources import open_talker
 from speechzoo.types import AudioChunk, StreamEnd

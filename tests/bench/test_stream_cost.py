@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from speechzoo.bench import command
 from speechzoo.bench.sizes import SIZES, noise_question, random_model
 from speechzoo.bench.stream import decoder_arms, measure
+from speechzoo.cli import bench as command
 
 
 @pytest.fixture(scope="module")

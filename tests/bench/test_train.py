@@ -12,7 +12,7 @@ from tiny_runs import num_targets
 
 from speechzoo.adaptors import ConcatMLP
 from speechzoo.bench import train
-from speechzoo.bench.command import main
+from speechzoo.cli.bench import main
 from speechzoo.encoders import WhisperEncoder
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import LLaMAOmni

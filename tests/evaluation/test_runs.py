@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from speechzoo.cli.compare import main
 from speechzoo.evaluation import Answer, save_answers
 from speechzoo.evaluation.runs import find_runs
 from speechzoo.evaluation.runs_figures import WRAP, label_lines, plot_bars, plot_curves, wrap
-from speechzoo.evaluation.runs_report import compare_runs, main
+from speechzoo.evaluation.runs_report import compare_runs
 from speechzoo.evaluation.runs_tables import difference, interval, measures_of, result_table, scores
 from speechzoo.evaluation.settings import group_runs, unfair
 

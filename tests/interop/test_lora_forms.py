@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 import speechzoo
 from speechzoo.adaptors import Linear
+from speechzoo.cli.checkpoint import main as checkpoint_main
 from speechzoo.encoders import WhisperEncoder
 from speechzoo.interop import pretrained
-from speechzoo.interop.hub import checkpoint_main, load_run
+from speechzoo.interop.hub import load_run
 from speechzoo.llms import HFCausalLM
 from speechzoo.llms.lora import EXACT
 from speechzoo.models import LLaSM

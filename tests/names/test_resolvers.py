@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tiny_runs import printed, write_config
 
-from speechzoo.names.resolvers import register_resolvers
 from speechzoo.names.recipes import recipe
+from speechzoo.names.resolvers import register_resolvers
 
 TEXT = "trainer: {precision: '${cpu:precision}'}\nmodel: {init_args: {llm: {init_args: {dtype: '${cpu:dtype}'}}}}\n"
 

@@ -44,7 +44,7 @@ def test_factories_of_the_command_line_become_the_same_spec():
     parser.add_argument("--adaptor", type=Callable[[int, int], Adaptor])
     given = parser.parse_args([f"--adaptor={CONCAT}", "--adaptor.stack=3", "--adaptor.hidden_dim=8"])
     factory = parser.instantiate_classes(given).adaptor
-    assert to_spec(factory) == {"class_path": CONCAT, "init_args": {"stack": 3, "hidden_dim": 8}}
+    assert to_spec(factory) == {"class_path": CONCAT, "init_args": {"stack": 3, "hidden_dim": 8, "norm": False}}
     assert to_factory(to_spec(factory))(4, 6).linear1.weight.shape == (8, 12)
 
 

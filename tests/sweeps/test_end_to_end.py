@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 from tiny_runs import write_config
 
-from speechzoo.evaluation.runs_report import main as compare
-from speechzoo.sweeps.command import main as sweep
+from speechzoo.cli.compare import main as compare
+from speechzoo.cli.sweep import main as sweep
 
 
 def test_two_trials_and_their_comparison(

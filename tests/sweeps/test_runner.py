@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from speechzoo.cli.sweep import main
 from speechzoo.sweeps import Runner, load_sweep
-from speechzoo.sweeps.command import main
 from speechzoo.sweeps.trial import is_alive, launch
 
 

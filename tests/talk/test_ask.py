@@ -13,10 +13,11 @@ import soundfile
 import torch
 from talk_parts import vocoder
 
+from speechzoo.cli import ask as command
 from speechzoo.generation import answer
 from speechzoo.models import Cascade, LLaMAOmni
-from speechzoo.talk import ask as command
 from speechzoo.talk import sources
+from speechzoo.talk.ask import tell
 from speechzoo.talk.questions import question, read_history, read_question
 from speechzoo.talk.session import Session
 from speechzoo.talk.sources import Talker, open_cascade, open_talker
@@ -62,7 +63,7 @@ def test_sound_file_grows_while_the_answer_is_made(talker: Talker, tmp_path: Pat
                 yield event
 
     session = Watched(talker, max_new_tokens=24, eos_token_id=[])
-    command.tell(session, question(text="hello"), io.StringIO(), live=True, target=target)
+    tell(session, question(text="hello"), io.StringIO(), live=True, target=target)
     assert sizes[0] == 0 and len(set(sizes)) > 2 and max(sizes) <= target.stat().st_size
 
 
@@ -220,7 +221,7 @@ def test_answers_never_replace_what_is_read(wavs: list[Path], voiced: Path, tmp_
     part = {"type": "audio", "path": "d/q1.wav"}
     talked = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "yes"}]
     (tmp_path / "h.json").write_text(json.dumps(talked))
-    monkeypatch.setattr(command, "open_talker", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("speechzoo.talk.ask.open_talker", lambda *_: pytest.fail("the model was loaded"))
     for arguments in [
         [one, two, "--out", str(folder)],
         [one, two, "--out", str(tmp_path / "link")],

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from speechzoo.talk import demo
+from speechzoo.cli import demo
 from speechzoo.talk.desk import ANSWERING, DONE, FAILED, Answer, Desk, Lobby
 from speechzoo.talk.live import Sounds, growing_wav, wav_bytes
 from speechzoo.talk.questions import question

@@ -17,7 +17,7 @@ import torch
 
 from speechzoo.data import read_manifest
 from speechzoo.system.terminal import quiet, tell_error
-from speechzoo.talk.ask import MODEL
+from speechzoo.talk.options import MODEL
 from speechzoo.talk.questions import question
 from speechzoo.talk.sources import Talker, open_talker
 from speechzoo.text import Message

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from speechzoo.callbacks import Doctor, Preflight
 from speechzoo.callbacks.doctor import Examined
 from speechzoo.callbacks.of_trainer import callbacks_of, set_callbacks
 from speechzoo.commands.training import ZooCLI, run
-
-USAGE = """speechzoo doctor --config FILE [--key value ...] [--doctor.rows N] [--doctor.ignore [NAME,...]] [--json FILE]
-
-Takes the configs and overrides of `speechzoo fit`. Prints what a few conversations teach, and what would make the run
-worthless. Exit code 1 if there is an error."""
 
 
 class WithoutRunning(ZooCLI):
@@ -23,21 +17,13 @@ class WithoutRunning(ZooCLI):
         pass
 
 
-def main(argv: Sequence[str]) -> int:
-    """Examine the run that the arguments describe; returns 1 if there is an error in it."""
-    parser = argparse.ArgumentParser("speechzoo doctor", usage=USAGE, allow_abbrev=False, add_help=False)
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--json")
-    options, rest = parser.parse_known_args(argv)
-    if options.help or not rest:
-        print(USAGE)
-        return 0 if options.help else 2
-    cli = run(["fit", *rest], WithoutRunning)
-    return int(_examine(cli, options.json))
+def examine(arguments: Sequence[str], json: str | None) -> bool:
+    """Look at the run that arguments of `fit` describe; returns whether there is an error in it.
 
-
-def _examine(cli: ZooCLI, json: str | None) -> bool:
-    """Whether there is an error."""
+    Args:
+        json: file for the findings.
+    """
+    cli = run(["fit", *arguments], WithoutRunning)
     trainer, data = cli.trainer, cli.datamodule
     doctor = next(callback for callback in callbacks_of(trainer) if isinstance(callback, Doctor))
     doctor.enabled = doctor.only = doctor.verbose = True

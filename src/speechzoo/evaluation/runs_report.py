@@ -1,8 +1,7 @@
-"""`speechzoo compare RUNS…`: finished runs side by side, as Markdown, LaTeX, HTML and JSON."""
+"""Finished runs side by side, as Markdown, LaTeX, HTML and JSON."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.evaluation.report import templates
-from speechzoo.evaluation.runs import Run, find_runs
+from speechzoo.evaluation.runs import Run
 from speechzoo.evaluation.runs_figures import plot_bars, plot_curves
 from speechzoo.evaluation.runs_tables import (
     cost_table,
@@ -26,7 +25,6 @@ from speechzoo.evaluation.runs_tables import (
 from speechzoo.evaluation.settings import Group, group_runs, unfair
 from speechzoo.evaluation.tables import Table, markdown
 from speechzoo.system.files import write_atomically
-from speechzoo.system.terminal import tell_error
 
 FAIR = "Data, seeds, base models and budgets of the groups are the same as far as their files tell."
 
@@ -79,27 +77,6 @@ def compare_runs(runs: Sequence[Run], folder: Path, seed: int = 0) -> list[Path]
     for path, text in zip(paths, texts, strict=True):
         write_atomically(path, (text.rstrip() + "\n").encode())
     return paths
-
-
-def main(argv: Sequence[str]) -> int:
-    """Entry point of `speechzoo compare`."""
-    parser = argparse.ArgumentParser(
-        prog="speechzoo compare",
-        description="Compare runs of fit, of a sweep or of the quickstart: mean ± sd over seeds, bootstrap intervals, "
-        "cost, and whether the comparison is fair.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, sweep folder, or folder of runs")
-    parser.add_argument("--out", type=Path, help="where the report goes (comparison/ in the first folder)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    args = parser.parse_args(argv)
-    try:
-        paths = compare_runs(find_runs(args.runs), args.out or args.runs[0] / "comparison", args.seed)
-    except (ValueError, OSError, ImportError) as error:
-        return tell_error(error, "speechzoo compare")
-    print(paths[0].read_text(encoding="utf-8"))
-    print("Written: " + ", ".join(str(path) for path in paths))
-    return 0
 
 
 def _markdown(tables: dict[str, Table], warnings: Sequence[str], pictures: Sequence[str]) -> str:

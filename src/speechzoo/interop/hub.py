@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +10,16 @@ from speechzoo.models.checkpoint import check_identity, check_trained, find, rea
 from speechzoo.names.published import is_name, published
 from speechzoo.names.spec import resolve
 from speechzoo.names.trust import check_model
-from speechzoo.system.terminal import tell_error
 from speechzoo.training.published import is_published
 
 
-def load(path: str | Path, trust_code: bool = False, **changes: Any) -> SpeechLLM:
+def load(path: str | Path, trust_code: bool = False, hub: dict[str, Any] | None = None, **changes: Any) -> SpeechLLM:
     """A model by its name in the zoo (`speechzoo list`) or on the hub, from a folder of speechzoo's saved or published
     form, from a run folder or a `.ckpt` file.
 
     Args:
         trust_code: see `load_run`.
+        hub: options of `huggingface_hub.snapshot_download`, such as `revision`.
         changes: constructor arguments to replace; for a saved form also `dtype` (`float32`, `bfloat16`, `float16`).
 
     Raises:
@@ -35,7 +33,10 @@ def load(path: str | Path, trust_code: bool = False, **changes: Any) -> SpeechLL
         return load_run(path, trust_code, **changes)
     if local.is_file() or (local.is_dir() and not is_saved(local)):
         return load_run(local, trust_code, **changes)
-    return load_saved(find_source(path), trust_code=trust_code, **changes)
+    folder = find_source(path, **(hub or {}))
+    if is_published(folder):
+        return load_run(folder, trust_code, **changes)
+    return load_saved(folder, trust_code=trust_code, **changes)
 
 
 def load_run(path: str | Path, trust_code: bool = False, **changes: Any) -> SpeechLLM:
@@ -89,28 +90,3 @@ def save_pretrained(model: SpeechLLM, path: str | Path, **options: Any) -> Path:
     from speechzoo.interop import pretrained
 
     return pretrained.save_pretrained(model, path, **options)
-
-
-def checkpoint_main(argv: Sequence[str]) -> int:
-    """`speechzoo checkpoint expand RUN_OR_CKPT OUT`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="speechzoo checkpoint", allow_abbrev=False)
-    actions = parser.add_subparsers(dest="action", required=True)
-    text = "write a self-contained model: what was trained together with the frozen weights it stands on"
-    expand = actions.add_parser("expand", help=text, description=text, allow_abbrev=False)
-    expand.add_argument("run", help="run folder, .ckpt file or folder of shards")
-    expand.add_argument("output", type=Path, help="new folder, for speechzoo.load")
-    expand.add_argument("--merge-lora", action="store_true", help="add LoRA weights to the LLM's own, in float32")
-    expand.add_argument("--trust-code", action="store_true", help="import other people's classes that the run names")
-    args = parser.parse_args(argv)
-    try:
-        model = load_run(args.run, args.trust_code)
-        save_pretrained(model, args.output, merge_lora=args.merge_lora)
-    except (ValueError, OSError) as error:
-        return tell_error(error)
-    print(f"{args.output}: {type(model).__name__} of {args.run}")
-    if args.merge_lora and model.specs["llm"]["init_args"].get("dtype", "float32") != "float32":
-        print("its LLM is in float32, so that merging rounded nothing; speechzoo.load(..., dtype=) makes it narrower")
-    encoder = model.specs["encoder"]["init_args"].get("model", "")
-    if not Path(str(encoder)).expanduser().exists():
-        print(f"its frozen encoder {encoder} is named, not copied: loading fetches it where it is missing")
-    return 0

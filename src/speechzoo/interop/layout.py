@@ -24,8 +24,11 @@ TOKENIZER_FILES = (
 )
 
 
-def find_source(source: str | Path) -> Path:
+def find_source(source: str | Path, **options: Any) -> Path:
     """A local folder, or a hub name (`org/name`, `hf:org/name`) brought to the local cache.
+
+    Args:
+        options: of `huggingface_hub.snapshot_download`.
 
     Raises:
         FileNotFoundError: if it is neither; one line that names it.
@@ -39,7 +42,7 @@ def find_source(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source)))
+        return Path(snapshot_download(str(source), **options))
     except Exception as error:  # network, authentication and naming errors of several libraries
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(f"{source}: no such folder, and not available from the hub ({reason})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -99,12 +100,38 @@ def save_pretrained(
         write_config(work, config)
         _prove(model, work, path)
     if push_to_hub is not None:
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        api.create_repo(push_to_hub, exist_ok=True)
-        api.upload_folder(repo_id=push_to_hub, folder_path=str(path))
+        upload(path, push_to_hub)
     return path
+
+
+def push_to_hub(model: SpeechLLM, repo_id: str, merge_lora: bool = False, licence: Any = None, **options: Any) -> str:
+    """Write a model to a temporary folder and `upload` it; returns the address of the commit."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_pretrained(model, Path(folder, repo_id.rpartition("/")[2]), merge_lora, licence)
+        return upload(path, repo_id, **options)
+
+
+def upload(folder: Path, repo_id: str, private: bool | None = None, token: Any = None, **options: Any) -> str:
+    """Put a folder on the hub; returns the address of the commit.
+
+    Args:
+        repo_id: `org/name`, made if it is not there.
+        private: whether a new repository is.
+        token: default: the login of huggingface_hub.
+        options: of `HfApi.upload_folder`: `revision`, `commit_message`, `create_pr`.
+
+    Raises:
+        ConnectionError: the hub cannot be reached, or refuses; one line. The folder stays.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, exist_ok=True, private=private)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options))
+    except Exception as error:  # network, authentication and naming errors of several libraries
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ConnectionError(f"{folder}: not uploaded to {repo_id} ({reason})") from error
 
 
 def _need(model: SpeechLLM) -> int:

@@ -18,6 +18,7 @@ from speechzoo.generation.respond import Answering
 from speechzoo.generation.sampling import Decoding
 from speechzoo.llms import LLM
 from speechzoo.models import checkpoint
+from speechzoo.models.hub import Hub
 from speechzoo.models.learning import Learning
 from speechzoo.names.spec import at_least, to_factory, to_spec
 from speechzoo.names.trust import check_parts
@@ -29,7 +30,7 @@ from speechzoo.training.hollow import build_once
 from speechzoo.types import SpeechBatch, SpeechOutput, present
 
 
-class SpeechLLM(Answering, Learning, ABC):
+class SpeechLLM(Answering, Learning, Hub, ABC):
     """Base of all architectures.
 
     ```

@@ -58,7 +58,7 @@ def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
     questions = read_questions(corpus / "qa_units_test.jsonl", corpus / "pairs.jsonl")
     folder.mkdir(exist_ok=True)
     # one at a time, for the memory that is promised
-    run = lru_cache(maxsize=1)(lambda name: load_run(trained(out, scale, name)))
+    run = lru_cache(maxsize=1)(lambda name: load_run(source(out, scale, name)))
 
     for system in SYSTEMS:
         target, sizes = folder / f"{system.key}.jsonl", folder / f"{system.key}.json"
@@ -81,14 +81,14 @@ def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
         answer_questions(pretrained, rows, corpus, target, scale.batch, instruction=ASR_INSTRUCTION, progress=step)
     if not (folder / "speech.json").is_file():
         task = bar.add_task("Spoken answers, transcribed", total=None)
-        vocoder = LatentVocoder.from_folder(trained(out, scale, "vocoder"))
+        vocoder = LatentVocoder.from_folder(source(out, scale, "vocoder"))
         make_audible(out, scale.spoken, vocoder, voice, _build("cascade", run))
         bar.update(task, total=scale.spoken, completed=scale.spoken)
     if not (target := out / "human.json").is_file():
         write_json(target, _human(run("llasm_pretrain"), out))
 
 
-def trained(out: Path, scale: Scale, stage: str) -> Path:
+def source(out: Path, scale: Scale, stage: str) -> Path:
     """Folder of a stage's result: its run, or the zoo's."""
     return published(PUBLISHED[stage]) if stage in PUBLISHED and not scale.from_scratch else out / stage
 

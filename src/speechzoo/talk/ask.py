@@ -6,77 +6,23 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import soundfile
 
 from speechzoo.data.parts import is_data
 from speechzoo.system.files import keep_inputs, same_file
-from speechzoo.system.terminal import quiet, tell_error
+from speechzoo.system.terminal import quiet
+from speechzoo.talk.options import generation
 from speechzoo.talk.questions import check_audible, question, read_history, sounds_of, write_history
 from speechzoo.talk.session import Session
 from speechzoo.talk.sources import open_talker
 from speechzoo.text import Message
 from speechzoo.types import AudioChunk, StreamEnd, TextDelta
 
-MODEL = (
-    "run folder, .ckpt, folder of the saved form or its hub name; cascade:RUN; or a YAML file that describes a cascade "
-    "(recognizer, llm, prompt, voice)"
-)
 
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """What every command that asks a model has in common."""
-    parser.add_argument("--vocoder", metavar="DIR", help="vocoder for the model's units; default: that of a saved form")
-    parser.add_argument("--chunk-units", type=int, metavar="N", help="units the vocoder waits for (default 40)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the model's)")
-    parser.add_argument("--temperature", type=float, help="draw tokens at this temperature (default: the likeliest)")
-    parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens of so much probability")
-    parser.add_argument("--seed", type=int, help="of the draws")
-    parser.add_argument("--trust-code", action="store_true", help="import other people's classes that the model names")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
-
-
-def generation(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of `Session.ask` that were given."""
-    names = ("chunk_units", "max_new_tokens", "temperature", "top_p", "seed")
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
-def main(argv: Sequence[str]) -> int:
-    """`speechzoo ask`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="speechzoo ask", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("questions", nargs="*", metavar="QUESTION.wav", help="sound files; - reads a question a line")
-    parser.add_argument("--text", help="a written question, or what to say with each sound")
-    parser.add_argument("--out", type=Path, metavar="FILE.wav", help="the spoken answer; for several: a folder")
-    parser.add_argument("--stream", action="store_true", help="print the text while it is generated")
-    parser.add_argument("--history", metavar="FILE.json", help="the conversation so far: a list of messages")
-    parser.add_argument("--save-history", metavar="FILE.json", help="write the conversation, this answer included")
-    parser.add_argument("--chat", action="store_true", help="each question goes on from the answer before it")
-    parser.add_argument("--verbose", action="store_true", help="times, on standard error")
-    add_model_options(parser)
-    args = parser.parse_args(argv)
-    if not args.questions and args.text is None:
-        parser.error("there is no question: give a sound file, --text, or - for standard input")
-    if "-" in args.questions and (len(args.questions) > 1 or args.text is not None):
-        parser.error("- stands alone: it reads all questions from standard input")
-    single = len(args.questions) <= 1 and args.questions != ["-"]
-    if args.save_history and not (single or args.chat):
-        parser.error("--save-history keeps one conversation: ask one question, or give --chat")
-    if args.out is not None and single == args.out.is_dir():
-        wanted = "a file such as answer.wav" if single else "an existing folder, as there are several answers"
-        parser.error(f"--out {args.out}: name {wanted}")
-    names = [Path(name).stem for name in args.questions]
-    if args.out is not None and (twice := sorted({name for name in names if names.count(name) > 1})):
-        parser.error(f"--out: several questions would write {args.out / twice[0]}.wav: rename them, or ask one by one")
-    try:
-        return _ask(args)
-    except (ValueError, FileNotFoundError, KeyboardInterrupt) as error:
-        return tell_error(error, "speechzoo ask")
-
-
-def _ask(args: argparse.Namespace) -> int:
+def ask(args: argparse.Namespace) -> int:
+    """Answer what the arguments of `speechzoo ask` ask; returns the exit code."""
     # Questions first: a wrong name should not cost the loading of a model.
     history = read_history(args.history) if args.history else []
     keep_inputs(*_paths(args, history))

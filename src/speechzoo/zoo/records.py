@@ -20,8 +20,11 @@ BASE_MODELS = {
     "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "piper-joe": "rhasspy/piper-voices",
 }
-COST = ("steps", "seconds", "examples", "tokens", "trainable_parameters", "train_loss", "val_loss")
-ROUNDED = {"seconds": 0, "train_loss": 4, "val_loss": 4}
+COST = (
+    *("steps", "seconds", "examples", "tokens", "supervised_tokens", "trainable_parameters", "peak_memory_mb"),
+    *("train_loss", "val_loss"),
+)
+ROUNDED = {"seconds": 0, "peak_memory_mb": 0, "train_loss": 4, "val_loss": 4}
 MEASURED = ("wer", "cer", "exact_match", "unit_error_rate", "asr_wer", "asr_cer", "Distill-MOS")
 
 

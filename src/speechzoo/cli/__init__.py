@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import speechzoo
@@ -38,21 +39,21 @@ COMMANDS = {
 
 # Functions of their arguments, imported when asked for; the rest is Lightning's, which reads the command's name too.
 FUNCTIONS = {
-    "doctor": "speechzoo.commands.doctor:main",
-    "import": "speechzoo.interop.command:import_main",
-    "export": "speechzoo.interop.command:export_main",
-    "list": "speechzoo.zoo.command:list_main",
-    "show": "speechzoo.zoo.command:show_main",
-    "pull": "speechzoo.zoo.command:pull_main",
-    "publish": "speechzoo.zoo.command:publish_main",
-    "checkpoint": "speechzoo.interop.hub:checkpoint_main",
-    "verify": "speechzoo.fidelity.command:verify_main",
-    "ask": "speechzoo.talk.ask:main",
-    "demo": "speechzoo.talk.demo:main",
-    "bench": "speechzoo.bench.command:main",
-    "sweep": "speechzoo.sweeps.command:main",
-    "compare": "speechzoo.evaluation.runs_report:main",
-    "quickstart": "speechzoo.quickstart.command:main",
+    "doctor": "speechzoo.cli.doctor:main",
+    "import": "speechzoo.cli.released:import_main",
+    "export": "speechzoo.cli.released:export_main",
+    "list": "speechzoo.cli.zoo:list_main",
+    "show": "speechzoo.cli.zoo:show_main",
+    "pull": "speechzoo.cli.zoo:pull_main",
+    "publish": "speechzoo.cli.zoo:publish_main",
+    "checkpoint": "speechzoo.cli.checkpoint:main",
+    "verify": "speechzoo.cli.verify:verify_main",
+    "ask": "speechzoo.cli.ask:main",
+    "demo": "speechzoo.cli.demo:main",
+    "bench": "speechzoo.cli.bench:main",
+    "sweep": "speechzoo.cli.sweep:main",
+    "compare": "speechzoo.cli.compare:main",
+    "quickstart": "speechzoo.cli.quickstart:main",
 }
 
 
@@ -61,6 +62,24 @@ def usage() -> str:
     lines = [f"  {name:<12}{what}" for name, what in COMMANDS.items()]
     more = "speechzoo COMMAND --help tells more, --debug where an error came from"
     return "\n".join([f"speechzoo {speechzoo.__version__}", "", *lines, "", more])
+
+
+TRAINING = """speechzoo {name} --config FILE [--config FILE ...] [--key value ...]
+
+{what}. Later configs and options replace what earlier ones say; lists take --key+=value.
+
+  --config FILE            a recipe: recipes/quickstart, recipes/llasm, recipes/llama_omni, or your own
+  --ckpt_path PATH         last, best, a .ckpt file, a run folder or a name of `speechzoo list`
+  --overwrite              fit: delete an earlier run of that folder
+  --name, --vars.KEY       name of the run; values that the recipe refers to as ${{vars.KEY}}
+  --seed_everything N
+  --model.init_args.KEY    as --model.init_args.optimizer.init_args.lr=1e-4; --model.help LLaMAOmni lists them
+  --data.init_args.KEY     --data.help SpeechDataModule
+  --trainer.KEY            Lightning's Trainer; --trainer.help
+  --doctor.KEY             what is looked at before the first step
+  --print_config           the whole configuration, as YAML
+
+speechzoo {name} --help all lists every option (it imports torch and Lightning first)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,10 +106,27 @@ def _dispatch(argv: list[str]) -> int:
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         print(f"speechzoo: there is no command {argv[0]!r}; {meant}", file=sys.stderr)
         return 2
+    if argv[0] in COMMANDS and argv[1:] in (["--help"], ["-h"]):
+        print(TRAINING.format(name=argv[0], what=COMMANDS[argv[0]].partition(":")[0].capitalize()))
+        return 0
+    if (missing := _missing_config(argv)) is not None:
+        print(f"speechzoo {argv[0]}: {missing}: no such file", file=sys.stderr)
+        return 2
     from speechzoo.commands.training import run
 
-    run(argv)
+    run([*argv[:1], "--help"] if argv[1:] == ["--help", "all"] else argv)
     return 0
+
+
+def _missing_config(argv: Sequence[str]) -> str | None:
+    """The first file that `--config` names and that is not there: said before anything is imported."""
+    for option, value in pairwise([*argv, ""]):
+        name, _, given = option.partition("=")
+        file = given or value
+        local = Path(file).suffix in (".yaml", ".yml", ".json") and "://" not in file
+        if name == "--config" and local and not Path(file).expanduser().is_file():
+            return file
+    return None
 
 
 if __name__ == "__main__":

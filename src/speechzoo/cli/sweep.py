@@ -8,20 +8,22 @@ import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
-from speechzoo.sweeps.file import load_sweep
-from speechzoo.sweeps.runner import Runner
-from speechzoo.sweeps.show import trial_table, watching
-from speechzoo.system.locks import claim
 from speechzoo.system.terminal import tell_error
+
+if TYPE_CHECKING:
+    from speechzoo.sweeps import Runner
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a sweep; 0 if every trial finished, 1 if some failed or the sweep could not run."""
     args = _parse(argv)
+    from speechzoo.sweeps import Runner, load_sweep
+    from speechzoo.system.locks import claim
+
     console = Console()
     try:
         sweep = load_sweep(args.file)
@@ -47,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(runner: Runner, console: Console) -> int:
+    from speechzoo.sweeps.show import trial_table, watching
+
     def stop(*_: Any) -> NoReturn:
         raise KeyboardInterrupt
 

@@ -1,0 +1,43 @@
+"""Several models on one page: opened by name, each with the sound it can make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechzoo.talk.sources import CASCADE, Talker, open_talker
+from speechzoo.vocoders import open_vocoder
+
+
+def open_all(
+    sources: Sequence[str], vocoder: str | None, device: str | None, trust_code: bool = False
+) -> dict[str, Talker]:
+    """Models by name; a vocoder goes to those whose units it knows.
+
+    Args:
+        sources: `MODEL` or `NAME=MODEL`; the name otherwise is the last part of the path.
+        trust_code: see `open_talker`.
+
+    Raises:
+        ValueError, FileNotFoundError: see `open_talker`; also if the vocoder is for none of them.
+    """
+    talkers: dict[str, Talker] = {}
+    for source in sources:
+        name, _, rest = source.rpartition("=")
+        name = name or _short(rest)
+        while name in talkers:
+            name += "'"
+        talkers[name] = open_talker(rest, device=device, trust_code=trust_code)
+    if vocoder is not None:
+        sound = open_vocoder(vocoder)
+        speaking = [t for t in talkers.values() if getattr(t.model, "num_units", None) == sound.num_units]
+        if not speaking:
+            raise ValueError(f"--vocoder {vocoder}: knows {sound.num_units} units, which none of the models speaks")
+        for talker in speaking:
+            talker.sound = {"vocoder": sound.to(next(talker.model.parameters()).device)}
+    return talkers
+
+
+def _short(source: str) -> str:
+    kind = "cascade " if source.startswith(CASCADE) else ""
+    return kind + (Path(source.removeprefix(CASCADE)).name or source)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from difflib import get_close_matches
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 def zoo_folder() -> Path:
-    """Where the index and the published models are: inside the installed package, or in the repository.
+    """Where the index and the published models are: `$SPEECHZOO_ZOO`, a folder with an `index.yaml` of one's own; else
+    inside the installed package, or in the repository.
 
     Raises:
-        FileNotFoundError: the installation has neither.
+        FileNotFoundError: there is no index.
     """
+    if own := os.environ.get("SPEECHZOO_ZOO"):
+        if not (Path(own).expanduser() / "index.yaml").is_file():
+            raise FileNotFoundError(f"SPEECHZOO_ZOO={own}: holds no index.yaml; `speechzoo publish --to` writes one")
+        return Path(own).expanduser()
     package = Path(__file__).parents[1]
     for root in (package / "checkpoints", package.parents[1] / "checkpoints"):
         if (root / "index.yaml").is_file():
@@ -28,12 +34,23 @@ def zoo_folder() -> Path:
     raise FileNotFoundError("checkpoints/index.yaml is missing from this installation: reinstall speechzoo")
 
 
-@cache
 def index() -> dict[str, dict[str, Any]]:
-    """All entries by name, in the order of the file."""
+    """All entries by name, in the order of the file.
+
+    Raises:
+        ValueError: the file is no index.
+    """
     file = zoo_folder() / "index.yaml"
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
+    return _read(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read(file: Path, _: int) -> dict[str, dict[str, Any]]:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(found, dict) or not all(isinstance(about, dict) for about in found.values()):
         raise ValueError(f"{file}: not a table of models")
     return found
 

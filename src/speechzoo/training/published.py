@@ -51,7 +51,7 @@ def read_published(folder: Path) -> dict[str, Any]:
     state = read_tensors(folder / WEIGHTS)
     voice = {"vocoder": config["vocoder"]} if config.get("vocoder") else {}
     # what Lightning asks of every checkpoint
-    empty = {"epoch": 0, "global_step": 0, "loops": {}, "pytorch-lightning_version": lightning.__version__}
+    empty = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": lightning.__version__}
     return {**empty, **named, **voice, "state_dict": state, "trained": sorted(state)}
 
 

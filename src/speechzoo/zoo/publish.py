@@ -44,8 +44,8 @@ def publish_model(run: str | Path, folder: Path, facts: Facts, vocoder: str | No
     settings = {key: value for key, value in model.hparams.items() if key not in TRAINING_ONLY}
     settings = portable({**settings, **model.specs, "freeze": sorted(frozen_patterns(model, state))})
     llm = settings["llm"]["init_args"]
-    if llm["model"].startswith("${part:") and llm.get("dtype") in ("bfloat16", "float32"):
-        llm["dtype"] = "${cpu:dtype}"  # as the recipes have it
+    if str(llm.get("model", "")).startswith("${part:") and _fits_bfloat16(model):
+        llm["dtype"] = "${cpu:dtype}"  # as the recipes have it; its values are the same in both types
     config: dict[str, Any] = {
         "model": {"class_path": f"{type(model).__module__}.{type(model).__qualname__}", "init_args": settings},
         "bases": base_values(_thawed(model, state)),
@@ -149,6 +149,12 @@ def _half(name: str, tensor: Tensor) -> Tensor:
     if not torch.isfinite(narrow).all():
         raise ValueError(f"{name}: beyond the range of float16 (largest {float(tensor.abs().max()):.3g})")
     return narrow.contiguous()
+
+
+def _fits_bfloat16(model: SpeechLLM) -> bool:
+    """Whether the LLM's frozen weights are bfloat16 numbers, in whatever type they are held."""
+    frozen = [parameter for parameter in model.llm.parameters() if not parameter.requires_grad]
+    return all(torch.equal(weight, weight.bfloat16().to(weight)) for weight in frozen)
 
 
 def _check_name(name: str) -> None:

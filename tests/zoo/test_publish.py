@@ -37,7 +37,7 @@ def shelf(tmp_path, monkeypatch: pytest.MonkeyPatch, tiny_llm_dir: Path, tiny_wh
     """A zoo of one's own whose parts are tiny."""
     there = {"smollm2-135m-instruct": tiny_llm_dir, "whisper-tiny.en": tiny_whisper_pt}
     fetched = lambda name, cache=None: there.get(name, tmp_path / name)  # noqa: E731
-    for place in ("parts.registry.fetch", "zoo.publish.fetch", "cli.zoo.fetch", "cli.zoo.find_cached"):
+    for place in ("parts.registry.fetch", "zoo.publish.find_cached", "cli.zoo.fetch", "cli.zoo.find_cached"):
         monkeypatch.setattr(f"speechzoo.{place}", fetched)
     folder = tmp_path / "shelf"
     folder.mkdir()

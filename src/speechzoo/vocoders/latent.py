@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from speechzoo.names.resolvers import register_resolvers
+from speechzoo.names.spec import to_factory
+from speechzoo.names.trust import check_parts
 from speechzoo.system.digests import DamagedError, read_tensors, sealed_tensors
 from speechzoo.system.files import write_atomically, write_json
 from speechzoo.vocoders.base import Vocoder
@@ -17,6 +21,8 @@ from speechzoo.vocoders.hifigan import HiFiGANGenerator
 from speechzoo.vocoders.reach import Reach, ShiftedConv1d, reach
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+VOICE = "voice"
+"""Key of a published vocoder's configuration: the part that holds its generator, `{class_path, init_args}`."""
 LONGEST = 32  # frames; later frames of a unit share a position
 
 
@@ -148,7 +154,7 @@ class LatentVocoder(Vocoder):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> LatentVocoder:
-        """A vocoder that `save` wrote, in eval mode.
+        """A vocoder that `save` wrote, in eval mode; a published one takes its generator from the voice it names.
 
         Raises:
             FileNotFoundError: if one of the two files is missing.
@@ -161,10 +167,23 @@ class LatentVocoder(Vocoder):
         config = json.loads((folder / CONFIG).read_text())
         if config.pop("class", None) != "LatentVocoder":
             raise ValueError(f"{folder / CONFIG}: describes no LatentVocoder")
+        voice = config.pop(VOICE, None)
         vocoder = cls(**config)
         try:
-            vocoder.load_state_dict(read_tensors(folder / WEIGHTS))
+            state = read_tensors(folder / WEIGHTS)
+            if voice is not None:
+                state |= {f"generator.{name}": tensor for name, tensor in _generator(voice, folder).items()}
+            vocoder.load_state_dict(state)
         except (RuntimeError, DamagedError) as error:
             why = " ".join(str(error).split())[:200]
             raise ValueError(f"{folder / WEIGHTS}: does not fit {CONFIG} beside it ({why})") from error
         return vocoder
+
+
+def _generator(spec: dict[str, Any], folder: Path) -> dict[str, Tensor]:
+    """Weights of the generator that a published vocoder names; the part is fetched if it is not there."""
+    register_resolvers()
+    named: Any = OmegaConf.to_container(OmegaConf.create(spec), resolve=True)
+    check_parts({"generator": named}, folder / CONFIG)
+    generator: HiFiGANGenerator = to_factory(named)()
+    return generator.state_dict()

@@ -12,13 +12,16 @@ import yaml
 from torch import Tensor
 
 from speechzoo.interop.hub import load_run
+from speechzoo.interop.layout import read_json
 from speechzoo.interop.saved import new_folder
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import read
 from speechzoo.names.published import CARD, NAME, sha256
-from speechzoo.parts.registry import PARTS, fetch
-from speechzoo.system.digests import sealed_tensors
+from speechzoo.parts.registry import PARTS, find_cached
+from speechzoo.system.digests import read_tensors, sealed_tensors
+from speechzoo.system.files import write_json
 from speechzoo.training.published import CONFIG, WEIGHTS, base_values
+from speechzoo.vocoders.latent import VOICE
 from speechzoo.zoo.card import Facts, card, check_card
 
 TRAINING_ONLY = ("optimizer", "lr_scheduler", "lr_scale", "loss_weights", "init_from")
@@ -64,15 +67,26 @@ def publish_model(run: str | Path, folder: Path, facts: Facts, vocoder: str | No
 
 
 def publish_vocoder(run: Path, folder: Path, facts: Facts, units: Path | None = None) -> dict[str, Any]:
-    """Copy a trained vocoder (`config.json`, `model.safetensors`) and the k-means of its units; returns its entry.
+    """Write a trained vocoder in half precision, with the k-means of its units; returns its entry.
+
+    Its generator is a voice's own and stays where that is fetched from: the voice's licence is not ours.
 
     Raises:
         FileNotFoundError: the run holds no vocoder.
     """
     _check_name(folder.name)
+    config = read_json(run / "config.json")
+    state = {
+        name: _half(name, tensor)
+        for name, tensor in read_tensors(run / WEIGHTS).items()
+        if not name.startswith("generator.")
+    }
+    voice = portable(read(run)["hyper_parameters"]["generator"])
     with new_folder(folder) as work:
-        for file in ("config.json", WEIGHTS):
-            shutil.copyfile(run / file, work / file)
+        write_json(work / "config.json", {**config, VOICE: voice})
+        (work / WEIGHTS).write_bytes(sealed_tensors(state))
+        for file in facts.records:
+            shutil.copyfile(file, work / file.name)
         if units is not None:
             shutil.copyfile(units, work / "kmeans.safetensors")
         (work / CARD).write_text(card(folder.name, "LatentVocoder", facts), encoding="utf-8")
@@ -125,8 +139,9 @@ def portable(value: Any) -> Any:
         return [portable(item) for item in value]
     if isinstance(value, str):
         for name in PARTS:
-            if value and Path(value).name and value == str(fetch(name)):
-                return f"${{part:{name}}}"
+            place = find_cached(name)
+            if place is not None and (value == str(place) or value.startswith(f"{place}/")):
+                return f"${{part:{name}}}{value[len(str(place)) :]}"
     return value
 
 

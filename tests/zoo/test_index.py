@@ -1,0 +1,67 @@
+"""The zoo's own index: every model is whole, described, and part of what is installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechzoo.names.published import entry, index, is_name, published, zoo_folder
+from speechzoo.parts.registry import PARTS
+from speechzoo.quickstart.scale import PUBLISHED
+from speechzoo.zoo.card import check_card
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+REPOSITORY = Path(__file__).parents[2]
+OURS = [name for name, about in index().items() if "files" in about]
+
+
+def test_there_are_models_of_ours_and_the_released_ones():
+    assert len(OURS) >= 4 and set(PUBLISHED.values()) <= set(OURS)
+    released = {name: about for name, about in index().items() if name not in OURS}
+    assert {about["source"] for about in released.values()} == {
+        "hf:ICTNLP/Llama-3.1-8B-Omni",
+        "hf:LinkSoul/LLaSM-Cllama2",
+    }
+    assert all("not run here" in about["status"] and about["licence"] for about in released.values())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_model_is_whole_and_says_what_it_is(name: str):
+    folder, about = published(name), entry(name)
+    assert set(about["files"]) == {file.name for file in folder.iterdir()}
+    check_card(folder / "README.md")
+    header = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert header["license"] == about["licence"] and header["base_model"]
+    for part, digest in about["parts"].items():
+        assert PARTS[part].sha256 == digest
+    assert about["results"] and all(result["command"].startswith("speechzoo ") for result in about["results"])
+    assert about["training"]
+    assert about.get("vocoder") is None or about["vocoder"] in OURS
+    for path in folder.iterdir():
+        assert "/tmp" not in path.read_bytes().decode("latin-1") and "/work/" not in path.read_bytes().decode("latin-1")
+
+
+def test_all_of_them_together_are_small():
+    assert sum(file.stat().st_size for name in OURS for file in (zoo_folder() / name).iterdir()) < 40e6
+
+
+def test_what_is_installed_holds_the_index_and_every_model():
+    wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    held = {name.removeprefix("checkpoints/") for name in wheel["force-include"] if name.startswith("checkpoints/")}
+    assert held == {"index.yaml", *OURS}
+    kept = (REPOSITORY / ".gitignore").read_text()
+    assert all(f"!checkpoints/{name}/" in kept for name in OURS)
+
+
+def test_a_folder_of_that_name_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_name(OURS[0])
+    (tmp_path / OURS[0]).mkdir()
+    assert not is_name(OURS[0]) and not is_name("no/such") and not is_name("")

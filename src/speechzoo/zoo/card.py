@@ -9,6 +9,21 @@ from typing import Any
 
 import yaml
 
+USE = {
+    "": """```bash
+speechzoo ask {name} question.wav                        # put a question to it
+speechzoo fit --config RECIPE --model.init_args.init_from=[{name}]   # train on from it
+```
+```python
+import speechzoo
+model = speechzoo.load("{name}")
+```""",
+    "LatentVocoder": """```bash
+speechzoo ask MODEL question.wav --vocoder {name} --out answer.wav
+```
+`kmeans.safetensors` holds the centroids of its units, for `speechzoo.units.KMeansUnits.load`.""",
+}
+
 
 @dataclass(frozen=True)
 class Result:
@@ -35,9 +50,9 @@ class Result:
     @property
     def text(self) -> str:
         """Value and interval in words."""
-        form = (lambda x: f"{x:.1%}") if self.value <= 1.5 and self.metric != "mos" else (lambda x: f"{x:.2f}")
-        between = f" [{form(self.low)}, {form(self.high)}]" if self.low is not None and self.high is not None else ""
-        return form(self.value) + between
+        form = ".2f" if "MOS" in self.metric else ".1%"
+        between = f" [{self.low:{form}}, {self.high:{form}}]" if self.low is not None and self.high is not None else ""
+        return f"{self.value:{form}}{between}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,6 @@ class Facts:
     records: Sequence[Path] = ()
     base_models: Sequence[str] = ()
     datasets: Sequence[str] = ()
-    use: str = ""
     tags: Sequence[str] = field(default=("speech", "speech-llm"))
 
 
@@ -87,7 +101,7 @@ def card(name: str, architecture: str, facts: Facts) -> str:
     rows = [f"| {r.metric} | {r.text} | {r.data} | `{r.command}` |" for r in facts.results]
     table = ["| measure | value, 95 % interval | on | measured by |", "|---|---|---|---|", *rows]
     sections = {
-        "Use": facts.use or f"```bash\nspeechzoo show {name}\n```",
+        "Use": USE["LatentVocoder" if architecture == "LatentVocoder" else ""].format(name=name),
         "Results": "\n".join(table) if rows else "Not measured.",
         "Training": f"`{facts.recipe}`\n\n{facts.cost}",
     }
@@ -116,7 +130,8 @@ def check_card(path: Path) -> None:
     from huggingface_hub import ModelCardData
 
     try:
-        ModelCardData(**{key.replace("-", "_"): value for key, value in header.items() if key != "model-index"})
+        data: Any = ModelCardData  # comes without types
+        data(**{key.replace("-", "_"): value for key, value in header.items() if key != "model-index"})
         for model in header.get("model-index", []):
             for result in model["results"]:
                 float(result["metrics"][0]["value"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +27,13 @@ ROUNDED = {"seconds": 0, "peak_memory_mb": 0, "train_loss": 4, "val_loss": 4}
 MEASURED = ("wer", "cer", "exact_match", "unit_error_rate", "asr_wer", "asr_cer", "Distill-MOS")
 
 
-def publish(args: argparse.Namespace) -> Path:
+def publish(args: Any) -> Path:
     """Publish as `speechzoo publish` was told to; returns the folder.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: see `speechzoo.zoo.publish`.
     """
-    root = args.to or zoo_folder()
+    root: Path = args.to or zoo_folder()
     folder = root / args.name
     command = args.command or args.recipe
     results = [found for data, file in args.answers for found in results_of(Path(file), data, command)]

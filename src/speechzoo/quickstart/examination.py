@@ -19,13 +19,12 @@ from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
 from speechzoo.names.published import published
 from speechzoo.parts.registry import fetch, human_speech
 from speechzoo.quickstart.ask import TextReader, answer_questions, own_precision, read_questions
+from speechzoo.quickstart.copying import ASR_INSTRUCTION, copy_speech
 from speechzoo.quickstart.scale import PUBLISHED, Scale
 from speechzoo.quickstart.speech import make_audible
 from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.system.files import write_json
 from speechzoo.vocoders import LatentVocoder
-
-ASR_INSTRUCTION = "Transcribe the following speech into text."
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,13 @@ def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
         rate = _unit_error_rate(cast(LLaMAOmni, run("llama_omni_stage2")), questions, corpus, scale.batch)
         write_json(target, {"unit_error_rate": rate})
     if not (target := folder / "asr.jsonl").is_file():
-        rows = [{**row, "answer": row["question"], "messages": []} for row in questions]
+        rows = [{**row, "answer": row["question"], "messages": [{}]} for row in questions]
         task = bar.add_task("Copying unseen sentences", total=len(rows))
         step = partial(_advance, bar, task)
         pretrained = run("llasm_pretrain")
         answer_questions(pretrained, rows, corpus, target, scale.batch, instruction=ASR_INSTRUCTION, progress=step)
+    if scale.sentences:
+        copy_speech(run, ("llasm_pretrain", "llama_omni_warmup"), questions, corpus, folder, scale.batch)
     if not (folder / "speech.json").is_file():
         task = bar.add_task("Spoken answers, transcribed", total=None)
         vocoder = LatentVocoder.from_folder(source(out, scale, "vocoder"))

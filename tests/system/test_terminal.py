@@ -344,7 +344,7 @@ def test_own_classes_beside_the_configuration(config: Path, tmp_path: Path) -> N
     (tmp_path / "mine.yaml").write_text(text.replace("class_path: Linear", "class_path: ultravox.Projector"))
     script = [sys.executable, "-c", "import sys; from speechzoo.__main__ import main; sys.exit(main())"]
     script.insert(1, "-P") if sys.version_info >= (3, 11) else None  # as the installed command: no folder on the path
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "WANDB_MODE": "offline"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), "WANDB_MODE": "offline"}
     done = subprocess.run(
         [*script, "fit", "--config", "mine.yaml"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -110,7 +110,7 @@ def _dispatch(argv: list[str]) -> int:
         print(TRAINING.format(name=argv[0], what=COMMANDS[argv[0]].partition(":")[0].capitalize()))
         return 0
     if (missing := _missing_config(argv)) is not None:
-        print(f"speechzoo {argv[0]}: {missing}: no such file", file=sys.stderr)
+        print(f"speechzoo {argv[0]}: --config {missing}: no such file", file=sys.stderr)
         return 2
     from speechzoo.commands.training import run
 

@@ -34,7 +34,7 @@ def publish(args: Any) -> Path:
         FileNotFoundError, FileExistsError, ValueError: see `speechzoo.zoo.publish`.
     """
     root: Path = args.to or zoo_folder()
-    folder = root / args.name
+    folder = root / str(args.name)
     command = args.command or args.recipe
     results = [found for data, file in args.answers for found in results_of(Path(file), data, command)]
     training = dict(costs(args.run))

@@ -101,7 +101,9 @@ def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
 
 def _taken() -> str:
     """What was not trained here, and what that took."""
-    minutes = sum(cost["seconds"] for name in PUBLISHED.values() for cost in entry(name)["training"].values()) / 60
+    minutes = (
+        sum(cost.get("seconds", 0) for name in PUBLISHED.values() for cost in entry(name)["training"].values()) / 60
+    )
     names = ", ".join(f"{name} ({stage})" for stage, name in PUBLISHED.items())
     return (
         f"Taken from the zoo, not trained here: {names}. Their training took {minutes:.0f} minutes on one CPU core in "

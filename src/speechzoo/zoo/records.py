@@ -80,14 +80,16 @@ def results_of(file: Path, data: str, command: str) -> Iterator[Result]:
 
 
 def costs(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What each stage of a run cost, earlier stages first, from their `summary.json`; stages without one are left
-    out."""
+    """What each stage of a run cost, earlier stages first, from their `summary.json`; without one the number of
+    steps."""
     for stage in read(run).get("hyper_parameters", {}).get("init_from", []) if (run / "last.ckpt").exists() else []:
         yield from costs(Path(stage))
     if (run / "summary.json").is_file():
         record = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         found = {key: record[key] for key in COST if record.get(key) is not None}
         yield run.name, {key: round(value, ROUNDED.get(key)) for key, value in found.items()}
+    elif (run / "last.ckpt").is_file():  # a recipe without StageCost
+        yield run.name, {"steps": int(read(run)["global_step"])}
 
 
 def _told(training: dict[str, dict[str, Any]]) -> str:

@@ -13,7 +13,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "speechzoo"
 
 # Each layer may import from the ones above it; inside a layer packages do not know each other.
 LAYERS = [
-    {"types", "system", "parts"},
+    {"types", "system"},
+    {"parts"},
     {"names"},
     {"audio", "text"},
     {"generation"},

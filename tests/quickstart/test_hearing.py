@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speechzoo.quickstart.distort import RATE, Distortion, distort, draw
+from speechzoo.audio import SAMPLE_RATE as RATE
+from speechzoo.quickstart.distort import Distortion, distort, draw
 from speechzoo.quickstart.questions import make_pairs
 
 

@@ -8,12 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
+from rich.console import Console
 
+from speechzoo.evaluation.answers import load_answers, score
 from speechzoo.quickstart.examination import SYSTEMS
-from speechzoo.quickstart.scale import LANES, STAGES
+from speechzoo.quickstart.pipeline import Quickstart
+from speechzoo.quickstart.scale import DEFAULT, LANES, PUBLISHED, STAGES
+from speechzoo.units import KMeansUnits
 
 # Of the person who runs the tests; the fixture `own_cache` would fetch 240 MB into a temporary folder.
 CACHE = os.environ.get("SPEECHZOO_CACHE")
@@ -61,6 +67,13 @@ def test_smoke_run(tmp_path: Path) -> None:
     stages = {"parts", "corpus", "units", *STAGES, "answers", "report"}
     assert {path.stem for path in state.glob("*.done")} == stages
 
+    for name in ("llasm_pretrain", "llama_omni_warmup"):
+        copied = (out / "answers" / f"copy_{name}_questions.jsonl").read_text().splitlines()
+        assert len(copied) == 19
+        assert (out / "answers" / f"copy_{name}_everyday.jsonl").is_file() == bool(
+            (out / "corpus" / "hearing_test.jsonl").read_text()
+        )
+
     html, text = (out / "report.html").read_text(), (out / "report.md").read_text()
     for system in SYSTEMS:
         assert system.name in html and system.name in text
@@ -81,3 +94,25 @@ def test_smoke_run(tmp_path: Path) -> None:
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert finish(out, log, 120) < 60
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == kept
+
+
+@pytest.mark.real
+def test_started_from_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main job with few steps: adaptors, units and vocoder are the published ones, and the report says so."""
+    if CACHE:
+        monkeypatch.setenv("SPEECHZOO_CACHE", CACHE)
+    else:
+        monkeypatch.delenv("SPEECHZOO_CACHE")
+    few = ["--trainer.max_steps=3", "--trainer.val_check_interval=3", "--trainer.limit_val_batches=2"]
+    sizes = {"train_pairs": 24, "test_pairs": 19, "spoken": 4}
+    scale = replace(DEFAULT, **sizes, overrides=dict.fromkeys(STAGES, few))
+    out = tmp_path / "run"
+    Quickstart(out, scale, 0, Console()).run()
+    assert not any((out / name).exists() for name in PUBLISHED)
+    assert KMeansUnits.load(out / "corpus/kmeans.safetensors").num_units == 200
+    config = yaml.safe_load((out / "llasm_finetune/config.yaml").read_text())
+    assert config["model"]["init_args"]["init_from"] == ["llasm-tiny-asr"]
+    copied = load_answers(out / "answers/copy_llasm_pretrain_questions.jsonl")
+    assert score(copied)["wer"].value < 0.2  # it hears without a step of training here
+    text = (out / "report.md").read_text()
+    assert "Taken from the zoo, not trained here: llasm-tiny-asr" in text

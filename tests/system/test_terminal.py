@@ -1,13 +1,11 @@
-"""Errors of the command line: one line that says what to do; the traceback with --debug; own modules; less noise."""
+"""Errors of the command line: one line that says what to do; the traceback with --debug; less noise."""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tiny_runs import write_config
 
-from speechzoo import cli
 from speechzoo.adaptors import ConcatMLP, Conv, Linear
 from speechzoo.callbacks import SampleTable
 from speechzoo.cli import main
@@ -316,44 +313,3 @@ def test_whisper_without_a_network(config: Path, tmp_path: Path, capsys, monkeyp
     monkeypatch.setattr("whisper.load_model", load_model)
     line = told(capsys, "fit", "-c", config, "--model.init_args.encoder.init_args.model=base.en")
     assert line.startswith("speechzoo: base.en: Whisper's weights are not in ") and "path of a .pt file" in line
-
-
-# -- a model of one's own ----------------------------------------------------------------------------------------------
-
-ULTRAVOX = '''
-"""An adaptor and a model that live beside the configuration."""
-
-from speechzoo.adaptors import Linear
-from speechzoo.models import LLaSM
-
-
-class Projector(Linear):
-    """The linear adaptor by another name."""
-
-
-class Ultravox(LLaSM):
-    """LLaSM by another name."""
-'''
-
-
-def test_own_classes_beside_the_configuration(config: Path, tmp_path: Path) -> None:
-    """As CONTRIBUTING.md says: the file, the configuration, the commands; nothing of the same name is hidden by it."""
-    (tmp_path / "ultravox.py").write_text(textwrap.dedent(ULTRAVOX))
-    (tmp_path / "random.py").write_text("raise RuntimeError('the library of this name was wanted')\n")
-    text = config.read_text().replace("class_path: LLaSM", "class_path: ultravox.Ultravox")
-    (tmp_path / "mine.yaml").write_text(text.replace("class_path: Linear", "class_path: ultravox.Projector"))
-    script = [sys.executable, "-c", "import sys; from speechzoo.__main__ import main; sys.exit(main())"]
-    script.insert(1, "-P") if sys.version_info >= (3, 11) else None  # as the installed command: no folder on the path
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), "WANDB_MODE": "offline"}
-    done = subprocess.run(
-        [*script, "fit", "--config", "mine.yaml"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    saved = torch.load(tmp_path / "tiny" / "last.ckpt", weights_only=True)
-    assert saved["model_class"] == "ultravox.Ultravox"
-    assert saved["hyper_parameters"]["adaptor"]["class_path"] == "ultravox.Projector"
-    # The noise of libraries: what is left is what Lightning says about this run.
-    noise = r"💡|available: False|LeafSpec|eval mode|Loading weights|many workers|LightningCLI's args"
-    assert not re.search(noise, done.stdout + done.stderr)
-    assert "`Trainer.fit` stopped: `max_steps=2` reached." in done.stderr
-    assert len((done.stdout + done.stderr).splitlines()) <= 8

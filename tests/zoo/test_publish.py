@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from tiny_runs import write_config, zoo
 
 import speechzoo
@@ -83,9 +84,16 @@ def test_a_published_model_is_the_run_in_half_precision(runs: Path, shelf: Path,
     assert list(entry["training"]) == ["first", "second"] and entry["training"]["first"]["steps"] == 2
     assert (shelf / "index.yaml").read_text().startswith("# by hand\nreleased:")
     check_card(shelf / "tiny/README.md")
+    header = ModelCard.load(shelf / "tiny/README.md").data
+    assert header.base_model == ["openai/whisper-tiny.en", "HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert {(r.metric_type, r.metric_value, r.dataset_name) for r in header.eval_results} >= {
+        ("wer", 0.5, "two questions (2)")
+    }
     capsys.readouterr()
     assert main(["list", "--json"]) == 0
-    assert list(json.loads(capsys.readouterr().out)) == ["released", "tiny"]
+    listed = json.loads(capsys.readouterr().out)
+    assert {"released", "tiny", "llasm-tiny-asr"} <= set(listed)  # one's own beside ours
+    assert listed["tiny"]["shelf"] == str(shelf)
     assert main(["show", "tiny"]) == 0
     assert "wer 0.5000" in capsys.readouterr().out
     assert main(["pull", "tiny"]) == 0
@@ -141,6 +149,13 @@ def test_other_base_weights_are_refused(runs: Path, shelf: Path, tmp_path: Path,
     monkeypatch.setattr("speechzoo.parts.registry.fetch", there)
     with pytest.raises(ValueError, match="LLaSM: it was trained on another llm"):
         speechzoo.load("tiny")
+
+
+def test_a_part_of_this_machine_alone_is_refused(runs: Path, shelf: Path, monkeypatch, capsys):
+    monkeypatch.setattr("speechzoo.zoo.publish.find_cached", lambda _: None)
+    assert publish(runs / "second", "tiny") == 1
+    assert "is on this machine alone: a published model names its parts by part or hub name" in capsys.readouterr().err
+    assert not (shelf / "tiny").exists()
 
 
 def test_publishing_leaves_nothing_half_done(runs: Path, shelf: Path, tmp_path: Path, monkeypatch, capsys):

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 
 import speechzoo
@@ -73,9 +72,10 @@ TRAINING = """speechzoo {name} --config FILE [--config FILE ...] [--key value ..
   --overwrite              fit: delete an earlier run of that folder
   --name, --vars.KEY       name of the run; values that the recipe refers to as ${{vars.KEY}}
   --seed_everything N
-  --model.init_args.KEY    as --model.init_args.optimizer.init_args.lr=1e-4; --model.help LLaMAOmni lists them
-  --data.init_args.KEY     --data.help SpeechDataModule
-  --trainer.KEY            Lightning's Trainer; --trainer.help
+  --model.init_args.KEY    as --model.init_args.optimizer.init_args.lr=1e-4; --model.help=LLaMAOmni, after a
+                           --config, lists them
+  --data.init_args.KEY     the same: --data.help=SpeechDataModule
+  --trainer.KEY            of Lightning's Trainer
   --doctor.KEY             what is looked at before the first step
   --print_config           the whole configuration, as YAML
 
@@ -109,24 +109,15 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] in COMMANDS and argv[1:] in (["--help"], ["-h"]):
         print(TRAINING.format(name=argv[0], what=COMMANDS[argv[0]].partition(":")[0].capitalize()))
         return 0
-    if (missing := _missing_config(argv)) is not None:
-        print(f"speechzoo {argv[0]}: --config {missing}: no such file", file=sys.stderr)
+    from speechzoo.commands.configs import wrong_config
+
+    if (problem := wrong_config(argv)) is not None:
+        print(f"speechzoo: {problem}", file=sys.stderr)
         return 2
     from speechzoo.commands.training import run
 
     run([*argv[:1], "--help"] if argv[1:] == ["--help", "all"] else argv)
     return 0
-
-
-def _missing_config(argv: Sequence[str]) -> str | None:
-    """The first file that `--config` names and that is not there: said before anything is imported."""
-    for option, value in pairwise([*argv, ""]):
-        name, _, given = option.partition("=")
-        file = given or value
-        local = Path(file).suffix in (".yaml", ".yml", ".json") and "://" not in file
-        if name == "--config" and local and not Path(file).expanduser().is_file():
-            return file
-    return None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from speechzoo.names.published import CARD, entry, index, published, zoo_folder
+from speechzoo.names.published import CARD, entry, index, published
 from speechzoo.parts.registry import PARTS, fetch, find_cached
 
 FIRST = ("wer", "exact_match", "unit_error_rate", "asr_wer")  # of the results, in the table's last column
@@ -23,7 +23,8 @@ def list_main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the whole index, for programs")
     args = parser.parse_args(argv)
     if args.json:
-        print(json.dumps(index(), indent=2, ensure_ascii=False))
+        told = {name: {**about, "shelf": str(about["shelf"])} for name, about in index().items()}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
         return 0
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("name", "architecture", "MB"):
@@ -57,7 +58,7 @@ def show_main(argv: Sequence[str]) -> int:
         state = "here" if find_cached(part) else f"{PARTS[part].megabytes} MB to fetch"
         print(f"{'part':<14}{part}: {PARTS[part].what} ({PARTS[part].licence}; {state})")
     for file, digest in about.get("files", {}).items():
-        print(f"{'file':<14}{zoo_folder() / args.name / file}  sha256 {digest}")
+        print(f"{'file':<14}{about['shelf'] / args.name / file}  sha256 {digest}")
     for stage, cost in about.get("training", {}).items():
         told = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in cost.items())
         print(f"{'training':<14}{stage}: {told}")
@@ -78,8 +79,6 @@ def pull_main(argv: Sequence[str]) -> int:
     for name in args.names:
         folder, about = published(name), entry(name)
         for part in about["parts"]:
-            if not find_cached(part):
-                print(f"{name}: fetching {part} ({PARTS[part].megabytes} MB, {PARTS[part].licence})", flush=True)
             fetch(part)
         print(f"{name}: {folder}, {len(about['files'])} files and {len(about['parts'])} parts as they were published")
         if "vocoder" in about:
@@ -92,13 +91,15 @@ def publish_main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="speechzoo publish", description=publish_main.__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="run folder of the last stage, or of a vocoder")
     parser.add_argument("name", metavar="NAME", help="lower-case letters, digits, '.', '_' and '-'")
-    parser.add_argument("--to", type=Path, help="folder with the index (default: the zoo's own)")
+    parser.add_argument("--to", type=Path, help="folder with the index (default: $SPEECHZOO_ZOO, else the zoo's own)")
     parser.add_argument("--about", required=True, help="one sentence")
     parser.add_argument("--recipe", required=True, help="the command that trained it")
     told = "results: what the questions were, and answers of `predict`, `test` or the quickstart"
     parser.add_argument("--answers", nargs=2, action="append", default=[], metavar=("DATA", "FILE.jsonl"), help=told)
     parser.add_argument("--command", default="", help="that measured them (default: the recipe)")
     parser.add_argument("--text", type=Path, help="Markdown for the card: sections Data and Limits")
+    parser.add_argument("--dataset", action="append", default=[], help="for the card; may be repeated")
+    parser.add_argument("--task", default="question-answering", help="the hub's name of what was measured")
     parser.add_argument("--licence", default="apache-2.0")
     parser.add_argument("--vocoder", metavar="NAME", help="published vocoder of the model's units")
     parser.add_argument("--units", type=Path, metavar="FILE", help="of a vocoder: the k-means of its units")

@@ -8,20 +8,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units
+from speechzoo.commands.configs import wrong_config
 from speechzoo.names.spec import resolve
 from speechzoo.system.terminal import debugging
 
 PARTS = (adaptors, callbacks, data, encoders, llms, models, training, units)
 NONE = re.compile(r"^(--[^=]+=)?None$")
-CONFIG = re.compile(r"^(?:-c|--config)(?:=(.*))?$")
 UNKNOWN = re.compile(
     r"[Oo]ption '([\w.]+)'|unrecognized arguments: --([\w.]+)|import path string: (\w+)|Key '([\w.]+)' is not"
 )
@@ -65,35 +63,6 @@ class Parser(LightningArgumentParser):
             if near := get_close_matches(wrong, known, n=1):
                 line += f"; did you mean {near[0]!r} instead of {wrong!r}?"
         self.exit(2, f"speechzoo: {line}\n")
-
-
-def wrong_config(words: Sequence[str]) -> str | None:
-    """What is wrong with the configuration files of a command line such as `fit --config FILE`; None if nothing is."""
-    if not words or words[0] not in ("fit", "validate", "test", "predict"):
-        return None
-    files = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if match := CONFIG.match(word):
-            files.append(following if match[1] is None else match[1])
-    helped = {"-h", "--help", "--print_config"} & {word.split("=")[0] for word in words}
-    if not files and not helped and not any(word.split("=")[0] == "--model" for word in words):
-        example = "recipes/quickstart/llasm_pretrain.yaml"
-        return f"{words[0]} needs a configuration: --config {example}, or one of your own"
-    for file in files:
-        if not Path(file).is_file():
-            return f"--config {file}: {'is a folder' if Path(file).is_dir() else 'no such file'}"
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            return f"--config {file}{f':{mark.line + 1}' if mark else ''}: not YAML ({error.problem})"
-        except (yaml.YAMLError, ValueError) as error:
-            return f"--config {file}: not YAML ({str(error).splitlines()[0]})"
-        except OSError as error:
-            return f"--config {file}: {error.strerror}"
-        if content is not None and not isinstance(content, dict):
-            return f"--config {file}: holds a {type(content).__name__}, not the settings of a run (key: value)"
-    return None
 
 
 def brief(message: str) -> str:

@@ -70,7 +70,7 @@ def load_run(path: str | Path, trust_code: bool = False, **changes: Any) -> Spee
     check_identity(model, saved, replaced=changes)
     model.load_state_dict(saved["state_dict"], strict=False)
     if "vocoder" in saved:
-        vars(model)["voice"] = published(saved["vocoder"])
+        vars(model)["vocoder_folder"] = published(saved["vocoder"])  # for whoever makes its units heard
     return model.eval()
 
 

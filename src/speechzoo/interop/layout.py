@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from speechzoo.system.files import sha256
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -84,15 +85,6 @@ def read_pickle(file: Path) -> Any:
         if "nsupported" in text:
             raise ValueError(f"{file}: refused, it holds more than tensors (a pickle that could run code)") from error
         raise ValueError(f"{file}: damaged or no torch file ({text.splitlines()[0][:160]})") from error
-
-
-def sha256(file: Path) -> str:
-    """Hash of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Weights:

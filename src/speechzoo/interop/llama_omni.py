@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speechzoo.adaptors import ConcatMLP
-from speechzoo.interop.layout import Released, Weights, check_keys, read_pickle, sha256
+from speechzoo.interop.layout import Released, Weights, check_keys, read_pickle
 from speechzoo.interop.saved import new_folder, write_config
 from speechzoo.interop.shapes import llama_config, llama_shapes, rope, shapes_of
 from speechzoo.interop.transfer import (
@@ -25,6 +25,7 @@ from speechzoo.interop.transfer import (
     write_around,
     write_parts,
 )
+from speechzoo.system.files import sha256
 from speechzoo.units import CTCUnitDecoder
 
 MODEL_TYPE = "omni_speech2s_llama"

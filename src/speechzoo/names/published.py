@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from difflib import get_close_matches
@@ -12,39 +11,45 @@ from typing import Any
 
 import yaml
 
+from speechzoo.system.files import sha256
+
 CARD = "README.md"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
-def zoo_folder() -> Path:
-    """Where the index and the published models are: `$SPEECHZOO_ZOO`, a folder with an `index.yaml` of one's own; else
-    inside the installed package, or in the repository.
+def shelves() -> list[Path]:
+    """The folders that hold an `index.yaml` and published models: `$SPEECHZOO_ZOO`, if it is set, before what is inside
+    the installed package, or in the repository.
 
     Raises:
-        FileNotFoundError: there is no index.
+        FileNotFoundError: one of them is not there.
     """
+    found = []
     if own := os.environ.get("SPEECHZOO_ZOO"):
-        if not (Path(own).expanduser() / "index.yaml").is_file():
+        found.append(Path(own).expanduser())
+        if not (found[0] / "index.yaml").is_file():
             raise FileNotFoundError(f"SPEECHZOO_ZOO={own}: holds no index.yaml; `speechzoo publish --to` writes one")
-        return Path(own).expanduser()
     package = Path(__file__).parents[1]
     for root in (package / "checkpoints", package.parents[1] / "checkpoints"):
         if (root / "index.yaml").is_file():
-            return root
+            return [*found, root]
     raise FileNotFoundError("checkpoints/index.yaml is missing from this installation: reinstall speechzoo")
 
 
 def index() -> dict[str, dict[str, Any]]:
-    """All entries by name, in the order of the file.
+    """All entries by name, in the order of the files; a name of `$SPEECHZOO_ZOO` hides ours.
 
     Raises:
-        ValueError: the file is no index.
+        ValueError: a file is no index.
     """
-    file = zoo_folder() / "index.yaml"
-    return _read(file, file.stat().st_mtime_ns)
+    found: dict[str, dict[str, Any]] = {}
+    for root in shelves():
+        file = root / "index.yaml"
+        found = {**_read(file, file.stat().st_mtime_ns), **found}
+    return found
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def _read(file: Path, _: int) -> dict[str, dict[str, Any]]:
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -52,7 +57,7 @@ def _read(file: Path, _: int) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{file}: not YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(found, dict) or not all(isinstance(about, dict) for about in found.values()):
         raise ValueError(f"{file}: not a table of models")
-    return found
+    return {name: {**about, "shelf": file.parent} for name, about in found.items()}
 
 
 def is_name(path: str | Path) -> bool:
@@ -61,7 +66,7 @@ def is_name(path: str | Path) -> bool:
 
 
 def entry(name: str) -> dict[str, Any]:
-    """What the index says of a model.
+    """What the index says of a model, and its `shelf`, the folder of that index.
 
     Raises:
         ValueError: no model has this name; the message lists the nearest ones.
@@ -85,7 +90,7 @@ def published(name: str) -> Path:
     if "files" not in about:
         how = about.get("import", "it is listed for reference")
         raise ValueError(f"{name}: not distributed with speechzoo, take it from {about.get('source')}: {how}")
-    folder = zoo_folder() / name
+    folder = Path(about["shelf"]) / name
     for file, wanted in about["files"].items():
         found = sha256(folder / file) if (folder / file).is_file() else "no such file"
         if found != wanted:
@@ -94,12 +99,3 @@ def published(name: str) -> Path:
                 "get it again with `git checkout`, or reinstall speechzoo"
             )
     return folder
-
-
-def sha256(file: Path) -> str:
-    """Hash of a file, 64 hex digits, read in pieces."""
-    held = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            held.update(block)
-    return held.hexdigest()

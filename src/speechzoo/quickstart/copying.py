@@ -1,11 +1,11 @@
 """How well an adaptor stage writes down speech: held-out questions, everyday sentences in several voices, people.
 
-The published models come with these results (`--scale zoo`): `answers/copy_STAGE_{questions,everyday,human}.jsonl`.
+The first for LLaSM's adaptor in every quickstart, all of them for both adaptors where more is spoken (`--scale zoo`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,21 @@ EVERYDAY = 100  # clips
 
 def copy_speech(
     run: Callable[[str], SpeechLLM],
+    clips: Mapping[str, Sequence[dict[str, Any]]],
     stages: Sequence[str],
-    questions: Sequence[dict[str, Any]],
     corpus: Path,
     folder: Path,
     batch: int,
 ) -> None:
-    """Write the answers of each stage to the instruction to transcribe; files that are there stay.
+    """Write what each stage makes of the instruction to transcribe: `copy_STAGE_SET.jsonl`; files that are there stay.
 
     Args:
         run: the model of a stage.
-        questions: as from `read_questions`.
+        clips: each set's, as from `row`.
         folder: for the answers.
     """
-    sets = {"questions": [row(r["id"], r["kind"], r["question"], r["question_audio"], r["unseen"]) for r in questions]}
-    sets["everyday"] = list(everyday(corpus))
-    sets["human"] = list(people())
     for stage in stages:
-        for name, rows in sets.items():
+        for name, rows in clips.items():
             target = folder / f"copy_{stage}_{name}.jsonl"
             if rows and not target.is_file():
                 answer_questions(run(stage), rows, corpus, target, batch, instruction=ASR_INSTRUCTION)
@@ -47,6 +44,11 @@ def row(name: str, kind: str, words: str, audio: str, unseen: bool = True) -> di
     """A clip as `answer_questions` takes it: its words are the question and the answer."""
     told = {"id": name, "kind": kind, "question": words, "answer": words}
     return {**told, "question_audio": audio, "unseen": unseen, "messages": [{}]}
+
+
+def questions_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The corpus's test questions, as `read_questions` gives them, to be copied instead of answered."""
+    return [row(r["id"], r["kind"], r["question"], r["question_audio"], r["unseen"]) for r in rows]
 
 
 def everyday(corpus: Path) -> Iterator[dict[str, Any]]:

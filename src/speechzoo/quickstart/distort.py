@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import soxr
 
-RATE = 16000
+from speechzoo.audio import SAMPLE_RATE, resample
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,10 @@ class Distortion:
     level: float = 0.0  # dB
 
 
-def draw(rng: np.random.Generator, throat: bool = True) -> Distortion:
-    """A distortion as recordings have it: each kind in some of the clips.
-
-    Args:
-        throat: whether pitch and formants may move.
-    """
+def draw(rng: np.random.Generator) -> Distortion:
+    """A distortion as recordings have it: each kind in some of the clips."""
     return Distortion(
-        throat=float(rng.uniform(0.88, 1.16)) if throat and rng.random() < 0.6 else 1.0,
+        throat=float(rng.uniform(0.88, 1.16)) if rng.random() < 0.6 else 1.0,
         room=float(rng.uniform(0.1, 0.5)) if rng.random() < 0.3 else 0.0,
         band=float(rng.uniform(3400, 7000)) if rng.random() < 0.25 else 0.0,
         snr=float(rng.uniform(8, 35)) if rng.random() < 0.5 else None,
@@ -50,7 +45,7 @@ def distort(samples: np.ndarray, how: Distortion, seed: int) -> np.ndarray:
     """
     rng = np.random.default_rng(seed)
     if how.throat != 1.0:
-        samples = soxr.resample(samples, RATE, RATE / how.throat, quality="HQ")
+        samples = resample(samples, SAMPLE_RATE, round(SAMPLE_RATE / how.throat))
     if how.room:
         samples = _echo(samples, how.room, rng)
     if how.snr is not None:
@@ -58,7 +53,7 @@ def distort(samples: np.ndarray, how: Distortion, seed: int) -> np.ndarray:
         samples = samples + noise * (np.std(samples) / max(np.std(noise), 1e-9) * 10 ** (-how.snr / 20))
     if how.band:
         spectrum = np.fft.rfft(samples)
-        spectrum[np.fft.rfftfreq(len(samples), 1 / RATE) > how.band] = 0
+        spectrum[np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE) > how.band] = 0
         samples = np.fft.irfft(spectrum, len(samples))
     samples = samples * 10 ** (how.level / 20)
     return (samples / max(1.0, float(np.abs(samples).max(initial=0.0)))).astype(np.float32)
@@ -66,7 +61,7 @@ def distort(samples: np.ndarray, how: Distortion, seed: int) -> np.ndarray:
 
 def _echo(samples: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndarray:
     """The sound with a diffuse tail, as loud together as before."""
-    count = int(seconds * RATE)
+    count = int(seconds * SAMPLE_RATE)
     tail = rng.standard_normal(count) * 10 ** (-3 * np.arange(count) / count)
     tail *= rng.uniform(0.2, 0.7) / np.sqrt((tail**2).sum())
     tail[0] += 1.0
@@ -78,6 +73,6 @@ def _echo(samples: np.ndarray, seconds: float, rng: np.random.Generator) -> np.n
 
 def _noise(count: int, color: float, rng: np.random.Generator) -> np.ndarray:
     spectrum = np.fft.rfft(rng.standard_normal(count))
-    spectrum /= np.maximum(np.fft.rfftfreq(count, 1 / RATE), 20.0) ** (color / 2)
+    spectrum /= np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 20.0) ** (color / 2)
     noise: np.ndarray = np.fft.irfft(spectrum, count)
     return noise

@@ -19,7 +19,7 @@ from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
 from speechzoo.names.published import published
 from speechzoo.parts.registry import fetch, human_speech
 from speechzoo.quickstart.ask import TextReader, answer_questions, own_precision, read_questions
-from speechzoo.quickstart.copying import ASR_INSTRUCTION, copy_speech
+from speechzoo.quickstart.copying import ASR_INSTRUCTION, copy_speech, everyday, people, questions_of
 from speechzoo.quickstart.scale import PUBLISHED, Scale
 from speechzoo.quickstart.speech import make_audible
 from speechzoo.quickstart.voice import PiperVoice
@@ -51,8 +51,8 @@ SYSTEMS = (
 
 
 def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
-    """Write `answers/*.jsonl` of each system, `answers/asr.jsonl`, `answers/speech.json`, `human.json`. What is there
-    stays."""
+    """Write `answers/*.jsonl` of each system, `answers/copy_*.jsonl`, `answers/speech.json`, `human.json`. What is
+    there stays."""
     corpus, folder = out / "corpus", out / "answers"
     questions = read_questions(corpus / "qa_units_test.jsonl", corpus / "pairs.jsonl")
     folder.mkdir(exist_ok=True)
@@ -72,14 +72,13 @@ def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
     if not (target := folder / "units.json").is_file():
         rate = _unit_error_rate(cast(LLaMAOmni, run("llama_omni_stage2")), questions, corpus, scale.batch)
         write_json(target, {"unit_error_rate": rate})
-    if not (target := folder / "asr.jsonl").is_file():
-        rows = [{**row, "answer": row["question"], "messages": [{}]} for row in questions]
-        task = bar.add_task("Copying unseen sentences", total=len(rows))
-        step = partial(_advance, bar, task)
-        pretrained = run("llasm_pretrain")
-        answer_questions(pretrained, rows, corpus, target, scale.batch, instruction=ASR_INSTRUCTION, progress=step)
+    clips, stages = {"questions": questions_of(questions)}, ["llasm_pretrain"]
     if scale.sentences:
-        copy_speech(run, ("llasm_pretrain", "llama_omni_warmup"), questions, corpus, folder, scale.batch)
+        clips |= {"everyday": list(everyday(corpus)), "human": list(people())}
+        stages.append("llama_omni_warmup")
+    task = bar.add_task("Copying unseen sentences", total=None)
+    copy_speech(run, clips, stages, corpus, folder, scale.batch)
+    bar.update(task, total=1, completed=1)
     if not (folder / "speech.json").is_file():
         task = bar.add_task("Spoken answers, transcribed", total=None)
         vocoder = LatentVocoder.from_folder(source(out, scale, "vocoder"))
@@ -136,30 +135,20 @@ def _spoken(row: dict[str, Any], corpus: Path) -> list[dict[str, Any]]:
 
 def _human(model: Any, out: Path) -> dict[str, Any]:
     """What LLaSM's adaptor stage and Whisper itself write down of people's recordings."""
-    folder, reason = human_speech()
-    if folder is None:
-        return {"note": f"no human recordings: {reason}", "clips": []}
+    rows = list(people())
+    if not rows:
+        return {"note": f"no human recordings: {human_speech()[1]}", "clips": []}
     (out / "human").mkdir(exist_ok=True)
-    lines = (folder / "transcription").read_text().splitlines()
     clips = []
     whisper = Cascade(str(fetch("whisper-tiny.en")), model.llm, model.prompt)
-    for line in lines:
-        text, _, name = line.rpartition("(")
-        path = Path(shutil.copy(folder / f"{name.rstrip(')')}.wav", out / "human"))
-        words = text.replace("<s>", "").replace("</s>", "").strip()
+    for row in rows:
+        path = Path(shutil.copy(row["question_audio"], out / "human"))
         content = [{"type": "text", "text": ASR_INSTRUCTION}, {"type": "audio", "path": str(path)}]
         batch = encode_batch(model.prompt, [[{"role": "user", "content": content}]], answer=False)
         with own_precision(model):
             mine = model.respond(batch, max_new_tokens=64).text[0]
-        heard = whisper.transcribe(*(batch.clips or ()))[0]
-        clips.append(
-            {
-                "id": path.stem,
-                "reference": words,
-                "heard": {"LLaSM, stage 1": mine, "Whisper": heard},
-                "audio": f"human/{path.name}",
-            }
-        )
+        heard = {"LLaSM, stage 1": mine, "Whisper": whisper.transcribe(*(batch.clips or ()))[0]}
+        clips.append({"id": row["id"], "reference": row["answer"], "heard": heard, "audio": f"human/{path.name}"})
     return {
         "note": "LibriVox sentences of Debian's pocketsphinx-testdata (BSD), out of the training domain.",
         "clips": clips,

@@ -8,22 +8,20 @@ with the answers to the questions among them. The test sentences are in no train
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from speechzoo.audio import SAMPLE_RATE, resample, write_audio
+from speechzoo.audio import resample
 from speechzoo.data.instructions import asr_messages
-from speechzoo.quickstart.apart import follow_parent
 from speechzoo.quickstart.distort import distort, draw
+from speechzoo.quickstart.speaking import with_voice, write_sound
 from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.quickstart.voices import available, speak
 from speechzoo.system.files import read_jsonl, write_jsonl
@@ -78,12 +76,10 @@ def build_hearing(
     (corpus / "hearing").mkdir(parents=True, exist_ok=True)
     every = clips["test"] + clips["train"]
     missing = [clip for clip in every if not (corpus / clip.file).is_file()]
-    context = multiprocessing.get_context("spawn")
-    start = (corpus, voice.paths)
-    with ProcessPoolExecutor(workers or os.cpu_count() or 1, context, initializer=_start, initargs=start) as pool:
-        for done, _ in enumerate(pool.map(_write, missing, chunksize=8), start=1 + len(every) - len(missing)):
-            if progress is not None:
-                progress(done, len(every))
+    spoken = with_voice(_write, corpus, voice, missing, workers or os.cpu_count() or 1)
+    for done, _ in enumerate(spoken, start=1 + len(every) - len(missing)):
+        if progress is not None:
+            progress(done, len(every))
     for split, rows in clips.items():
         records = [
             {
@@ -122,17 +118,7 @@ def _known(voice: PiperVoice, text: str) -> bool:
     return True
 
 
-_worker: tuple[Path, PiperVoice]
-
-
-def _start(corpus: Path, voice_paths: tuple[Path, Path, Path]) -> None:
-    global _worker
-    follow_parent()
-    _worker = (corpus, PiperVoice(*voice_paths))
-
-
-def _write(clip: Clip) -> None:
-    corpus, joe = _worker
+def _write(corpus: Path, joe: PiperVoice, clip: Clip) -> None:
     rng = np.random.default_rng([clip.seed, zlib.crc32(clip.text.encode())])
     speed = float(rng.uniform(*RATES))
     if clip.voice == JOE:
@@ -140,8 +126,5 @@ def _write(clip: Clip) -> None:
     else:
         samples = speak(clip.voice, clip.text, speed, clip.seed)
     if rng.random() >= CLEAN:
-        samples = distort(samples, draw(rng, throat=True), clip.seed)
-    target = corpus / clip.file
-    unfinished = target.with_name(f".{os.getpid()}-{target.name}")
-    write_audio(unfinished, samples, SAMPLE_RATE)
-    unfinished.replace(target)
+        samples = distort(samples, draw(rng), clip.seed)
+    write_sound(corpus / clip.file, samples)

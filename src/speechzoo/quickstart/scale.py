@@ -60,6 +60,7 @@ DEFAULT = Scale()
 
 SMOKE = Scale(
     from_scratch=True,
+    sentences=2,
     train_pairs=24,
     test_pairs=19,  # one of each kind of question
     num_units=20,
@@ -81,7 +82,7 @@ ZOO = Scale(
     sentences=1000,
     train_pairs=2700,
     test_pairs=200,
-    spoken=100,
+    spoken=60,
     overrides={name: [f"--config={recipe(f'zoo/{name}.yaml')}"] for name in STAGES},
 )
 """What the published models were trained with: about three hours."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,33 +45,54 @@ def speak_all(folder: Path, voice: PiperVoice, utterances: Sequence[Utterance], 
 
     With one worker everything happens in this process.
     """
-    workers = min(workers, len(utterances))
+    return with_voice(_speak, folder, voice, utterances, workers)
+
+
+def with_voice(
+    work: Callable[[Path, PiperVoice, Any], None], folder: Path, voice: PiperVoice, items: Sequence[Any], workers: int
+) -> Iterator[None]:
+    """Call ``work(folder, voice, item)``, a module's function, for every item; each process has the voice once.
+
+    Yields once for each finished item. With one worker everything happens in this process.
+    """
+    workers = min(workers, len(items))
     if workers <= 1:
-        for utterance in utterances:
-            _speak(folder, voice, utterance)
+        for item in items:
+            work(folder, voice, item)
             yield
         return
     # Spawned, not forked: onnxruntime's and torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(folder, voice.paths)) as pool:
+    start = (work, folder, voice.paths)
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=start) as pool:
         try:
-            yield from pool.map(_speak_in_worker, utterances, chunksize=4)
+            yield from pool.map(_in_worker, items, chunksize=4)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-_worker: tuple[Path, PiperVoice]  # what a spawned process keeps between utterances
+_worker: tuple[Callable[[Path, PiperVoice, Any], None], Path, PiperVoice]  # what a process keeps between items
 
 
-def _start_worker(folder: Path, voice_paths: tuple[Path, Path, Path]) -> None:
+def _start_worker(
+    work: Callable[[Path, PiperVoice, Any], None], folder: Path, voice_paths: tuple[Path, Path, Path]
+) -> None:
     global _worker
     follow_parent()  # else workers of a killed run wait for work for ever
-    _worker = (folder, PiperVoice(*voice_paths))
+    _worker = (work, folder, PiperVoice(*voice_paths))
 
 
-def _speak_in_worker(utterance: Utterance) -> None:
-    _speak(*_worker, utterance)
+def _in_worker(item: Any) -> None:
+    work, folder, voice = _worker
+    work(folder, voice, item)
+
+
+def write_sound(target: Path, samples: np.ndarray) -> None:
+    """Write samples `[T]` at 16 kHz; the file appears whole or not at all."""
+    unfinished = target.with_name(f".{os.getpid()}-{target.name}")
+    write_audio(unfinished, samples)
+    unfinished.replace(target)
 
 
 def _speak(folder: Path, voice: PiperVoice, utterance: Utterance) -> None:
@@ -81,7 +103,4 @@ def _speak(folder: Path, voice: PiperVoice, utterance: Utterance) -> None:
         write_atomically(folder / utterance.latents, sealed_tensors({"latents": held}))
     else:
         samples = voice.speak(*said)
-    target = folder / utterance.file
-    unfinished = target.with_name(f".{os.getpid()}-{target.name}")
-    write_audio(unfinished, resample(samples, voice.sample_rate, SAMPLE_RATE))
-    unfinished.replace(target)
+    write_sound(folder / utterance.file, resample(samples, voice.sample_rate, SAMPLE_RATE))

@@ -133,7 +133,7 @@ def _result(out: Path, scale: Scale, system: System) -> SystemResult:
 
 def _checks(out: Path, systems: list[SystemResult], scale: Scale) -> list[Check]:
     """What the recipes are expected to reach at the default scale."""
-    copy = score(load_answers(out / "answers" / "asr.jsonl"))["wer"].value
+    copy = score(load_answers(out / "answers" / "copy_llasm_pretrain_questions.jsonl"))["wer"].value
     llasm = score(systems[0].answers)
     units = json.loads((out / "answers" / "units.json").read_text())["unit_error_rate"]
     facts = read_facts(out)

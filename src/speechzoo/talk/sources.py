@@ -89,7 +89,7 @@ def open_talker(
     Args:
         source: whatever `speechzoo.load` reads; `cascade:RUN`, Whisper before the LLM of a model of ours; or a YAML or
             JSON file that describes a cascade (see `open_cascade`).
-        vocoder: folder of a vocoder; default: the one inside a saved form, if there is one.
+        vocoder: folder of a vocoder; default: that of a published model, or inside a saved form, if there is one.
         device: default: the first GPU if there is one, else the CPU.
         trust_code: also take classes that are not speechzoo's own; they are printed.
 
@@ -103,7 +103,7 @@ def open_talker(
             raise ValueError(f"{source}: a cascade makes sound by its voice, it has no units for --vocoder")
     else:
         inside = Path(getattr(talker.model, "saved_in", None) or source).expanduser() / "vocoder"
-        folder = vocoder or getattr(talker.model, "voice", None) or (inside if inside.is_dir() else None)
+        folder = vocoder or getattr(talker.model, "vocoder_folder", None) or (inside if inside.is_dir() else None)
         if folder is not None:
             talker.sound["vocoder"] = fitting(open_vocoder(folder), talker.model, folder).to(device)
     talker.model.to(device).eval()

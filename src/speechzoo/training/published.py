@@ -29,7 +29,10 @@ FROZEN = ("encoder", "llm")
 
 def is_published(path: Path) -> bool:
     """Whether a folder holds a model in this form."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file() and "\nbases:" in (path / CONFIG).read_text()
+    if not ((path / CONFIG).is_file() and (path / WEIGHTS).is_file()):
+        return False
+    held = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    return isinstance(held, dict) and "bases" in held  # the run folder of a vocoder has both files too
 
 
 def read_published(folder: Path) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
+TAGS = ("speech", "speech-llm")
 USE = {
     "": """```bash
 speechzoo ask {name} question.wav                        # put a question to it
@@ -61,12 +62,12 @@ class Facts:
 
     Attributes:
         about: one sentence.
+        results: what was measured.
+        licence, task: their identifiers on the hub.
         recipe: how it was trained, as a command or path in `recipes/`.
         cost: of the training.
-        records: files of the run that go with the model: its answers and summary, for `speechzoo compare`.
+        answers, summary: files of the run that go with the model where they are there, for `speechzoo compare`.
         text: further sections, in Markdown.
-        parts: parts besides those that the configuration names.
-        base_models: hub names of the models it stands on.
         datasets: names of the training data.
     """
 
@@ -76,28 +77,43 @@ class Facts:
     text: str = ""
     results: Sequence[Result] = ()
     licence: str = "apache-2.0"
-    parts: Sequence[str] = ()
-    records: Sequence[Path] = ()
-    base_models: Sequence[str] = ()
+    task: str = "question-answering"
+    answers: Path | None = None
+    summary: Path | None = None
     datasets: Sequence[str] = ()
-    tags: Sequence[str] = field(default=("speech", "speech-llm"))
 
 
-def card(name: str, architecture: str, facts: Facts) -> str:
-    """A model card."""
-    header: dict[str, Any] = {
-        "license": facts.licence,
-        "language": "en",
-        "library_name": "speechzoo",
-        "base_model": list(facts.base_models),
-        "datasets": list(facts.datasets),
-        "metrics": sorted({result.metric for result in facts.results}),
-        "tags": [*facts.tags, architecture.lower()],
-        "model-index": [{"name": name, "results": [_index(result) for result in facts.results]}],
-    }
-    header = {key: value for key, value in header.items() if value not in ([], None)}
-    if not facts.results:
-        header.pop("model-index")
+def card(name: str, architecture: str, facts: Facts, base_models: Sequence[str]) -> str:
+    """A model card.
+
+    Args:
+        base_models: hub names of the models it stands on.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    made: Any = ModelCardData  # comes without types
+    header = made(
+        license=facts.licence,
+        language="en",
+        library_name="speechzoo",
+        base_model=list(base_models) or None,
+        datasets=list(facts.datasets) or None,
+        metrics=sorted({result.metric for result in facts.results}) or None,
+        tags=[*TAGS, architecture.lower()],
+        model_name=name,
+        eval_results=[
+            cast(Any, EvalResult)(
+                task_type=facts.task,
+                dataset_type=next(iter(facts.datasets), "custom"),
+                dataset_name=result.data,
+                metric_type=result.metric,
+                metric_value=result.value,
+                metric_name=result.metric,
+            )
+            for result in facts.results
+        ]
+        or None,
+    )
     rows = [f"| {r.metric} | {r.text} | {r.data} | `{r.command}` |" for r in facts.results]
     table = ["| measure | value, 95 % interval | on | measured by |", "|---|---|---|---|", *rows]
     sections = {
@@ -106,8 +122,8 @@ def card(name: str, architecture: str, facts: Facts) -> str:
         "Training": f"`{facts.recipe}`\n\n{facts.cost}",
     }
     body = "\n\n".join([*(f"## {title}\n\n{text}" for title, text in sections.items()), facts.text]).strip()
-    head = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n\n# {name}\n\n{facts.about} Architecture: `{architecture}`.\n\n{body}\n"
+    about = f"{facts.about} Architecture: `{architecture}`."
+    return f"---\n{header.to_yaml()}\n---\n\n# {name}\n\n{about}\n\n{body}\n"
 
 
 def check_card(path: Path) -> None:
@@ -116,32 +132,14 @@ def check_card(path: Path) -> None:
     Raises:
         ValueError: naming the file and what is wrong.
     """
-    text = path.read_text(encoding="utf-8")
-    parts = text.split("---\n", 2)
-    if len(parts) != 3 or parts[0]:
-        raise ValueError(f"{path}: no YAML header between two lines of ---")
+    from huggingface_hub import ModelCard
+
     try:
-        header = yaml.safe_load(parts[1])
+        header = cast(Any, ModelCard)(path.read_text(encoding="utf-8")).data.to_dict()
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: its header is not YAML ({str(error).splitlines()[0]})") from error
-    missing = [key for key in ("license", "library_name") if not isinstance(header, dict) or key not in header]
-    if missing:
-        raise ValueError(f"{path}: its header names no {missing[0]}")
-    from huggingface_hub import ModelCardData
-
-    try:
-        data: Any = ModelCardData  # comes without types
-        data(**{key.replace("-", "_"): value for key, value in header.items() if key != "model-index"})
-        for model in header.get("model-index", []):
-            for result in model["results"]:
-                float(result["metrics"][0]["value"])
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: the hub would not read its header ({error})") from error
-
-
-def _index(result: Result) -> dict[str, Any]:
-    return {
-        "task": {"type": "automatic-speech-recognition" if "copy" in result.data else "question-answering"},
-        "dataset": {"name": result.data, "type": "speechzoo-quickstart"},
-        "metrics": [{"type": result.metric, "value": round(result.value, 4), "name": result.metric}],
-    }
+    for key in ("license", "library_name"):
+        if key not in header:
+            raise ValueError(f"{path}: its header, between two lines of ---, names no {key}")

@@ -57,11 +57,7 @@ def publish_model(run: str | Path, folder: Path, facts: Facts, vocoder: str | No
         config["vocoder"] = vocoder
     with new_folder(folder) as work:
         (work / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        (work / WEIGHTS).write_bytes(sealed_tensors(state))
-        for file in facts.records:
-            shutil.copyfile(file, work / ("answers.jsonl" if file.suffix == ".jsonl" else file.name))
-        (work / CARD).write_text(card(folder.name, type(model).__name__, facts), encoding="utf-8")
-        check_card(work / CARD)
+        _write_rest(work, folder.name, type(model).__name__, state, facts, settings)
     about = {"architecture": type(model).__name__, "vocoder": vocoder}
     return _entry(folder, facts, {key: value for key, value in about.items() if value is not None}, settings)
 
@@ -84,14 +80,33 @@ def publish_vocoder(run: Path, folder: Path, facts: Facts, units: Path | None = 
     voice = portable(read(run)["hyper_parameters"]["generator"])
     with new_folder(folder) as work:
         write_json(work / "config.json", {**config, VOICE: voice})
-        (work / WEIGHTS).write_bytes(sealed_tensors(state))
-        for file in facts.records:
-            shutil.copyfile(file, work / file.name)
         if units is not None:
             shutil.copyfile(units, work / "kmeans.safetensors")
-        (work / CARD).write_text(card(folder.name, "LatentVocoder", facts), encoding="utf-8")
-        check_card(work / CARD)
-    return _entry(folder, facts, {"architecture": "LatentVocoder"}, {})
+        _write_rest(work, folder.name, "LatentVocoder", state, facts, voice)
+    return _entry(folder, facts, {"architecture": "LatentVocoder"}, voice)
+
+
+def _write_rest(
+    work: Path, name: str, architecture: str, state: dict[str, Tensor], facts: Facts, settings: dict[str, Any]
+) -> None:
+    (work / WEIGHTS).write_bytes(sealed_tensors(state))
+    for target, file in {"answers.jsonl": facts.answers, "summary.json": facts.summary}.items():
+        if file is not None and file.is_file():
+            shutil.copyfile(file, work / target)
+    bases = [PARTS[part].hub_name for part in named_parts(settings)] or hub_names(settings)
+    (work / CARD).write_text(card(name, architecture, facts, bases), encoding="utf-8")
+    check_card(work / CARD)
+
+
+def named_parts(settings: Any) -> list[str]:
+    """The pretrained parts that `portable` settings name."""
+    return [name for name in PARTS if f"${{part:{name}}}" in str(settings)]
+
+
+def hub_names(settings: dict[str, Any]) -> list[str]:
+    """Base models that settings name by themselves: hub names, and Whisper's sizes under OpenAI's."""
+    found = [str(spec["init_args"].get("model", "")) for key in ("encoder", "llm") if (spec := settings.get(key))]
+    return [name if "/" in name else f"openai/whisper-{name}" for name in found if name]
 
 
 def write_index(root: Path, name: str, entry: dict[str, Any]) -> None:
@@ -132,7 +147,11 @@ def frozen_patterns(model: SpeechLLM, state: dict[str, Tensor]) -> Iterator[str]
 
 
 def portable(value: Any) -> Any:
-    """The same settings, with local paths of fetched parts written as `${part:NAME}`."""
+    """The same settings, with local paths of fetched parts written as `${part:NAME}`.
+
+    Raises:
+        ValueError: another path of this machine is among them, which nobody else has.
+    """
     if isinstance(value, dict):
         return {key: portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -142,7 +161,14 @@ def portable(value: Any) -> Any:
             place = find_cached(name)
             if place is not None and (value == str(place) or value.startswith(f"{place}/")):
                 return f"${{part:{name}}}{value[len(str(place)) :]}"
+        if _is_local(value):
+            raise ValueError(f"{value} is on this machine alone: a published model names its parts by part or hub name")
     return value
+
+
+def _is_local(value: str) -> bool:
+    """Whether a text is the path of something on this machine."""
+    return "/" in value and "\n" not in value and len(value) < 256 and Path(value).expanduser().exists()
 
 
 def _thawed(model: SpeechLLM, state: dict[str, Tensor]) -> SpeechLLM:
@@ -178,14 +204,13 @@ def _check_name(name: str) -> None:
 
 
 def _entry(folder: Path, facts: Facts, more: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    named = [name for name in PARTS if f"${{part:{name}}}" in str(settings)] + list(facts.parts)
     return {
         **more,
         "about": facts.about,
         "licence": facts.licence,
         "megabytes": round(sum(file.stat().st_size for file in folder.iterdir()) / 1e6, 1),
         "recipe": facts.recipe,
-        "parts": {name: PARTS[name].sha256 for name in named},
+        "parts": {name: PARTS[name].sha256 for name in named_parts(settings)},
         "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
         "results": [result.plain() for result in facts.results],
     }

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from speechzoo.evaluation.answers import load_answers, score
-from speechzoo.evaluation.environment import describe_environment
 from speechzoo.models.checkpoint import read
-from speechzoo.names.published import zoo_folder
+from speechzoo.names.published import shelves
 from speechzoo.zoo.card import Facts, Result
 from speechzoo.zoo.publish import publish_model, publish_vocoder, write_index
 
-BASE_MODELS = {
-    "whisper-tiny.en": "openai/whisper-tiny.en",
-    "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "piper-joe": "rhasspy/piper-voices",
-}
 COST = (
     *("steps", "seconds", "examples", "tokens", "supervised_tokens", "trainable_parameters", "peak_memory_mb"),
     *("train_loss", "val_loss"),
 )
 ROUNDED = {"seconds": 0, "peak_memory_mb": 0, "train_loss": 4, "val_loss": 4}
-MEASURED = ("wer", "cer", "exact_match", "unit_error_rate", "asr_wer", "asr_cer", "Distill-MOS")
+SPOKEN = ("asr_wer", "asr_cer", "Distill-MOS")  # what a vocoder can be measured by
+MEASURED = ("wer", "cer", "exact_match", "unit_error_rate", *SPOKEN)
 
 
 def publish(args: Any) -> Path:
@@ -33,28 +28,23 @@ def publish(args: Any) -> Path:
     Raises:
         FileNotFoundError, FileExistsError, ValueError: see `speechzoo.zoo.publish`.
     """
-    root: Path = args.to or zoo_folder()
+    root: Path = args.to or shelves()[0]
     folder = root / str(args.name)
-    command = args.command or args.recipe
-    results = [found for data, file in args.answers for found in results_of(Path(file), data, command)]
+    files = [(data, Path(file)) for data, file in args.answers]
     training = dict(costs(args.run))
     is_vocoder = (args.run / "config.json").is_file()
-    parts = ("piper-joe",) if is_vocoder else ()
+    measured = SPOKEN if is_vocoder else MEASURED
     facts = Facts(
         about=args.about,
         recipe=args.recipe,
         cost=_told(training),
         text=args.text.read_text(encoding="utf-8").strip() if args.text else "",
-        results=results,
+        results=[r for data, file in files for r in results_of(file, data, args.command or args.recipe, measured)],
         licence=args.licence,
-        parts=parts,
-        records=[
-            file
-            for file in (*(Path(file) for _, file in args.answers[:1]), args.run / "summary.json")
-            if file.is_file()
-        ],
-        base_models=[BASE_MODELS[part] for part in (parts or ("whisper-tiny.en", "smollm2-135m-instruct"))],
-        datasets=["speechzoo-quickstart"],
+        task=args.task,
+        answers=files[0][1] if files and not is_vocoder else None,
+        summary=args.run / "summary.json",
+        datasets=args.dataset,
     )
     if is_vocoder:
         entry = publish_vocoder(args.run, folder, facts, args.units)
@@ -64,8 +54,13 @@ def publish(args: Any) -> Path:
     return folder
 
 
-def results_of(file: Path, data: str, command: str) -> Iterator[Result]:
+def results_of(file: Path, data: str, command: str, measured: Sequence[str] = MEASURED) -> Iterator[Result]:
     """Scores of a file of answers, with their intervals.
+
+    Args:
+        data: what the questions were.
+        command: that measured it.
+        measured: the scores that are taken.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be read, or holds no answers.
@@ -74,9 +69,10 @@ def results_of(file: Path, data: str, command: str) -> Iterator[Result]:
     if not answers:
         raise ValueError(f"{file}: holds no answers")
     for metric, interval in score(answers).items():
-        if metric in MEASURED:
+        if metric in measured:
             low, high = round(interval.low, 4), round(interval.high, 4)
-            yield Result(metric, round(interval.value, 4), f"{data} ({len(answers)})", command, low, high)
+            covered = sum(answer.spoken is not None for answer in answers) if metric in SPOKEN else len(answers)
+            yield Result(metric, round(interval.value, 4), f"{data} ({covered})", command, low, high)
 
 
 def costs(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -95,10 +91,6 @@ def costs(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _told(training: dict[str, dict[str, Any]]) -> str:
     if not training:
         return "Its cost was not recorded."
-    machine = describe_environment()
-    rows = [
-        f"| {stage} | " + " | ".join(f"{cost.get(key, '–'):,}" if key in cost else "–" for key in COST) + " |"
-        for stage, cost in training.items()
-    ]
-    head = ["| stage | " + " | ".join(key.replace("_", " ") for key in COST) + " |", "|---" * (len(COST) + 1) + "|"]
-    return "\n".join([f"On {machine['processor']}, one thread a stage:", "", *head, *rows])
+    rows = [[stage, *(f"{cost[key]:,}" if key in cost else "–" for key in COST)] for stage, cost in training.items()]
+    head = [["stage", *(key.replace("_", " ") for key in COST)], ["---"] * (len(COST) + 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in head + rows)

@@ -15,6 +15,7 @@ from tiny_runs import write_config, zoo
 import speechzoo
 from speechzoo.cli import main
 from speechzoo.evaluation.answers import Answer, save_answers
+from speechzoo.evaluation.runs import find_runs
 from speechzoo.interop.hub import load_run
 from speechzoo.names import published as names
 from speechzoo.zoo.card import check_card
@@ -105,7 +106,14 @@ def test_a_name_stands_where_a_run_does(runs: Path, shelf: Path, tmp_path: Path,
     capsys.readouterr()
     assert main(["ask", "tiny", str(wavs[0]), "--max-new-tokens=4"]) == 0
     assert main(["compare", "tiny", "--out", str(tmp_path / "comparison")]) == 0
-    assert "50.0 %" in capsys.readouterr().out
+    report = capsys.readouterr().out
+    assert "50.0 %" in report
+    # what all stages cost, not the last one alone, by name and by folder
+    both = find_runs([Path("tiny"), shelf / "tiny"])
+    assert [run.total("steps") for run in both] == [4] and [stage.name for stage in both[0].stages] == [
+        "first",
+        "second",
+    ]
     config = runs / "config.yaml"
     fitted = zoo("fit", f"--config={config}", f"--vars.out={tmp_path}", "--model.init_args.init_from=[tiny-ear]")
     assert fitted.model.identity["stages"][0]["path"] == "tiny-ear"

@@ -13,7 +13,7 @@ import yaml
 from speechzoo.evaluation.answers import Answer, load_answers
 from speechzoo.evaluation.compare import StageSummary
 from speechzoo.evaluation.figures import TRAIN_COLUMNS, VAL_COLUMNS, Curve, metrics_files, read_curve
-from speechzoo.names.published import is_name, published
+from speechzoo.names.published import entry, name_of, published
 
 SWEEP, CONFIG, SUMMARY = "sweep.json", "config.yaml", "summary.json"
 
@@ -72,7 +72,10 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
         ValueError: if it holds no run.
     """
     runs: list[Run] = []
-    for path in (published(str(path)) if is_name(path) else path for path in paths):
+    for path in paths:
+        if (name := name_of(path)) is not None:
+            runs.append(_published(name))
+            continue
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder")
         if (path / SWEEP).is_file():
@@ -104,6 +107,16 @@ def read_run(folder: Path) -> Run:
         if file.is_file():
             run.answers = load_answers(file)
     return run
+
+
+def _published(name: str) -> Run:
+    """A model of the zoo: what all its stages cost stands in the index."""
+    folder, about = published(name), entry(name)
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
+    stages = [StageSummary(stage, **cost) for stage, cost in about.get("training", {}).items()]
+    answers = folder / "answers.jsonl"
+    told = load_answers(answers) if answers.is_file() else []
+    return Run(name, folder, configs={name: config}, stages=stages, answers=told)
 
 
 def locate(name: str, folder: Path) -> Path | None:

@@ -65,6 +65,16 @@ def is_name(path: str | Path) -> bool:
     return NAME.fullmatch(str(path)) is not None and not Path(path).exists() and str(path) in index()
 
 
+def name_of(path: str | Path) -> str | None:
+    """The name that is meant: itself, or that of a published model's folder; None for anything else."""
+    if is_name(path):
+        return str(path)
+    about = index().get(Path(path).name)
+    if about is None or "files" not in about or (about["shelf"] / Path(path).name).resolve() != Path(path).resolve():
+        return None
+    return Path(path).name
+
+
 def entry(name: str) -> dict[str, Any]:
     """What the index says of a model, and its `shelf`, the folder of that index.
 

@@ -66,7 +66,7 @@ class Facts:
         licence, task: their identifiers on the hub.
         recipe: how it was trained, as a command or path in `recipes/`.
         cost: of the training.
-        answers, summary: files of the run that go with the model where they are there, for `speechzoo compare`.
+        answers: a file of the run that goes with the model, for `speechzoo compare`.
         text: further sections, in Markdown.
         datasets: names of the training data.
     """
@@ -79,7 +79,6 @@ class Facts:
     licence: str = "apache-2.0"
     task: str = "question-answering"
     answers: Path | None = None
-    summary: Path | None = None
     datasets: Sequence[str] = ()
 
 

@@ -90,9 +90,8 @@ def _write_rest(
     work: Path, name: str, architecture: str, state: dict[str, Tensor], facts: Facts, settings: dict[str, Any]
 ) -> None:
     (work / WEIGHTS).write_bytes(sealed_tensors(state))
-    for target, file in {"answers.jsonl": facts.answers, "summary.json": facts.summary}.items():
-        if file is not None and file.is_file():
-            shutil.copyfile(file, work / target)
+    if facts.answers is not None:
+        shutil.copyfile(facts.answers, work / "answers.jsonl")
     bases = [PARTS[part].hub_name for part in named_parts(settings)] or hub_names(settings)
     (work / CARD).write_text(card(name, architecture, facts, bases), encoding="utf-8")
     check_card(work / CARD)

@@ -14,8 +14,8 @@ from speechzoo.zoo.card import Facts, Result
 from speechzoo.zoo.publish import publish_model, publish_vocoder, write_index
 
 COST = (
-    *("steps", "seconds", "examples", "tokens", "supervised_tokens", "trainable_parameters", "peak_memory_mb"),
-    *("train_loss", "val_loss"),
+    *("steps", "seconds", "examples", "tokens", "supervised_tokens", "trainable_parameters"),
+    *("total_parameters", "peak_memory_mb", "train_loss", "val_loss"),
 )
 ROUNDED = {"seconds": 0, "peak_memory_mb": 0, "train_loss": 4, "val_loss": 4}
 SPOKEN = ("asr_wer", "asr_cer", "Distill-MOS")  # what a vocoder can be measured by
@@ -43,7 +43,6 @@ def publish(args: Any) -> Path:
         licence=args.licence,
         task=args.task,
         answers=files[0][1] if files and not is_vocoder else None,
-        summary=args.run / "summary.json",
         datasets=args.dataset,
     )
     if is_vocoder:

@@ -97,6 +97,7 @@ def share(
 
     A rank without a batch repeats the last one: a sharded model needs all ranks in each forward pass.
     """
-    # Not rich: it allows one live display, and Lightning's may already run when loaders are made.
-    for step in tqdm(range(0, len(batches), world_size), name, disable=not progress or rank != 0):
+    # Not rich: it allows one live display, and Lightning's may already run when loaders are made. None: by the terminal.
+    hidden = None if progress and rank == 0 else True
+    for step in tqdm(range(0, len(batches), world_size), name, disable=hidden):
         yield batches[min(step + rank, len(batches) - 1)], step + rank < len(batches)

@@ -70,8 +70,10 @@ def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
             step = partial(_advance, bar, task)
             answer_questions(model, questions, corpus, target, scale.batch, system.as_text, progress=step)
     if not (target := folder / "units.json").is_file():
-        rate = _unit_error_rate(cast(LLaMAOmni, run("llama_omni_stage2")), questions, corpus, scale.batch)
-        write_json(target, {"unit_error_rate": rate})
+        decoded = _decode_units(cast(LLaMAOmni, run("llama_omni_stage2")), questions, corpus, scale.batch)
+        true = [row["messages"][-1]["units"] for row in questions]
+        rate = float(UnitErrorRate()(decoded, true))
+        write_json(target, {"unit_error_rate": rate, "true": true, "decoded": decoded})
     clips, stages = {"questions": questions_of(questions)}, ["llasm_pretrain"]
     if scale.sentences:
         clips |= {"everyday": list(everyday(corpus)), "human": list(people())}
@@ -114,18 +116,17 @@ def _size(model: Any) -> int:
 
 
 @torch.no_grad()
-def _unit_error_rate(model: LLaMAOmni, questions: list[dict[str, Any]], corpus: Path, size: int) -> float:
-    """Of the units decoded from the states of the true answers: the unit decoder alone, apart from wrong answers."""
-    metric = UnitErrorRate()
+def _decode_units(model: LLaMAOmni, questions: list[dict[str, Any]], corpus: Path, size: int) -> list[list[int]]:
+    """Units decoded from the states of the true answers: the unit decoder alone, apart from wrong answers."""
+    decoded: list[list[int]] = []
     for start in range(0, len(questions), size):
         rows = questions[start : start + size]
         conversations = [_spoken(row, corpus) for row in rows]
         batch = encode_batch(model.prompt, conversations, answer=True, padding_side="right")
         with own_precision(model):
             states, lens = model.frozen_states(batch)
-            units = model.unit_decoder.decode(states, lens)
-        metric.update([u.tolist() for u in units], [row["messages"][-1]["units"] for row in rows])
-    return float(metric.compute())
+            decoded += [units.tolist() for units in model.unit_decoder.decode(states, lens)]
+    return decoded
 
 
 def _spoken(row: dict[str, Any], corpus: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from speechzoo.quickstart.apart import run_apart
 from speechzoo.quickstart.scale import Scale
+from speechzoo.quickstart.screen import Screen, write_into
 from speechzoo.quickstart.stages import Stages
 
 TITLES = {
@@ -50,6 +51,7 @@ class Quickstart:
     def __init__(self, out: Path, scale: Scale, seed: int, console: Console) -> None:
         self.out, self.scale, self.seed = out, scale, seed
         self.stages = Stages(out, scale.settings(seed), console)
+        self.screen = Screen(console, out / "logs")
         self.failed = False
 
     def run(self, only: str | None = None) -> Path:
@@ -62,16 +64,18 @@ class Quickstart:
         names = [*BEFORE, *(stage for lane in lanes for stage in lane), *AFTER]
         if only is not None and only not in names:
             raise ValueError(f"--only takes one of {', '.join(names)}, not {only!r}")
-        if only is not None:
-            self._run(names[: names.index(only) + 1])
-            return self.out / "report.html"
-        self._run(BEFORE)
-        # Small models keep one thread busy, hardly two: both systems at once end sooner than one after the other.
-        with ThreadPoolExecutor(len(lanes)) as pool:
-            running = [pool.submit(self._run, lane, max(1, cores() // len(lanes))) for lane in lanes]
-            for lane in as_completed(running):
-                lane.result()
-        self._run(AFTER)
+        self._run(names[:1])  # writes on the screen itself: licences, and pip's bars
+        with self.screen.live():
+            if only is not None:
+                self._run(names[1 : names.index(only) + 1])
+                return self.out / "report.html"
+            self._run(BEFORE[1:])
+            # Small models keep one thread busy, hardly two: both systems at once end sooner than one after the other.
+            with ThreadPoolExecutor(len(lanes)) as pool:
+                running = [pool.submit(self._run, lane, max(1, cores() // len(lanes))) for lane in lanes]
+                for lane in as_completed(running):
+                    lane.result()
+            self._run(AFTER)
         return self.out / "report.html"
 
     def _run(self, names: Sequence[str], threads: int | None = None) -> None:
@@ -83,14 +87,18 @@ class Quickstart:
             if self.failed:
                 return
             call = METHODS.get(name, ("train", name))
+            log = self.screen.log(name) if name != "parts" else None
             try:
-                self.stages.run(name, TITLES[name], self._apart(threads, *call))
+                with self.screen.shown(name, TITLES[name]):
+                    self.stages.run(name, TITLES[name], self._apart(threads, log, *call))
             except BaseException:
                 self.failed = True
+                if log is not None and log.is_file():
+                    self.screen.console.print(f"what {name} said: {log}", highlight=False)
                 raise
 
-    def _apart(self, threads: int | None, *call: str) -> Callable[[], Any]:
-        return lambda: run_apart(work, self.out, self.scale, self.seed, threads, *call)
+    def _apart(self, threads: int | None, log: Path | None, *call: str) -> Callable[[], Any]:
+        return lambda: run_apart(work, self.out, self.scale, self.seed, threads, log, *call)
 
 
 def cores() -> int:
@@ -98,10 +106,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def work(out: Path, scale: Scale, seed: int, threads: int | None, method: str, *args: str) -> None:
+def work(out: Path, scale: Scale, seed: int, threads: int | None, log: Path | None, method: str, *args: str) -> None:
     """One stage, in the process it was given."""
-    if threads is not None:
-        os.environ["TTY_COMPATIBLE"] = "0"  # stages that share a screen write lines; two live bars would overwrite
+    if log is not None:
+        write_into(log)
     from speechzoo.quickstart.work import Work  # not by whoever only waits: it brings torch
 
     getattr(Work(out, scale, seed, Console(), threads), method)(*args)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from speechzoo.audio import SAMPLE_RATE, read_audio, resample, write_audio
-from speechzoo.evaluation.answers import Answer, load_answers, save_answers
+from speechzoo.evaluation.answers import Answer, load_answers, save_answers, score
 from speechzoo.metrics import SpeechQuality, quality_scorers
 from speechzoo.models import Cascade
 from speechzoo.quickstart.voice import PiperVoice
@@ -115,7 +115,21 @@ def make_audible(out: Path, number: int, vocoder: Vocoder, voice: PiperVoice, ca
         else:
             first, facts["unspeakable"] = speak_text(first, voice, out, folder)
         save_answers(file, [*rate(listen(first, out, cascade.transcribe), out, scorers), *rest])
+    facts["true_answers_asr_wer"] = _true_answers(out, number, vocoder, cascade)
     write_json(out / "answers" / "speech.json", facts)
+
+
+def _true_answers(out: Path, number: int, vocoder: Vocoder, cascade: Cascade) -> dict[str, float]:
+    """ASR-WER of the true answers, spoken from their own units (what the vocoder loses) and from those that the unit
+    decoder makes of them (what it loses besides): where the errors of the speech come from."""
+    answers = load_answers(out / "answers" / "llama_omni.jsonl")[:number]
+    units = json.loads((out / "answers" / "units.json").read_text())
+    found = {}
+    for key in ("true", "decoded"):
+        rows = [replace(a, text=a.reference, units=row) for a, row in zip(answers, units[key], strict=False)]
+        spoken, _ = speak_units(rows, vocoder, out, out / "answers" / "speech" / f"units_{key}")
+        found[key] = score(listen(spoken, out, cascade.transcribe))["asr_wer"].value
+    return found
 
 
 def read_facts(out: Path) -> dict[str, Any]:

@@ -57,7 +57,6 @@ class Stages:
         if (done := self.seconds(name)) is not None:
             self.console.print(f"[green]✓[/] {title} [dim](finished before, {done:.0f} s)[/]")
             return
-        self.console.print(f"[bold]▶ {title}[/]")
         clock = self.state / f"{name}.spent"
         before = float(clock.read_text()) if clock.is_file() else 0.0
         start = time.monotonic()

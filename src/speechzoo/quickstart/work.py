@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from speechzoo.models.checkpoint import find
 from speechzoo.names.published import published
 from speechzoo.names.recipes import recipe
 from speechzoo.quickstart.scale import PUBLISHED, STARTS, Scale
+from speechzoo.quickstart.screen import Counter
 from speechzoo.quickstart.stages import Stages
 from speechzoo.system.cpu import fast_bfloat16
 from speechzoo.system.terminal import quiet
@@ -131,6 +132,5 @@ class Work:
         return PiperVoice(folder / "voice.onnx", folder / "voice.onnx.json", fetch("english-lexicon"))
 
     def progress(self) -> Progress:
-        """A bar with counts and remaining time."""
-        columns = TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        return Progress(*columns, console=self.console)
+        """Counts with the remaining time."""
+        return Counter(self.console)

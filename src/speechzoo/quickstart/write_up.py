@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import wandb
 
 from speechzoo.evaluation import (
@@ -30,7 +31,7 @@ from speechzoo.quickstart.examination import SYSTEMS, System, source
 from speechzoo.quickstart.scale import PUBLISHED, Scale
 from speechzoo.quickstart.speech import read_facts
 from speechzoo.quickstart.stages import Stages
-from speechzoo.system.files import read_jsonl
+from speechzoo.system.files import read_jsonl, write_json
 
 INTRO = [
     "LLaSM and LLaMA-Omni, trained on the same spoken questions with the same small pretrained parts (Whisper tiny.en, "
@@ -77,7 +78,7 @@ def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
         intro=[*INTRO, *([] if scale.from_scratch else [_taken()])],
         systems=systems,
         limits=LIMITS,
-        notes=NOTES,
+        notes=[*NOTES, _where_speech_fails(out)],
         data={
             "training questions": sum(pair["split"] == "train" for pair in pairs),
             "test questions": sum(pair["split"] == "test" for pair in pairs),
@@ -96,7 +97,27 @@ def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
         seed=seed,
     )
     write_report(data, out)
+    write_json(
+        out / "results.json",
+        {
+            "seed": seed,
+            "kernels": torch.backends.cpu.get_cpu_capability(),
+            "seconds": data.settings["wall seconds by stage"],
+            "scores": {system.name: score(system.answers) for system in systems},
+            "true_answers_asr_wer": read_facts(out)["true_answers_asr_wer"],
+            "checks": [asdict(check) for check in data.checks],
+        },
+    )
     _log_to_wandb(out, systems)
+
+
+def _where_speech_fails(out: Path) -> str:
+    wrong = read_facts(out)["true_answers_asr_wer"]
+    return (
+        f"Where the speech goes wrong: true answers spoken from their true units are heard with {wrong['true']:.1%} WER, "
+        f"which is the vocoder's and the recogniser's share; from the units decoded after them with "
+        f"{wrong['decoded']:.1%}."
+    )
 
 
 def _taken() -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
 from speechzoo.audio import SAMPLE_RATE as RATE
 from speechzoo.quickstart.distort import Distortion, distort, draw
+from speechzoo.quickstart.facts import CAPITALS, CITIES, NAMES
+from speechzoo.quickstart.more_names import CITIES as OTHER_CITIES
+from speechzoo.quickstart.more_names import NAMES as OTHER_NAMES
+from speechzoo.quickstart.more_names import named_sentences
 from speechzoo.quickstart.questions import make_pairs
 
 
@@ -66,3 +72,14 @@ def test_no_seed_tests_what_another_one_trains_on():
         for pair in make_pairs(2700 if seed == 0 else 660, 100, seed):
             (trained if pair.split == "train" else tested).add(pair.question)
     assert not trained & tested and len(tested) > 300
+
+
+def test_no_name_or_city_of_a_question_is_taught_before():
+    """Else the questions about unseen ones would test what the published adaptors have heard."""
+    asked, taught = {*NAMES, *CITIES, *CAPITALS.values()}, {*OTHER_NAMES, *OTHER_CITIES}
+    assert not asked & taught
+    assert len(OTHER_NAMES) == len(set(OTHER_NAMES)) > 390 and len(OTHER_CITIES) == len(set(OTHER_CITIES)) > 150
+    sentences = named_sentences(random.Random(0))
+    assert sentences == named_sentences(random.Random(0))
+    words = {word.strip(".,?") for sentence in sentences for word in sentence.split()}
+    assert taught <= words and not asked & words

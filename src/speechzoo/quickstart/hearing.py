@@ -1,4 +1,4 @@
-"""A corpus to learn hearing from: everyday sentences and the training questions, in several voices, distorted.
+"""A corpus to learn hearing from: everyday sentences, names, and the training questions, in several voices, distorted.
 
 The published models learn from it beside the quickstart's own corpus. Written beside that one: `hearing/*.flac`; the
 manifests ``hearing_train.jsonl`` and ``hearing_test.jsonl`` of recognition instructions; ``qa_hearing_train.jsonl``
@@ -21,6 +21,7 @@ import numpy as np
 from speechzoo.audio import resample
 from speechzoo.data.instructions import asr_messages
 from speechzoo.quickstart.distort import distort, draw
+from speechzoo.quickstart.more_names import named_sentences
 from speechzoo.quickstart.speaking import with_voice, write_sound
 from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.quickstart.voices import available, speak
@@ -73,6 +74,8 @@ def build_hearing(
     others = available()
     if others:
         clips["train"] += [Clip(text, rng.choice(others), rng.randrange(1 << 30)) for text in sorted(answers)]
+    names = [text for text in named_sentences(rng) if _known(voice, text)]
+    clips["train"] += [Clip(text, JOE, rng.randrange(1 << 30)) for text in names]
     (corpus / "hearing").mkdir(parents=True, exist_ok=True)
     every = clips["test"] + clips["train"]
     missing = [clip for clip in every if not (corpus / clip.file).is_file()]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from speechzoo.system.cpu import fast_bfloat16
 from speechzoo.system.files import read_jsonl, write_jsonl
 
 STARTS = (
@@ -37,7 +38,8 @@ def draw_sentences(
     """
     found = {row["text"]: None for row in read_jsonl(file)} if file.is_file() else {}
     tokenizer = AutoTokenizer.from_pretrained(llm)
-    model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.bfloat16).eval()
+    dtype = torch.bfloat16 if fast_bfloat16() else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).eval()
     begin = [ids for word in STARTS if len(ids := tokenizer(word).input_ids) == 1]
     rng = random.Random(f"{seed} {len(found)}")
     torch.manual_seed(rng.randrange(1 << 30))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import speechzoo
 from speechzoo.names.published import entry, index, is_name, published
 from speechzoo.parts.registry import PARTS
 from speechzoo.quickstart.scale import PUBLISHED
@@ -18,6 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = pytest.importorskip("tomli")
 
+CACHE = os.environ.get("SPEECHZOO_CACHE")  # of the person who runs the tests
 REPOSITORY = Path(__file__).parents[2]
 OURS = [name for name, about in index().items() if "files" in about]
 
@@ -74,3 +78,17 @@ def test_a_folder_of_that_name_goes_first(tmp_path, monkeypatch):
     assert is_name(OURS[0])
     (tmp_path / OURS[0]).mkdir()
     assert not is_name(OURS[0]) and not is_name("no/such") and not is_name("")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("name", [name for name in OURS if "vocoder" not in name])
+def test_a_model_opens_on_every_kind_of_cpu(name: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The LLM is held in bfloat16 or float32 as the CPU likes; either is what the model was trained on."""
+    if CACHE:
+        monkeypatch.setenv("SPEECHZOO_CACHE", CACHE)
+    else:
+        monkeypatch.delenv("SPEECHZOO_CACHE")
+    monkeypatch.setattr("speechzoo.names.resolvers.fast_bfloat16", lambda: fast)
+    weight = speechzoo.load(name).llm.lm.get_input_embeddings().weight
+    assert weight.dtype == (torch.bfloat16 if fast else torch.float32)

@@ -90,7 +90,9 @@ class HFCausalLM(LLM):
             return
         lm.resize_token_embeddings(size, mean_resizing=False)
         for layer in {lm.get_input_embeddings(), lm.get_output_embeddings()}:
-            layer.weight[old:] = layer.weight[:old].float().mean(dim=0).to(layer.weight.dtype)
+            # In float64: the order of a float32 sum differs between CPUs, and checkpoints know frozen weights by a hash.
+            total = torch.stack([rows.double().sum(dim=0) for rows in layer.weight[:old].split(8192)]).sum(dim=0)
+            layer.weight[old:] = (total / old).to(layer.weight.dtype)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings `[..., H]` of ids `[...]`; placeholders get those of id 0, to be overwritten."""

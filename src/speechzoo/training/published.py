@@ -59,12 +59,12 @@ def read_published(folder: Path) -> dict[str, Any]:
 
 
 def base_values(model: nn.Module, parts: Iterable[str] = FROZEN) -> dict[str, str]:
-    """SHA-256 of the frozen floats of each part, taken as float32: the same for bfloat16 weights held wider."""
+    """SHA-256 of the frozen floats of each part, rounded to bfloat16: the same whether a part is held in it or wider."""
     held: dict[str, list[tuple[str, Tensor]]] = {part: [] for part in parts}
     for name, parameter in model.named_parameters():
         part, _, rest = name.partition(".")
         if part in held and not parameter.requires_grad:
-            held[part].append((rest, parameter.detach().float()))
+            held[part].append((rest, parameter.detach().bfloat16()))
     return {part: digest(tensors) for part, tensors in held.items() if tensors}
 
 

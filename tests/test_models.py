@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechzoo.adaptors import ConcatMLP, Conv, Linear
+from speechzoo.adaptors import ConcatMLP, Conv, CrossAttention, Linear, MeanPool, QFormer, StackSwiGLU
 from speechzoo.data import encode_batch
 from speechzoo.encoders import WhisperEncoder, WhisperQueries
 from speechzoo.llms import HFCausalLM

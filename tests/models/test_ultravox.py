@@ -90,7 +90,7 @@ def test_training_data_need_transcripts(tmp_path: Path, wavs: list[Path], model:
 
     manifest = tmp_path / "train.jsonl"
     manifest.write_text(record("said", {"transcript": "the capital"}) + "\n" + record("unsaid", {}) + "\n")
-    records, _ = read_manifest(manifest), None
+    records = read_manifest(manifest)
     with pytest.raises(ManifestError, match="unsaid.*no transcript"):
         ConversationDataset(records, model.prompt, model.audio_positions, written=True)
     data = ConversationDataset(records, model.prompt, model.audio_positions, on_bad="skip", written=True)

@@ -23,7 +23,7 @@ from speechzoo.units import CTCUnitDecoder
 SMALL_DECODER = partial(CTCUnitDecoder, num_units=12, upsample=3, dim=16, num_layers=1, num_heads=2, ffn_dim=32)
 
 
-SMALL_QFORMER = {"window": 17, "dim": 16, "num_layers": 2, "num_heads": 2, "ffn_dim": 24}
+SMALL_QFORMER = {"window": 17, "queries": 2, "dim": 16, "num_layers": 2, "num_heads": 2, "ffn_dim": 24}
 
 
 class Echo(SpeechLLM):

@@ -20,7 +20,8 @@ class QFormer(Adaptor):
 
     Args:
         window: frames; a last window with fewer is seen as it is.
-        queries: positions per window.
+        queries: positions per window. A single one attends to nobody but itself: the weights by which queries look at
+            each other then stay as they were born, as in the paper.
         dim, num_layers, num_heads, ffn_dim: of the Q-Former.
     """
 
@@ -58,6 +59,8 @@ class QFormer(Adaptor):
         """Shape: `[N, F, D], [N] -> [N, ceil(F / window) * queries, H], [N]`."""
         windows = groups(self.norm(states), self.window)  # [N, W, window, D]
         n, count = windows.shape[:2]
+        if not n:  # transformers cannot reshape nothing
+            return self.linear.weight.new_zeros(0, count * self.queries.shape[1], self.linear.out_features), lens
         frames = torch.arange(count * self.window, device=states.device).view(count, self.window)
         inside = frames < lens[:, None, None]
         inside = inside | (frames - frames[:, :1] < 1)  # a window past the end sees something, and is not used
@@ -96,6 +99,8 @@ class CrossAttention(MeanPool):
 
     def forward(self, states: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
         """Shape: `[N, F, D], [N] -> [N, ceil(F / stack), H], [N]`."""
+        if not len(states):  # torch's attention takes no empty batch
+            return super().forward(states, lens)
         frames = self.norm_in(states)
         outside = torch.arange(states.shape[1], device=states.device) >= lens.clamp(min=1)[:, None]
         x = self.pooled(frames, lens)

@@ -10,17 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechzoo.adaptors import ConcatMLP, Conv, Linear
+from speechzoo.adaptors import ConcatMLP, Conv, CrossAttention, Linear, MeanPool, QFormer, StackSwiGLU
 from speechzoo.data import encode_batch
 from speechzoo.encoders import WhisperEncoder, WhisperQueries
 from speechzoo.llms import HFCausalLM
-from speechzoo.models import Cascade, LLaMAOmni, LLaSM, SpeechLLM
+from speechzoo.models import Cascade, LLaMAOmni, LLaSM, SpeechLLM, Ultravox
 from speechzoo.text import ChatPrompt
 from speechzoo.training.exact_loss import step_loss
 from speechzoo.types import IGNORE, SpeechBatch, SpeechOutput
 from speechzoo.units import CTCUnitDecoder
 
 SMALL_DECODER = partial(CTCUnitDecoder, num_units=12, upsample=3, dim=16, num_layers=1, num_heads=2, ffn_dim=32)
+
+
+SMALL_QFORMER = {"window": 17, "queries": 2, "dim": 16, "num_layers": 2, "num_heads": 2, "ffn_dim": 24}
 
 
 class Echo(SpeechLLM):
@@ -54,6 +57,10 @@ ARCHITECTURES = {
     "llasm_lora": (LLaSM, {"lora": True}),
     "llama_omni": (LLaMAOmni, {"unit_decoder": SMALL_DECODER}),
     "llama_omni_label": (LLaMAOmni, {"unit_decoder": partial(SMALL_DECODER, align="label"), "adaptor": Conv}),
+    "ultravox": (Ultravox, {"adaptor": partial(StackSwiGLU, stack=8, hidden_dim=24)}),
+    "ultravox_lora": (Ultravox, {"adaptor": partial(QFormer, **SMALL_QFORMER), "lora": True, "temperature": 1.0}),
+    "pooled": (LLaSM, {"adaptor": partial(MeanPool, stack=4)}),
+    "attending": (LLaSM, {"adaptor": partial(CrossAttention, num_heads=2, hidden_dim=24)}),
     "third": (Echo, {"adaptor": partial(Conv, hidden_dim=16)}),
     "own_loss": (Calm, {"adaptor": partial(Linear, stack=4), "loss_weights": {"power": 0.25}}),
 }
@@ -80,7 +87,8 @@ def tone(seconds: float, pitch: float) -> torch.Tensor:
 
 
 def user(*parts: str | torch.Tensor) -> dict:
-    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "audio", "array": p} for p in parts]
+    heard = {"type": "audio", "transcript": "how are you"}
+    content = [{"type": "text", "text": p} if isinstance(p, str) else {**heard, "array": p} for p in parts]
     return {"role": "user", "content": content}
 
 

@@ -96,6 +96,26 @@ PAPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"max_epochs": 3, "global_batch": 32, "devices": 4},
     ),
+    # No paper: v0.4.1_config.yaml of the released code, which does not say on how many devices.
+    "ultravox/train.yaml": (
+        {
+            "class_path": "speechzoo.models.Ultravox",
+            "init_args.temperature": 2.0,
+            "init_args.encoder.init_args.model": "large-v3-turbo",
+            "init_args.encoder.init_args.window": "trimmed",
+            "init_args.adaptor.class_path": "speechzoo.adaptors.StackSwiGLU",
+            "init_args.adaptor.init_args.stack": 8,
+            "init_args.adaptor.init_args.hidden_dim": 4096,
+            "init_args.adaptor.init_args.norm_init": 0.4,
+            "init_args.adaptor.init_args.norm_mid": False,
+            "init_args.llm.init_args.model": "meta-llama/Llama-3.1-8B-Instruct",
+            "init_args.freeze": ["^encoder\\.", "^llm\\."],
+            "init_args.loss_weights": {"lm": 0.0, "kl": 1.0, "kl_end": 1.0},
+            "init_args.optimizer.init_args.lr": 1e-3,
+            "init_args.lr_scheduler.init_args.final_ratio": 0.1,
+        },
+        {"max_epochs": 2, "global_batch": 12 * 2 * 8},
+    ),
 }
 
 SYSTEM = (
@@ -173,7 +193,8 @@ def test_full_scale_recipes_hold_the_numbers_of_the_papers(name: str) -> None:
 
 def test_all_full_scale_recipes_are_checked() -> None:
     assert sorted(PAPERS) == [name for name in NAMES if not name.startswith("quickstart/")]
-    assert sorted(f"quickstart/{name}.yaml" for name in STAGES) == [n for n in NAMES if n.startswith("quickstart/")]
+    small = [f"quickstart/{name}.yaml" for name in (*STAGES, "ultravox")]
+    assert sorted(small) == [n for n in NAMES if n.startswith("quickstart/")]
 
 
 TURNS = [

@@ -48,6 +48,19 @@ def present(value: Tensor | None, name: str) -> Tensor:
 
 
 @dataclass
+class Written:
+    """Rows of a batch with what their clips say instead of the clips; padded on the right."""
+
+    input_ids: Tensor  # [B, L']
+    attention_mask: Tensor  # [B, L'] bool
+    turns: Tensor  # [B, L']; the same tokens are supervised as in the spoken row
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Written:
+        """With a function applied to each tensor."""
+        return Written(fn(self.input_ids), fn(self.attention_mask), fn(self.turns))
+
+
+@dataclass
 class SpeechBatch:
     """One collated batch. Not frozen: Lightning moves dataclass fields in place.
 
@@ -68,6 +81,7 @@ class SpeechBatch:
     answer_states: Tensor | None = None  # [Q, M, H] cached states of a frozen LLM, 0 past each length
     answer_state_lens: Tensor | None = None  # [Q]
     positions: Tensor | None = None  # [B] spliced length of each row; given with answer_states
+    written: Written | None = None  # the rows with transcripts for clips, for models that learn from reading them
     ids: list[str] = field(default_factory=list)  # B record names
     window: dict[str, int] | None = None  # targets by loss name over the accumulation window of this rank
     counts: dict[str, int] | None = None  # targets by loss name of this batch, once the model counted them
@@ -90,6 +104,8 @@ class SpeechBatch:
     def _map(self, fn: Callable[[Tensor], Tensor]) -> SpeechBatch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {name: fn(value) for name, value in values.items() if isinstance(value, Tensor)}
+        if self.written is not None:
+            moved["written"] = self.written.map(fn)
         return SpeechBatch(**{**values, **moved})
 
     def to(self, *args: Any, **kwargs: Any) -> SpeechBatch:

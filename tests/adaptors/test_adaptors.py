@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechzoo.adaptors import Adaptor, ConcatMLP, Conv, Linear
+from torch.nn import functional as F
+
+from speechzoo.adaptors import Adaptor, ConcatMLP, Conv, CrossAttention, Linear, MeanPool, QFormer, StackSwiGLU
 from speechzoo.adaptors.layers import stack_frames
+
+SMALL_QFORMER = {"dim": 8, "num_layers": 2, "num_heads": 2, "ffn_dim": 12}
 
 KINDS = {
     "linear": lambda: Linear(6, 5),
@@ -14,8 +18,17 @@ KINDS = {
     "concat": lambda: ConcatMLP(6, 5, stack=5, hidden_dim=7),
     "conv": lambda: Conv(6, 5, hidden_dim=7),
     "conv uneven": lambda: Conv(6, 5, strides=[3, 1, 2], hidden_dim=7, kernel_size=5),
+    "mean": lambda: MeanPool(6, 5),
+    "mean, mlp": lambda: MeanPool(6, 5, stack=3, hidden_dim=7),
+    "swiglu": lambda: StackSwiGLU(6, 5, hidden_dim=8),
+    "swiglu, norm last": lambda: StackSwiGLU(6, 5, stack=4, hidden_dim=8, norm_mid=False),
+    "qformer": lambda: QFormer(6, 5, window=4, **SMALL_QFORMER),
+    "qformer, 2 queries": lambda: QFormer(6, 5, window=10, queries=2, **SMALL_QFORMER),
+    "attention": lambda: CrossAttention(6, 5, num_heads=2, hidden_dim=7),
 }
-RATES = {"linear": 1, "linear stacked": 4, "concat": 5, "conv": 4, "conv uneven": 6}
+RATES = {"linear": 1, "linear stacked": 4, "concat": 5, "conv": 4, "conv uneven": 6, "mean": 2, "mean, mlp": 3}
+RATES |= {"swiglu": 8, "swiglu, norm last": 4, "qformer": 4, "qformer, 2 queries": 10, "attention": 5}
+DOWN = ("linear", "concat")  # the rest of a group is dropped; the other kinds keep it
 every = pytest.mark.parametrize("name", sorted(KINDS))
 
 
@@ -26,10 +39,10 @@ def adaptor(name: str) -> Adaptor:
 
 
 @every
-def test_lengths_round_down_for_stacks_and_up_for_convolutions(adaptor, name):
+def test_lengths_round_down_for_the_papers_stacks_and_up_for_the_rest(adaptor, name):
     lens = torch.arange(0, 26)
     rate = RATES[name]
-    expected = -(-lens // rate) if name.startswith("conv") else lens // rate
+    expected = lens // rate if name.startswith(DOWN) else -(-lens // rate) * (2 if "2 queries" in name else 1)
     assert adaptor.out_lens(lens).equal(expected)
     for frames in (1, 7, 12, 25):
         out, out_lens = adaptor(torch.randn(1, frames, 6), torch.tensor([frames]))
@@ -79,3 +92,65 @@ def test_linear_is_affine_and_concat_has_one_relu():
 def test_an_even_kernel_is_refused():
     with pytest.raises(ValueError, match="odd, not 4"):
         Conv(6, 5, kernel_size=4)
+
+
+def test_a_mean_is_of_the_frames_there_are():
+    """Frames 1, 3 | 5: the last group has one frame, and noise stands behind it."""
+    mean = MeanPool(2, 2)
+    states = torch.tensor([[[1.0, 10.0], [3.0, 20.0], [5.0, 30.0], [7e3, 9e3]]])
+    assert mean.pooled(states, torch.tensor([3])).tolist() == [[[2.0, 15.0], [5.0, 30.0]]]
+    expected = mean.project(F.layer_norm(torch.tensor([[2.0, 15.0], [5.0, 30.0]]), (2,)))
+    torch.testing.assert_close(mean(states, torch.tensor([3]))[0][0], expected)
+
+
+@pytest.mark.parametrize("norm_mid", [True, False])
+def test_swiglu_gates_one_half_by_the_other(norm_mid):
+    torch.manual_seed(0)
+    adaptor = StackSwiGLU(3, 4, stack=2, hidden_dim=6, norm_mid=norm_mid)
+    x = torch.randn(1, 3, 3)
+    stacked = torch.cat([x[0, :2].flatten()[None], torch.cat([x[0, 2], torch.zeros(3)])[None]])
+
+    def norm(values):
+        return 0.4 * values / (values.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+
+    inner = norm(stacked) @ adaptor.linear1.weight.T
+    inner = inner[:, :3] * inner[:, 3:] * torch.sigmoid(inner[:, 3:])
+    expected = norm(inner) @ adaptor.linear2.weight.T if norm_mid else norm(inner @ adaptor.linear2.weight.T)
+    torch.testing.assert_close(adaptor(x, torch.tensor([3]))[0][0], expected)
+    with pytest.raises(ValueError, match="even, not 7"):
+        StackSwiGLU(3, 4, hidden_dim=7)
+
+
+@torch.no_grad()
+def test_a_query_sees_its_window_alone():
+    torch.manual_seed(0)
+    adaptor = QFormer(6, 5, window=4, **SMALL_QFORMER).eval()
+    states, lens = torch.randn(1, 12, 6), torch.tensor([12])
+    before = adaptor(states, lens)[0]
+    states[0, 4:8] += 1.0 * torch.randn(4, 6)
+    changed = (adaptor(states, lens)[0] - before).abs().amax(dim=-1)[0]
+    assert changed[1] > 1e-4 and changed[0] == changed[2] == 0
+    with pytest.raises(ValueError, match="multiple of num_heads"):
+        QFormer(6, 5, dim=10, num_heads=4)
+
+
+@torch.no_grad()
+def test_a_mean_attends_to_the_whole_clip():
+    """By hand, one head: softmax(q k / sqrt(d)) over all frames, added to the mean."""
+    torch.manual_seed(0)
+    adaptor = CrossAttention(4, 3, stack=2, hidden_dim=None, num_heads=1)
+    states = torch.randn(1, 4, 4)
+    frames = F.layer_norm(states[0], (4,))
+    query = frames.view(2, 2, 4).mean(dim=1)
+    q, k, v = (
+        rows @ weight.T + bias
+        for rows, weight, bias in zip(
+            (query, frames, frames),
+            adaptor.attention.in_proj_weight.chunk(3),
+            adaptor.attention.in_proj_bias.chunk(3),
+            strict=True,
+        )
+    )
+    seen = adaptor.attention.out_proj((q @ k.T / 2).softmax(dim=-1) @ v)
+    expected = adaptor.project(F.layer_norm(query + seen, (4,)))
+    torch.testing.assert_close(adaptor(states, torch.tensor([4]))[0][0], expected)

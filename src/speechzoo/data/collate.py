@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from speechzoo.types import IGNORE, SpeechBatch
+from speechzoo.types import IGNORE, SpeechBatch, Written
 
 Side = Literal["left", "right"]
 
@@ -31,6 +31,7 @@ class Item:
     units: dict[int, Tensor] = field(default_factory=dict)  # [U] by assistant turn (1, 2, ...)
     states: dict[int, Tensor] | None = None  # [M, H] for each turn in `units`
     positions: int = 0  # length once the clips are spliced in; needed with `states`
+    written: tuple[Tensor, Tensor] | None = None  # ids and turns [L'] with transcripts for clips
 
 
 def collate(items: Sequence[Item], pad_id: int, padding_side: Side = "right") -> SpeechBatch:
@@ -67,7 +68,16 @@ def collate(items: Sequence[Item], pad_id: int, padding_side: Side = "right") ->
         answer_state_lens=state_lens,
         positions=torch.tensor([item.positions for item in items]) if cached else None,
         ids=[item.id for item in items],
+        written=_written([item.written for item in items if item.written is not None], pad_id),
     )
+
+
+def _written(rows: list[tuple[Tensor, Tensor]], pad_id: int) -> Written | None:
+    if not rows:
+        return None
+    masks = [torch.ones(len(ids), dtype=torch.bool) for ids, _ in rows]
+    ids, turns = (list(column) for column in zip(*rows, strict=True))
+    return Written(_rows(ids, pad_id, "right"), _rows(masks, False, "right"), _rows(turns, 0, "right"))
 
 
 def _rows(rows: list[Tensor], value: float, side: Side) -> Tensor:

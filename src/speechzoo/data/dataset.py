@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from speechzoo.data.examples import Example, Examples, Positions, units_of
 from speechzoo.data.features import FeatureCache
 from speechzoo.data.manifest import Records, check_for_model, good_ones, settle
 from speechzoo.data.parts import plain, shown
+from speechzoo.data.parts import written as as_written
 from speechzoo.data.sources import read_clip
 from speechzoo.data.states import StateCache
 from speechzoo.text import ChatPrompt, Message
@@ -44,6 +46,7 @@ class ConversationDataset(Dataset[Item]):
         on_bad, report: what to do with bad records, see `read_manifest`.
         states: cached states of a frozen LLM, given for the answers that have units.
         speech: False leaves sound and features out, which training on cached `states` does without.
+        written: also give each conversation with transcripts for clips (`SpeechBatch.written`).
 
     Raises:
         ManifestError: for records the model cannot use, unless they are skipped.
@@ -61,10 +64,11 @@ class ConversationDataset(Dataset[Item]):
         report: str | Path | None = None,
         states: StateCache | None = None,
         speech: bool = True,
+        written: bool = False,
     ) -> None:
         self.features, self.states, self.speech, self.num_units = features, states, speech, num_units
         problems = check_for_model(records, num_units, audio_positions)
-        examples, found = Examples.of(records, prompt, audio_positions, num_units, answer)
+        examples, found = Examples.of(records, prompt, audio_positions, num_units, answer, written)
         problems += found
         self.records = settle(records, problems, on_bad, report)
         self.examples = examples.take(good_ones(records, problems))
@@ -106,7 +110,13 @@ class ConversationDataset(Dataset[Item]):
             units={} if filler else {t: torch.from_numpy(u.astype(np.int64)) for t, u in example.units.items()},
             states=states,
             positions=example.length,
+            written=None if example.written is None else _read(*example.written, filler),
         )
+
+
+def _read(ids: np.ndarray, turns: np.ndarray, filler: bool) -> tuple[Tensor, Tensor]:
+    supervised = torch.from_numpy(turns.astype(np.int64))
+    return torch.from_numpy(ids.astype(np.int64)), torch.zeros_like(supervised) if filler else supervised
 
 
 def encode_batch(
@@ -119,7 +129,8 @@ def encode_batch(
     """A batch from conversations in memory, to ask a model from Python.
 
     Audio parts are `{"type": "audio", "path": file}` or `{"type": "audio", "array": samples}` (`[T]` at 16 kHz: floats
-    with full scale 1, or integers of 8, 16 or 32 bits), or in the forms that `speechzoo.data.parts.plain` knows.
+    with full scale 1, or integers of 8, 16 or 32 bits), or in the forms that `speechzoo.data.parts.plain` knows. Where
+    each has a `transcript` too, conversations to learn come with `SpeechBatch.written`.
 
     Args:
         audio_positions: positions clips take in the LLM; finds those that are too short.
@@ -139,9 +150,13 @@ def encode_batch(
         if audio_positions is not None:
             check_positions(clips, parts, audio_positions)
         units = {turn: torch.tensor(values) for turn, values in units_of(messages).items()} if answer else {}
-        items.append(
-            Item(str(number), torch.tensor(encoded.ids), torch.tensor(encoded.turns), audio=clips, units=units)
-        )
+        item = Item(str(number), torch.tensor(encoded.ids), torch.tensor(encoded.turns), audio=clips, units=units)
+        items.append(item)
+        if answer and all("transcript" in part for part in parts):
+            told = prompt.encode([as_written(message) for message in messages])
+            item.written = torch.tensor(told.ids), torch.tensor(told.turns)
+    if not all(item.written for item in items):
+        items = [replace(item, written=None) for item in items]
     return collate(items, prompt.pad_id, padding_side)
 
 

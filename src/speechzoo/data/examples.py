@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from speechzoo.data.parts import written as as_written
 from speechzoo.data.record import Problem, Record, clip_paths
 from speechzoo.data.records import Records
 from speechzoo.system.files import write_atomically
@@ -26,7 +27,7 @@ Positions = Callable[[Tensor], Tensor]
 """LLM positions for clips of so many samples, `[N] -> [N]`."""
 
 TOP = np.iinfo(np.int32).max
-FORMAT = 2  # of what is kept; 2: special tokens in content are text
+FORMAT = 3  # of what is kept; 2: special tokens in content are text; 3: transcripts
 KEPT = 20_000
 """Conversations up to which their tokens stay in memory. Of more only the lengths do, which are then kept on disk."""
 
@@ -43,6 +44,7 @@ class Example:
     length: int  # positions once the clips are spliced in
     heard: int = 0  # of them, those of the clips
     dropped: int = 0  # exchanges left out to make it fit
+    written: tuple[np.ndarray, np.ndarray] | None = None  # ids int32, turns int16 [L'] with transcripts for clips
 
 
 class Examples(Sequence[Example]):
@@ -55,8 +57,11 @@ class Examples(Sequence[Example]):
         spoken: which have units, `[N]` bool.
     """
 
-    def __init__(self, records: Records, prompt: ChatPrompt, num_units: int | None, answer: bool) -> None:
+    def __init__(
+        self, records: Records, prompt: ChatPrompt, num_units: int | None, answer: bool, written: bool = False
+    ) -> None:
         self.records, self.prompt, self.num_units, self.answer = records, prompt, num_units, answer
+        self.written = written
         self.length, self.heard, self.dropped = np.zeros((3, len(records)), np.int32)
         self.spoken = np.zeros(len(records), bool)
         self.kept: list[Example | None] | None = [] if len(records) <= KEPT else None
@@ -69,9 +74,10 @@ class Examples(Sequence[Example]):
         audio_positions: Positions | None,
         num_units: int | None,
         answer: bool,
+        written: bool = False,
     ) -> tuple[Examples, list[Problem]]:
         """Examples of all records, and what is wrong with those that have none (their numbers are 0)."""
-        self = cls(records, prompt, num_units, answer)
+        self = cls(records, prompt, num_units, answer, written)
         samples = torch.from_numpy(records.all_samples().astype(np.int64))
         positions = audio_positions(samples).numpy() if audio_positions and len(samples) else None
         file = self._file(positions) if self.kept is None and records.folder is not None else None
@@ -89,7 +95,7 @@ class Examples(Sequence[Example]):
                 text = "it holds audio, which this model cannot hear"
                 found = record.problem(text, "use text records or another model")
             else:
-                found = _example(record, prompt, heard, num_units, answer)
+                found = _example(record, prompt, heard, num_units, answer, written=written)
             if isinstance(found, Problem):
                 problems.append(found)
             else:
@@ -103,7 +109,7 @@ class Examples(Sequence[Example]):
 
     def take(self, mask: np.ndarray) -> Examples:
         """Those of a mask."""
-        some = Examples(self.records.take(mask), self.prompt, self.num_units, self.answer)
+        some = Examples(self.records.take(mask), self.prompt, self.num_units, self.answer, self.written)
         for key in ARRAYS:
             setattr(some, key, getattr(self, key)[mask])
         some.kept = None if self.kept is None else [self.kept[index] for index in np.flatnonzero(mask)]
@@ -128,7 +134,13 @@ class Examples(Sequence[Example]):
             return example
         number = int(index) % len(self)
         found = _example(
-            self.records[number], self.prompt, None, self.num_units, self.answer, int(self.dropped[number])
+            self.records[number],
+            self.prompt,
+            None,
+            self.num_units,
+            self.answer,
+            int(self.dropped[number]),
+            self.written,
         )
         assert isinstance(found, Example)
         return replace(found, length=int(self.length[number]), heard=int(self.heard[number]))
@@ -139,7 +151,7 @@ class Examples(Sequence[Example]):
         words = backend.to_str() if backend is not None else repr(sorted(self.prompt.tokenizer.get_vocab().items()))
         settings = {key: value for key, value in vars(self.prompt).items() if isinstance(value, (str, int, list))}
         template = self.prompt.tokenizer.chat_template
-        digest = hashlib.sha256(repr((FORMAT, self.records.fingerprint(), settings, template, self.answer)).encode())
+        digest = hashlib.sha256(repr((FORMAT, self.records.fingerprint(), settings, template, self.answer, self.written)).encode())
         digest.update(words.encode())
         digest.update(b"" if positions is None else positions.astype(np.int64).tobytes())
         assert self.records.folder is not None
@@ -156,11 +168,13 @@ def _example(
     num_units: int | None,
     answer: bool,
     dropped: int = 0,
+    written: bool = False,
 ) -> Example | Problem:
     """The conversation with as many of its newest exchanges as fit, or why none does.
 
     Args:
         positions: of its clips; None where it is known that it fits without its `dropped` oldest exchanges.
+        written: also the tokens with transcripts for clips, which it then has to have.
     """
     messages = list(record.messages)
     if not answer and messages[-1]["role"] == "assistant":
@@ -187,6 +201,14 @@ def _example(
         del positions[: len(clip_paths(exchange))]
         dropped += 1
     units = units_of(messages) if num_units is not None else {}
+    read = None
+    if written:
+        try:
+            told = prompt.encode([as_written(message) for message in messages], answer)
+        except KeyError:
+            text = "a clip has no transcript, and this model learns to hear from what the LLM makes of reading it"
+            return record.problem(text, 'add "transcript": ... to the audio part')
+        read = np.asarray(told.ids, dtype=np.int32), np.asarray(told.turns, dtype=np.int16)
     return Example(
         id=record.id,
         ids=np.asarray(encoded.ids, dtype=np.int32),
@@ -197,6 +219,7 @@ def _example(
         length=length,
         heard=sum(positions or ()),
         dropped=dropped,
+        written=read,
     )
 
 

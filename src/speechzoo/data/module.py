@@ -40,7 +40,7 @@ class SpeechDataModule(LightningDataModule):
 
     Manifests are read and checked before any weight is loaded. What depends on the model (template, positions of a
     clip, number of units) is taken from it when its loaders are asked for: `model.prompt`, `model.audio_positions`,
-    `model.num_units`, `model.encoder`, `model.encoder_is_frozen`.
+    `model.num_units`, `model.encoder`, `model.encoder_is_frozen`, `model.reads` (see `Learning`).
 
     Args:
         train: manifest or manifests to learn from, taken together.
@@ -220,6 +220,7 @@ class SpeechDataModule(LightningDataModule):
             answer=split != "predict",
             on_bad=self.on_bad,
             report=self._report(split, name, "model"),
+            written=split != "predict" and getattr(model, "reads", False),
         )
         states: StateCache | None = None
         missing: list[int] = []

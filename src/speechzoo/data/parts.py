@@ -34,7 +34,22 @@ def _plain(part: Any) -> Any:
     elif isinstance(value, dict):
         value = value.get("url", "")
     is_array = hasattr(value, "__array__")
-    return {"type": "audio", "array" if is_array else "path": value}
+    said = {"transcript": part["transcript"]} if "transcript" in part else {}
+    return {"type": "audio", "array" if is_array else "path": value, **said}
+
+
+def written(message: Any) -> Any:
+    """A message with what its clips say in their places.
+
+    Raises:
+        KeyError: if a clip has no `transcript`.
+    """
+    if isinstance(message["content"], str):
+        return message
+    parts = [
+        {"type": "text", "text": part["transcript"]} if part["type"] == "audio" else part for part in message["content"]
+    ]
+    return {**message, "content": parts}
 
 
 def is_data(clip: Any) -> bool:

@@ -12,7 +12,7 @@ RECORD = ("id", "messages")
 SOUND = ("audio", "audios")
 MESSAGE = ("role", "content")
 ANSWER = (*MESSAGE, "units", "audio")
-PARTS = {"audio": ("type", "path"), "text": ("type", "text")}
+PARTS = {"audio": ("type", "path", "transcript"), "text": ("type", "text")}
 ROLES = ("system", "user", "assistant")
 
 Found = Iterator[tuple[str, str]]
@@ -101,6 +101,9 @@ def _content(content: Any, role: str, where: str) -> Found:
         if broken := lone_surrogate(value):
             yield f"{where} holds {broken}, half of a character", "repair the text where it was cut"
             return
+        said = part.get("transcript", "words")
+        if not isinstance(said, str) or not said.strip() or lone_surrogate(said):
+            yield f"{where} has a transcript that is no text", "write what the clip says, or leave the key out"
         if kind == "audio" and role != "user":
             beside = 'give the sound of an answer as "audio": path beside its content'
             hint = beside if role == "assistant" else "write it as text"

@@ -5,5 +5,6 @@ from speechzoo.models.cascade import Cascade
 from speechzoo.models.latent_training import LatentBatch, LatentVocoderTraining
 from speechzoo.models.llama_omni import LLaMAOmni
 from speechzoo.models.llasm import LLaSM
+from speechzoo.models.ultravox import Ultravox
 
-__all__ = ["Cascade", "LLaMAOmni", "LLaSM", "LatentBatch", "LatentVocoderTraining", "SpeechLLM"]
+__all__ = ["Cascade", "LLaMAOmni", "LLaSM", "LatentBatch", "LatentVocoderTraining", "SpeechLLM", "Ultravox"]

@@ -28,6 +28,11 @@ def supervised_tokens(batch: SpeechBatch) -> int:
     return int((batch.turns > 0).sum())
 
 
+def answers(batch: SpeechBatch) -> int:
+    """Assistant turns of all rows."""
+    return int(batch.turns.amax(dim=1).sum())
+
+
 def target_units(batch: SpeechBatch) -> int:
     """Units of all answers that have some: the targets of CTC."""
     return 0 if batch.unit_lens is None else int(batch.unit_lens.sum())
@@ -39,10 +44,12 @@ class Learning(LightningModule):
     Attributes:
         objectives: the losses of this architecture by name, each with what counts its targets. One with a loss of its
             own adds it here, and its sum in `add_losses`; normalisation, logs and weights follow from that.
+        reads: whether batches bring `written`, the conversations with transcripts for clips.
         loss_weights: factor of each loss.
     """
 
     objectives: ClassVar[Mapping[str, Objective]] = {"lm": supervised_tokens}
+    reads: ClassVar[bool] = False
     loss_weights: dict[str, float]
     optimizer_factory: Callable[..., Optimizer]
     scheduler_factory: Callable[..., LRScheduler] | None

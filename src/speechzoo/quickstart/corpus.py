@@ -129,7 +129,7 @@ def latents_of(audio: str) -> str:
 
 def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [
-        {"role": "user", "content": [{"type": "audio", "path": row["question_audio"]}]},
+        {"role": "user", "content": [{"type": "audio", "path": row["question_audio"], "transcript": row["question"]}]},
         {"role": "assistant", "content": row["answer"], "audio": row["answer_audio"]},
     ]
 

@@ -1,0 +1,75 @@
+"""Ultravox (fixie-ai/ultravox, versions 0.4 to 0.6): a frozen LLM that is to answer speech as it answers its transcript."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from speechzoo.llms import HFCausalLM
+from speechzoo.models.base import SpeechLLM
+from speechzoo.models.learning import Objective, answers, supervised_tokens
+from speechzoo.names.spec import at_least
+from speechzoo.types import SpeechBatch, SpeechOutput, present
+
+
+class Ultravox(SpeechLLM):
+    """Speech and text in, text out; the adaptor learns by distillation.
+
+    ```
+    audio      -> Whisper -> stack 8, SwiGLU -> LLM -> its distribution at each answer token   (student)
+    transcript ------------------------------> LLM -> the same                                 (teacher, no gradient)
+    ```
+    The loss is the KL divergence from teacher to student, both at a temperature, over the positions that predict an
+    answer token (`kl`, per token), and once more over those that predict the end of an answer (`kl_end`, per answer):
+    `_compute_kl_loss` and `_get_prediction_mask` of the released code, which takes the end of the last answer of a row;
+    here that of every answer. Answers should be the LLM's own, given the transcript. Next-token cross entropy is there
+    too, as for every architecture: `loss_weights: {lm: 0}` for the released training.
+
+    There is no paper. The recipe in `recipes/ultravox` tells what the released configurations say.
+
+    Args:
+        temperature: of both distributions, 2 in the released code. The loss is not multiplied by its square there.
+    """
+
+    objectives: ClassVar[Mapping[str, Objective]] = {
+        **SpeechLLM.objectives,
+        "kl": supervised_tokens,
+        "kl_end": answers,
+    }
+    reads: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, temperature: float = 2.0, **kwargs: Any) -> None:
+        super().__init__(*args, temperature=temperature, **kwargs)
+        at_least(1e-3, "Ultravox", temperature=temperature)
+
+    def add_losses(self, batch: SpeechBatch, result: SpeechOutput) -> None:
+        """Divergence from what the LLM says to the written conversation."""
+        if not self._wants("kl") and not self._wants("kl_end"):
+            return
+        llm = cast(HFCausalLM, self.llm)
+        written = present(batch.written, "written")
+        with torch.no_grad():
+            none = torch.zeros(0, 1, llm.dim, device=self.device), torch.zeros(0, dtype=torch.long, device=self.device)
+            read = llm(written.input_ids, written.attention_mask, written.turns, *none, loss=False)
+            teacher = llm.head(predicting(read.hidden, read.turns)) / self.specs["temperature"]
+        hidden = present(result.hidden, "hidden states")
+        student = llm.head(predicting(hidden, result.turns)) / self.specs["temperature"]
+        wanted, given = F.log_softmax(teacher.float(), dim=-1), F.log_softmax(student.float(), dim=-1)
+        divergence = F.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=-1)
+        result.sums["kl"] = divergence.sum()
+        result.sums["kl_end"] = (divergence * ends(result.turns)).sum()
+
+
+def predicting(hidden: Tensor, turns: Tensor) -> Tensor:
+    """States that predict a supervised token, row by row. Shape: `[B, S, H], [B, S] -> [P, H]`."""
+    return hidden[:, :-1][turns[:, 1:] > 0]
+
+
+def ends(turns: Tensor) -> Tensor:
+    """Which of these predict the last token of an answer. Shape: `[B, S] -> [P]`, bool."""
+    later = F.pad(turns[:, 2:], (0, 1))
+    return (later != turns[:, 1:])[turns[:, 1:] > 0]

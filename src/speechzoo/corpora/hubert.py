@@ -7,7 +7,6 @@ Layer L is what comes out of the Lth transformer layer, counted from 1, before a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,8 +106,3 @@ def _shortest(config: Any) -> int:
 def frame_times(frames: int) -> Tensor:
     """The middle of each frame in seconds `[F]`: it sees 400 samples, the next one begins 320 later."""
     return (torch.arange(frames) * 320 + 200) / SAMPLE_RATE
-
-
-def hubert_path(name: str) -> str:
-    """A folder made absolute, any other name as it is."""
-    return str(Path(name).absolute()) if Path(name).exists() else name

@@ -44,7 +44,7 @@ def items(kind: str, name: str, split: str = "train") -> Iterator[Item]:
     if kind not in LAYOUTS:
         raise ValueError(f"{kind}={name}: the layouts of released sets are {', '.join(LAYOUTS)}")
     for number, row in rows(name, split):
-        identity = f"{kind}-{number}"
+        identity = f"{kind}-#{number}"  # apart from ids that records bring
         try:
             if isinstance(row, Broken):
                 raise row

@@ -1,6 +1,6 @@
 """A piece of work over many records that can be stopped, shared out and started again: each record is done once.
 
-A data set's folder holds a folder per stage, in it one per shard (`00000-of-00004`) with `records.jsonl` (finished ones:
+A data set's folder holds a folder per stage, in it one per shard (`00000-of-00004`) with `records.jsonl` (finished:
 number, id, value), `broken.jsonl` (number, id, reason, detail) and, at the end, `done.json` (counts, sha256).
 """
 
@@ -162,18 +162,22 @@ class Stage:
 
 def each(work: Callable[[dict[str, Any]], dict[str, Any]], threads: int = 1) -> Work:
     """Work on one value at a time, in several threads; stops when `PATIENCE` in a row fail for reasons outside."""
-    lock, row = threading.Lock(), [0]
+    lock, failed = threading.Lock(), list[Broken]()
 
     def one(item: Item) -> Result:
-        if row[0] >= PATIENCE:
-            raise ValueError(f"the last {PATIENCE} records all failed (see {BROKEN}); the same command goes on later")
+        if len(failed) >= PATIENCE:
+            last = f"{PATIENCE} records in a row failed, the last with {failed[-1]}"
+            raise ValueError(f"{last}; the same command goes on later")
         try:
             assert isinstance(item.value, dict)
             result: dict[str, Any] | Broken = work(item.value | {"id": item.id})
         except Broken as error:
             result = error
         with lock:
-            row[0] = row[0] + 1 if isinstance(result, Broken) and result.transient else 0
+            if isinstance(result, Broken) and result.transient:
+                failed.append(result)
+            else:
+                failed.clear()
         return item, result
 
     def run(items: Sequence[Item]) -> Iterator[Result]:

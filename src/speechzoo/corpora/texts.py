@@ -129,7 +129,9 @@ def instructions(names: Iterable[str], limit: int | None = None) -> Iterator[Ite
             if last is not None and place >= last:
                 break
             key = row.get("id", row.get("prompt_id")) if isinstance(row, dict) else None
-            identity = f"{source}-{place if key is None else key}"
+            identity = f"{source}-{key}" if key is not None else f"{source}-{place}"
+            if isinstance(row, Broken):
+                identity = f"{source}-#{place}"  # apart from ids that records bring
             try:
                 value: dict[str, Any] | Broken = (
                     {"turns": _turns(row), "source": source} if isinstance(row, dict) else row

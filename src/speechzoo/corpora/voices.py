@@ -26,7 +26,7 @@ from speechzoo.system.files import write_atomically
 
 FAILED = "text-to-speech failed"
 COMMANDS = {"piper": "piper --model {voice} --output_file {out}"}
-"""Programs by a short name. Piper is the user's own installation (GPL), started as a program; {voice}: an .onnx file."""
+"""Programs by a short name. Piper is the user's own installation (GPL), started as a program; {voice} is an .onnx."""
 
 
 class Speaker(Protocol):

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import corpus_files
+import pyarrow
 import pytest
 import soundfile
 from huggingface_hub import DatasetCard
@@ -182,9 +183,7 @@ def test_any_hugging_face_set_by_its_columns(tmp_path: Path, capsys):
         "path": [{"bytes": sound.getvalue(), "path": "a.wav"}, {"bytes": sound.getvalue(), "path": "b.wav"}],
         "sentence": ["hello there", " "],
     }
-    table = datasets.Dataset.from_dict(
-        rows, features=datasets.Features(path=datasets.Audio(), sentence=datasets.Value("string"))
-    )
+    table = datasets.Dataset(pyarrow.Table.from_pydict(rows)).cast_column("path", datasets.Audio())
     table.save_to_disk(tmp_path / "table")
     out = tmp_path / "set"
     arguments = ["data", "asr", str(out), f"hf={tmp_path / 'table'}", "--licence", "mit"]

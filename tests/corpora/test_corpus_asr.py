@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 from speechzoo.cli import main
 from speechzoo.corpora.layouts import CORPORA
 from speechzoo.corpora.stage import Broken
-from speechzoo.data import SpeechDataModule
+from speechzoo.data import read_manifest
 from speechzoo.data.instructions import ASR_INSTRUCTIONS
 from speechzoo.system.files import read_jsonl
 
@@ -138,8 +138,14 @@ def test_the_data_set_is_what_training_reads_and_its_card_counts_everything(corp
     assert card.data.size_categories == "n<1K"
     assert "| clips: no transcript | 2 |" in card.text
     assert numbers["sha256"]["data.jsonl"] in card.text
-    module = SpeechDataModule(train=str(out / "data.jsonl"), batch_size=2)
-    assert module is not None
+    samples = [record.clip_samples for record in read_manifest(out / "data.jsonl")]
+    assert samples == [
+        [8000],
+        [16000],
+        [8000],
+        [8000],
+        [8000],
+    ]
 
 
 def test_shards_joined_are_the_whole_byte_by_byte(corpora: Path, tmp_path: Path, capsys):
@@ -153,6 +159,11 @@ def test_shards_joined_are_the_whole_byte_by_byte(corpora: Path, tmp_path: Path,
     assert main(["data", "join", str(parts)]) == 0
     for name in ("data.jsonl", "broken.jsonl"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    assert "--shard" not in (parts / "README.md").read_text()
+    with (parts / "clips" / "00001-of-00003" / "records.jsonl").open("a") as shard:
+        shard.write("{}\n")
+    assert main(["data", "join", str(parts)]) == 1
+    assert "records.jsonl: is not what done.json beside it says" in capsys.readouterr().err
     assert build(parts, corpora, "--shard", "0/2") == 1
     assert "shards: 3 there, 2 asked" in capsys.readouterr().err
 
@@ -188,7 +199,7 @@ def test_any_hugging_face_set_by_its_columns(tmp_path: Path, capsys):
     out = tmp_path / "set"
     arguments = ["data", "asr", str(out), f"hf={tmp_path / 'table'}", "--licence", "mit"]
     assert main(arguments) == 1
-    assert "has no columns audio and text (its columns: path, sentence)" in capsys.readouterr().err
+    assert "has no columns audio and text (its columns: sentence, path)" in capsys.readouterr().err
     assert main(["data", "asr", str(tmp_path / "set2"), *arguments[3:], "--columns", "path", "sentence"]) == 0
     (record,) = read_jsonl(tmp_path / "set2" / "data.jsonl")
     (path,) = [part["path"] for part in record["messages"][0]["content"] if part["type"] == "audio"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -249,7 +250,8 @@ def begin(args: Namespace, title: str, licences: dict[str, str], tasks: list[str
     args.shard = Shard.read(args.shard)
     about = {"title": args.title or title, "licences": licences, "tasks": tasks, "stages": stages}
     check_settings(args.out, {"stages": stages, "shards": args.shard.count})
-    write_json(args.out / ABOUT, {**about, "shards": args.shard.count, "command": args.command_line})
+    command = re.sub(r" --shard[= ]\S+", "", args.command_line)  # the same for all of them
+    write_json(args.out / ABOUT, {**about, "shards": args.shard.count, "command": command})
 
 
 def finish(args: Namespace) -> None:

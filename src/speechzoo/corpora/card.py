@@ -96,6 +96,9 @@ def join(folder: Path) -> dict[str, Any]:
     last = folder / about["stages"][-1]
     if missing := [name for name in shards if not (last / name / DONE).is_file()]:
         raise FileNotFoundError(f"{last}: shards that are not finished: {', '.join(missing)}; run them first")
+    for name in shards:
+        if json.loads((last / name / DONE).read_text())["sha256"] != sha256(last / name / RECORDS):
+            raise ValueError(f"{last / name / RECORDS}: is not what {DONE} beside it says: copy the shard again")
     tally, texts = Tally(), []
     part = part_beside(folder / DATA)
     with telling_room(folder / DATA, None):

@@ -74,7 +74,7 @@ def purity(pairs: Iterable[tuple[str, int]]) -> dict[str, float]:
 
 
 def _entropy(share: Tensor) -> Tensor:
-    return -torch.special.xlogy(share, share).sum()
+    return -torch.xlogy(share, share).sum()
 
 
 def phones_of_frames(phones: Sequence[Sequence[Any]], times: Tensor) -> list[str]:
@@ -129,14 +129,14 @@ def convert_pickle(source: Path) -> KMeansUnits:
         raise ImportError("fairseq's k-means files are joblib's: pip install joblib") from error
     content = source.read_bytes()
 
-    class Wrapper(numpy_pickle.NumpyArrayWrapper):  # type: ignore[misc]
+    class Wrapper(numpy_pickle.NumpyArrayWrapper):
         def read(self, unpickler: Any, *more: Any) -> Any:
             if np.dtype(self.dtype).hasobject:  # what is in such an array is a pickle of its own
                 raise ValueError(f"{source}: holds an array of objects, which is not read")
             self.subclass, self.allow_mmap = np.ndarray, False
             return super().read(unpickler, *more)
 
-    class Restricted(numpy_pickle.NumpyUnpickler):  # type: ignore[misc]
+    class Restricted(numpy_pickle.NumpyUnpickler):
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) in KNOWN:
                 return KNOWN[module, name]

@@ -85,8 +85,7 @@ def check(args: Namespace) -> None:
         raise FileNotFoundError(f"{args.out / DATA}: no such file; `speechzoo data join` writes it")
     questions = []
     for number, row in rows(str(args.questions)):
-        text = row.get(args.key) if isinstance(row, dict) else None
-        if not isinstance(text, str):
+        if not isinstance(row, dict) or not isinstance(text := row.get(args.key), str):
             raise ValueError(f"{args.questions}: record {number + 1} has no text {args.key!r}: --key names it")
         questions.append((str(row.get("id", number + 1)), text))
     found = [overlap for overlap in overlaps(questions, texts_of(args.out), args.ngram) if overlap.found]

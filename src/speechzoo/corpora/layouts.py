@@ -36,11 +36,11 @@ def librispeech(folder: Path, part: str) -> Iterator[Clip]:
     root = folder / "LibriSpeech" if (folder / "LibriSpeech").is_dir() else folder
     for name in _parts(root, part):
         for chapter in sorted(path for path in (root / name).glob("*/*") if path.is_dir()):
-            texts = {}
+            texts: dict[str, str] = {}
             for file in sorted(chapter.glob("*.trans.txt")):
                 texts |= dict(_split(line) for line in _lines(file))
             files = {path.stem: path for path in chapter.glob("*.flac")}
-            yield from _paired(texts, files, "en", lambda _, here=chapter: here.parent.name)
+            yield from _paired(texts, files, "en", dict.fromkeys(texts, chapter.parent.name))
 
 
 def aishell(folder: Path, part: str) -> Iterator[Clip]:
@@ -53,7 +53,7 @@ def aishell(folder: Path, part: str) -> Iterator[Clip]:
     (name,) = _parts(root / "wav", part, one=True)
     files = {path.stem: path for path in (root / "wav" / name).glob("*/*.wav")}
     spoken = {key: "".join(text.split()) for key, text in texts.items() if key in files}
-    yield from _paired(spoken, files, "zh", lambda key: files[key].parent.name)
+    yield from _paired(spoken, files, "zh", {key: file.parent.name for key, file in files.items()})
 
 
 def magicdata(folder: Path, part: str) -> Iterator[Clip]:
@@ -63,7 +63,7 @@ def magicdata(folder: Path, part: str) -> Iterator[Clip]:
     texts = {row[0].removesuffix(".wav"): row[2] for row in rows if len(row) > 2 and row[0] != "UtteranceID"}
     files = {path.stem: path for path in (folder / name).glob("*/*.wav")}
     speakers = {row[0].removesuffix(".wav"): row[1] for row in rows if len(row) > 2}
-    yield from _paired(texts, files, "zh", lambda key: speakers[key])
+    yield from _paired(texts, files, "zh", speakers)
 
 
 def primewords(folder: Path, part: str) -> Iterator[Clip]:
@@ -79,7 +79,7 @@ def primewords(folder: Path, part: str) -> Iterator[Clip]:
         raise ValueError(f"{file}: is not the transcript of Primewords ({error!r}): copy it again") from error
     files = {path.stem: path for path in (root / "audio_files").glob("**/*.wav")}
     texts = {key: "".join(str(row.get("text", "")).split()) for key, row in rows.items()}
-    yield from _paired(texts, files, "zh", lambda key: str(rows[key].get("user_id", "")))
+    yield from _paired(texts, files, "zh", {key: str(row.get("user_id", "")) for key, row in rows.items()})
 
 
 def commonvoice(folder: Path, part: str) -> Iterator[Clip]:
@@ -92,9 +92,8 @@ def commonvoice(folder: Path, part: str) -> Iterator[Clip]:
         if not name or text is None:
             raise ValueError(f"{file}: has no columns path and sentence; is it Common Voice's?")
         clip = folder / "clips" / name
-        yield from _paired(
-            {clip.stem: text}, {clip.stem: clip} if clip.is_file() else {}, language, lambda _, r=row: r["client_id"]
-        )
+        there = {clip.stem: clip} if clip.is_file() else {}
+        yield from _paired({clip.stem: text}, there, language, {clip.stem: row.get("client_id") or ""})
 
 
 def lhotse(file: Path, _: str) -> Iterator[Clip]:
@@ -110,9 +109,9 @@ def lhotse(file: Path, _: str) -> Iterator[Clip]:
             yield row["id"], Broken("part of a recording", f"{row['duration']} s of {recording['duration']} s")
         else:
             audio = Path(recording["sources"][0]["source"])
-            language = {"English": "en", "Chinese": "zh"}.get(row.get("language"), row.get("language"))
-            spoken = {row["id"]: row.get("text") or ""}, {row["id"]: audio}
-            yield from _paired(*spoken, language or "", lambda _, r=row: r.get("speaker") or "")
+            language = {"English": "en", "Chinese": "zh"}.get(str(row.get("language")), row.get("language") or "")
+            texts = {row["id"]: row.get("text") or ""}
+            yield from _paired(texts, {row["id"]: audio}, language, {row["id"]: row.get("speaker") or ""})
 
 
 CORPORA: dict[str, Callable[[Path, str], Iterator[Clip]]] = {
@@ -125,9 +124,7 @@ CORPORA: dict[str, Callable[[Path, str], Iterator[Clip]]] = {
 }
 
 
-def _paired(
-    texts: dict[str, str], files: dict[str, Path], language: str, voice: Callable[[str], str]
-) -> Iterator[Clip]:
+def _paired(texts: dict[str, str], files: dict[str, Path], language: str, voices: dict[str, str]) -> Iterator[Clip]:
     """Transcripts and clips by their ids, in order; what lacks its other half is broken."""
     for key in sorted({*texts, *files}):
         if key not in files:
@@ -136,7 +133,7 @@ def _paired(
             yield key, Broken(NO_TEXT, str(files[key]))
         else:
             about = {"audio": str(files[key].absolute()), "text": texts[key].strip(), "language": language}
-            yield key, {**about, "voice": voice(key)}
+            yield key, {**about, "voice": voices.get(key, "")}
 
 
 def _parts(root: Path, part: str, one: bool = False) -> list[str]:

@@ -138,7 +138,7 @@ class Rewriter:
                 write_json(file, vars(reply))
         else:
             self._count(cached=1)
-        text = WRAPPED.sub("", reply.text)
+        text: str = WRAPPED.sub("", reply.text)
         if not text:
             raise Broken("LLM wrote nothing", f"as {what}", transient=True)
         if reply.ended == "length":

@@ -19,7 +19,7 @@ def kept_sound(sound: Any, sounds: Path, beside: Path) -> tuple[str, float]:
     """The file of a clip, and its seconds.
 
     Args:
-        sound: a path, or the struct {bytes, path} that `datasets.Audio` writes.
+        sound: a path, or the struct {bytes, path} that `datasets.Audio` writes, or a function that gives either.
         sounds: folder for clips that come as bytes; they are kept as they are, named by their content.
         beside: folder that paths are relative to.
 
@@ -27,6 +27,7 @@ def kept_sound(sound: Any, sounds: Path, beside: Path) -> tuple[str, float]:
         Broken: there is none, or it cannot be used.
         DiskFullError: if there is no room.
     """
+    sound = sound() if callable(sound) else sound
     content = sound.get("bytes") if isinstance(sound, dict) else None
     path = sound.get("path") if isinstance(sound, dict) else sound
     if content:

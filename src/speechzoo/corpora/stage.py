@@ -209,8 +209,8 @@ def in_order(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
             opened[index].seek(offset)
             yield json.loads(opened[index].readline())
     finally:
-        for file in opened:
-            file.close()
+        for handle in opened:
+            handle.close()
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

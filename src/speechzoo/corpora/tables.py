@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from json import JSONDecoder
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ CHUNK = 1 << 20  # characters
 
 
 def rows(name: str, split: str = "train") -> Iterator[tuple[int, dict[str, Any] | Broken]]:
-    """Numbers (from 0) and rows of a data set.
+    """Numbers (from 0) and rows of a data set; the cells of columns with sound in them are functions that read it.
 
     Args:
         name: a .json file (an array, or an object a line as UltraChat's), a .jsonl file, a Parquet file, a pattern of
@@ -49,10 +50,19 @@ def _table(name: str, path: Path, split: str) -> Iterator[dict[str, Any]]:
             data = datasets.load_dataset(name, split=split)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{name}: cannot be loaded by datasets ({str(error).splitlines()[0]})") from error
+    sounds = {}
     for column, feature in data.features.items():
         if isinstance(feature, datasets.Audio):  # its bytes as they are: decoding comes later, and in one place
             data = data.cast_column(column, datasets.Audio(decode=False))
-    yield from data
+        if isinstance(feature, datasets.Audio) or (isinstance(feature, dict) and "bytes" in feature):
+            sounds[column] = data.select_columns([column])
+    # Sound is read where it is wanted: not for the shares of others, nor for what is done.
+    for number, row in enumerate(data.remove_columns(list(sounds))):
+        yield {**row, **{column: partial(_cell, cells, number, column) for column, cells in sounds.items()}}
+
+
+def _cell(cells: Any, number: int, column: str) -> Any:
+    return cells[number][column]
 
 
 def _objects(values: Iterator[Any], path: Path) -> Iterator[dict[str, Any] | Broken]:

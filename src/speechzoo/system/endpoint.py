@@ -123,7 +123,7 @@ class Endpoint:
         return Request(url, json.dumps(body).encode(), headers)
 
     def _pause(self, attempt: int, after: str | None) -> float:
-        seconds = self.wait * 2**attempt * random.uniform(0.75, 1.25)
+        seconds = self.wait * 2.0**attempt * random.uniform(0.75, 1.25)
         if after is not None and after.strip().isdigit():
             seconds = max(seconds, float(after))
         return min(seconds, self.longest)

@@ -178,6 +178,12 @@ def test_rewriting_refuses_what_cannot_be_spoken_and_remembers_it(tmp_path: Path
         assert server.requests[0][1]["messages"] == [{"role": "user", "content": ASK.format(text="Hi")}]
 
 
+def test_a_list_is_no_answer_for_the_ear(tmp_path: Path):
+    with endpoint(lambda prompt: "Hey, fruits?" if "Instruction:" in prompt else "- Apple\n- Pear") as server:
+        with pytest.raises(Broken, match="list in the answer"):
+            Rewriter(Endpoint(server.url, "m"), tmp_path)([["Fruits.", ""]])
+
+
 def test_the_answer_is_written_to_the_rewritten_question(tmp_path: Path):
     with endpoint(llm) as server:
         assert Rewriter(Endpoint(server.url, "m"), tmp_path)([["TELL ME", ""]]) == [

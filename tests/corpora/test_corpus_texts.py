@@ -21,6 +21,7 @@ BAD = {
         "SELECT name FROM people",
         "Call it with run() and wait",
         "np.zeros(3) gives zeros",
+        "Run `ls` and tell me",
     ],
     "formula": [
         r"The answer is \frac{1}{2}",

@@ -179,6 +179,10 @@ def test_clusters_are_trained_and_judged_by_a_command(hubert: Path, tmp_path: Pa
     assert report["clips"] == 3 and report["frames"] == 14 + 24 + 19
     assert KMeansUnits.load(tmp_path / "km.safetensors").centroids.shape == (4, 16)
     assert 0 <= report["pnmi"] <= 1 and report["inertia"] > 0
+    assert "pnmi" in capsys.readouterr().out
+    unlabelled = [*arguments[:2], str(tmp_path / "km2.safetensors"), *arguments[3:-2]]
+    assert main(unlabelled) == 0
+    assert "pnmi" not in capsys.readouterr().out
     assert main(arguments) == 1
     assert "exists already" in capsys.readouterr().err
 

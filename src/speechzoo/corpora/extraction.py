@@ -117,9 +117,11 @@ def train(args: Namespace) -> dict[str, Any]:
     if not states:
         raise ValueError(f"{', '.join(args.data)}: no clip that can be used ({broken} that cannot)")
     kmeans = KMeansUnits.fit(states, args.clusters, args.seed, args.frames)
-    labels = [phones_of_frames(labelled[path], frame_times(len(s))) for path, s in zip(used, states, strict=True)]
+    labels = None
+    if labelled:
+        labels = [phones_of_frames(labelled[path], frame_times(len(s))) for path, s in zip(used, states, strict=True)]
     report = {"clusters": args.clusters, "hubert": args.hubert, "layer": args.layer, "seed": args.seed}
-    report |= {"clips": len(used), "unusable_clips": broken, **judge(kmeans, states, labels if labelled else None)}
+    report |= {"clips": len(used), "unusable_clips": broken, **judge(kmeans, states, labels)}
     kmeans.save(args.out)
     write_json(args.out.with_suffix(".json"), report)
     return report

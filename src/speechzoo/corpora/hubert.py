@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from speechzoo.audio import SAMPLE_RATE
+from speechzoo.system.terminal import quiet
 
 CHUNK = 100 * SAMPLE_RATE
 """Longer clips are cut into pieces that do not see each other, as fairseq's `dump_hubert_feature.py` does."""
@@ -37,6 +38,7 @@ class HubertLayer:
     def __init__(self, model: str, layer: int, device: str = "cpu") -> None:
         from transformers import AutoConfig, AutoModel
 
+        quiet()
         config = AutoConfig.from_pretrained(model)
         if config.model_type not in ("hubert", "wav2vec2"):
             raise ValueError(f"{model}: is of kind {config.model_type}; a HuBERT is needed")

@@ -18,9 +18,10 @@ from typing import Any, Protocol
 import regex
 
 from speechzoo.corpora.stage import Broken
-from speechzoo.corpora.texts import UNSPEAKABLE, Turns
+from speechzoo.corpora.texts import LISTED, UNSPEAKABLE, Turns
 from speechzoo.system.endpoint import Chat, Endpoint, EndpointError
 from speechzoo.system.files import write_json
+from speechzoo.system.terminal import quiet
 
 ASK = """Below is a written instruction. Say the same as somebody would say it aloud to a voice assistant.
 - Where it sounds natural, use words of spontaneous speech, such as "hey", "so", "well" or "you know"; not too many.
@@ -70,6 +71,7 @@ class LocalLLM:
 
         from speechzoo.parts.registry import PARTS, fetch
 
+        quiet()
         name = str(fetch(self.model)) if self.model in PARTS else self.model
         causal: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
         return AutoTokenizer.from_pretrained(name), causal.to(self.device).eval()
@@ -143,7 +145,10 @@ class Rewriter:
             raise Broken("LLM wrote nothing", f"as {what}", transient=True)
         if reply.ended == "length":
             raise Broken("LLM's text is cut off", f"{what} of {TOKENS} tokens")
-        if rule := next((rule for rule, found in UNSPEAKABLE.items() if found(text)), None):
+        rule = (
+            "list" if LISTED.search(text) else next((rule for rule, found in UNSPEAKABLE.items() if found(text)), None)
+        )
+        if rule:
             raise Broken("rewritten, but not speakable", f"{rule} in the {what} {text[:80]!r}")
         return text
 

@@ -32,7 +32,7 @@ ROLES = {
 CODE = regex.compile(
     r"```|^\s*(?:def|class) \w+.*:\s*$|^\s*#include\b|^\s*(?:import [\w.]+|from [\w.]+ import .+);?\s*$"
     r"|</?[a-z][\w-]*[^<>]*>|\b(?:public|private) (?:static \w+|class\b|void\b|int\b)|\bSELECT\b.+\bFROM\b"
-    r"|\b\w+\(\)|\b\w+\.\w+\(|\{\s*$|\);\s*$",
+    r"|`[^`\n]+`|\bprint\(|\b\w+\(\)|\b\w+\.\w+\(|\{\s*$|\);\s*$",
     regex.MULTILINE,
 )
 FORMULA = regex.compile(

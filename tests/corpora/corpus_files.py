@@ -52,16 +52,17 @@ def aishell(root: Path) -> Path:
 
 
 def magicdata(root: Path) -> Path:
-    """Two clips of train; one transcript without clip."""
+    """Two clips of train; one transcript without clip, one clip that is known to be bad."""
     rows = [
         "UtteranceID\tSpeakerID\tTranscription",
         "38_5716_20170914202211.wav\t38_5716\t天安门 在 哪里",
         "38_5716_20170914202238.wav\t38_5716\t打开 地图",
         "38_5716_20170914299999.wav\t38_5716\t没有 声音",
+        "16_4013_20170819121429.wav\t16_4013\t坏了",
     ]
     write(root / "train" / "TRANS.txt", "\n".join(rows) + "\n")
-    for name in ("38_5716_20170914202211", "38_5716_20170914202238"):
-        clip(root / "train" / "38_5716" / f"{name}.wav")
+    for name in ("38_5716_20170914202211", "38_5716_20170914202238", "16_4013_20170819121429"):
+        clip(root / "train" / name[:7] / f"{name}.wav")
     return root
 
 

@@ -40,6 +40,7 @@ def build(out: Path, given: str, *more: str) -> tuple[dict, dict, dict]:
 def multiturn(tmp_path: Path) -> str:
     corpus_files.clip(tmp_path / "wav" / "q1.wav", 0.5)
     corpus_files.clip(tmp_path / "wav" / "q2.wav", 0.25)
+    corpus_files.clip(tmp_path / "wav" / "a2.wav", 1.5)
 
     def turn(who: str, text: str, **more: object) -> dict:
         return {"from": who, "text": text, **more}
@@ -51,7 +52,7 @@ def multiturn(tmp_path: Path) -> str:
                 turn("human", "Hello there?", speech="wav/q1.wav"),
                 turn("gpt", "Hi!", unit=[5, 5, 999, 3]),
                 turn("human", "And now?", speech="wav/q2.wav"),
-                turn("gpt", "Bye.", unit=[7, 8]),
+                turn("gpt", "Bye.", unit=[7, 8], speech="wav/a2.wav"),
             ],
         },
         {
@@ -80,11 +81,11 @@ def test_multiturn_conversations_and_units_beyond_the_range_refused(multiturn: s
             {"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "wav" / "q1.wav")}]},
             {"role": "assistant", "content": "Hi!", "units": [5, 999, 3]},
             {"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "wav" / "q2.wav")}]},
-            {"role": "assistant", "content": "Bye.", "units": [7, 8]},
+            {"role": "assistant", "content": "Bye.", "units": [7, 8], "audio": str(tmp_path / "wav" / "a2.wav")},
         ]
     }
     assert numbers["rounds"] == 2 and numbers["units"]["mean"] == 2.5 and numbers["units_used"] == 5
-    assert numbers["user_seconds"]["mean"] == 0.375
+    assert numbers["user_seconds"]["mean"] == 0.375 and numbers["answer_seconds"]["mean"] == 1.5
     detail = read_jsonl(tmp_path / "out" / "broken.jsonl")[0]["detail"]
     assert detail == "3 of 4, the largest 4001"
 
@@ -111,15 +112,17 @@ def test_instructs2s_rounds_with_the_history_in_the_question(tmp_path: Path):
 
     history = "<USER>: Who are you? <ASSISTANT>: A model. <USER>: Of what?"
     rows = [
-        row(1, "Who are you?", "A model.", [3, 3, 4]),
-        row(2, history, "Of speech.", [6560]),
+        {**row(1, "Who are you?", "A model.", [3, 3, 4]), "answer_audio": {"bytes": sound(0.5), "path": "y.wav"}},
+        {**row(2, history, "Of speech.", [6560]), "answer_audio": {"bytes": b"", "path": "none.wav"}},
         row(3, "<USER>: a <USER>: b <USER>: c", "d", [1]),
         {**row(4, "What?", "x", [1]), "question_audio": {"bytes": b"RIFF nothing", "path": "x.wav"}},
     ]
-    records, reasons, _ = build(
+    records, reasons, numbers = build(
         tmp_path / "out", f"instructs2s={parquet(tmp_path / 'a.parquet', rows)}", "--large-units", "without"
     )
+    assert numbers["answers_without_their_sound"] == 1
     first = records["instructs2s-4-1"]
+    assert (tmp_path / "out" / first[1].pop("audio")).read_bytes() == sound(0.5)
     assert first[1] == {"role": "assistant", "content": "A model.", "units": [3, 4]}
     (part,) = first[0]["content"]
     assert (tmp_path / "out" / part["path"]).read_bytes() == sound()

@@ -74,6 +74,8 @@ def test_an_id_that_comes_twice_is_named(tmp_path):
     stage = Stage(tmp_path, Shard(), {})
     for _ in range(2):
         assert stage.run(twice, each(double)) == {"": 2, "an id that another record has": 1}
+    parts = [Stage(tmp_path / "parts", Shard(index, 3), {}).run(twice, each(double)) for index in range(3)]
+    assert [counts["an id that another record has"] for counts in parts] == [0, 0, 1]
 
 
 def test_other_settings_are_refused(tmp_path):

@@ -35,6 +35,7 @@ class Tally:
     rounds: int = 0
     answer_words: int = 0
     large_units: int = 0
+    lost_answers: int = 0
     user_seconds: list[float] = field(default_factory=list)
     answer_seconds: list[float] = field(default_factory=list)
     units: list[int] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Tally:
         self.user_seconds += facts.get("user_seconds", [])
         self.answer_seconds += facts.get("answer_seconds", [])
         self.large_units += facts.get("large_units", 0)
+        self.lost_answers += facts.get("lost_answers", 0)
         self.voices.update(voice for voice in facts.get("voices", []) if voice)
         for key, held in (("language", self.languages), ("source", self.sources)):
             if facts.get(key):
@@ -74,6 +76,7 @@ class Tally:
             "units": _spread(self.units),
             "units_used": len(self.used) or None,
             "units_beyond_range": self.large_units,
+            "answers_without_their_sound": self.lost_answers,
             "languages": dict(self.languages.most_common()),
             "voices": dict(self.voices.most_common()),
             "sources": dict(self.sources.most_common()),
@@ -205,6 +208,7 @@ def write_card(folder: Path) -> Path:
         ("units of an answer", _many(told["units"])),
         ("different units", _known(told["units_used"])),
         ("units beyond the range, changed", f"{told['units_beyond_range']:,}"),
+        ("answers whose sound is missing or unusable", f"{told['answers_without_their_sound']:,}"),
         ("languages", _shares(told["languages"])),
         ("voices or speakers", _shares(told["voices"])),
         ("sources", _shares(told["sources"])),

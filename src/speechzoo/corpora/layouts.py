@@ -28,6 +28,9 @@ LICENCES = {
 }
 """As the corpora's pages give them (OpenSLR 12, 33, 68, 47; Mozilla)."""
 
+DAMAGED = ("16_4013_20170819121429", "18_1565_20170712000170")
+"""Clips of MagicData that lhotse's recipe leaves out as bad; here they count as clips without a transcript."""
+
 NO_TEXT, NO_SOUND = "no transcript", "no sound file"
 
 
@@ -59,7 +62,7 @@ def aishell(folder: Path, part: str) -> Iterator[Clip]:
 def magicdata(folder: Path, part: str) -> Iterator[Clip]:
     """`PART/TRANS.txt` (UtteranceID, SpeakerID, Transcription, tabs between), `PART/SPEAKER/ID.wav`."""
     (name,) = _parts(folder, part, one=True)
-    rows = [line.split("\t") for line in _lines(folder / name / "TRANS.txt")]
+    rows = [line.split("\t") for line in _lines(folder / name / "TRANS.txt") if not line.startswith(DAMAGED)]
     texts = {row[0].removesuffix(".wav"): row[2] for row in rows if len(row) > 2 and row[0] != "UtteranceID"}
     files = {path.stem: path for path in (folder / name).glob("*/*.wav")}
     speakers = {row[0].removesuffix(".wav"): row[1] for row in rows if len(row) > 2}

@@ -1,7 +1,8 @@
 """Released speech instruction sets, in the layouts they have on the hub, as values of records.
 
 * `multiturn`: ICTNLP/Multiturn-Speech-Conversations (and the JSON of ICTNLP/InstructS2S-200K): an array of {id,
-  conversation: [{from: human, speech: PATH, text}, {from: gpt, unit: [...], text}]}; paths from the file's folder.
+  conversation: [{from: human, speech: PATH, text}, {from: gpt, unit: [...], text}]}, paths from the file's folder;
+  where an answer has `speech` too it is taken.
 * `instructs2s`: yuekai/InstructS2S-200K, Parquet: id, round, question, question_audio, answer, speech_token. Of later
   rounds the question holds what was said before (`<USER>: ... <ASSISTANT>: ...`); the sound is the last question's.
 * `voiceassistant`: gpt-omni/VoiceAssistant-400K, Parquet: split_name, index, round, question, question_audio, answer,
@@ -31,8 +32,8 @@ LARGE = ("refuse", "clip", "without")
 """What to do with a record that has units beyond the range: leave it out, take the largest in their place, or keep it
 without units."""
 
-Round = tuple[str, Any, str, Any]
-"""What the user says as text, as sound (a path, {bytes, path} or None), the answer, and its units (or None)."""
+Round = tuple[str, Any, str, Any, Any]
+"""What the user says as text, as sound (a path, {bytes, path} or None), the answer, its units and sound (or None)."""
 
 
 def items(kind: str, name: str, split: str = "train") -> Iterator[Item]:
@@ -49,7 +50,7 @@ def items(kind: str, name: str, split: str = "train") -> Iterator[Item]:
             if isinstance(row, Broken):
                 raise row
             given, system, rounds = LAYOUTS[kind](row, number)
-            if not rounds or not all(answer.strip() for _, _, answer, _ in rounds):
+            if not rounds or not all(answer.strip() for _, _, answer, _, _ in rounds):
                 raise Broken("empty answer" if rounds else "no round of question and answer")
             yield Item(number, f"{kind}-{given}", {"rounds": rounds, "system": system, "source": kind})
         except Broken as error:
@@ -65,17 +66,18 @@ def _multiturn(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]
     for ask, answer in zip(turns[::2], turns[1::2], strict=True):
         if (ask["from"], answer["from"]) != ("human", "gpt"):
             raise Broken("roles out of turn", f"{ask['from']} is followed by {answer['from']}")
-        rounds.append((ask.get("text") or "", ask["speech"], answer["text"], answer.get("unit")))
+        rounds.append((ask.get("text") or "", ask["speech"], answer["text"], answer.get("unit"), answer.get("speech")))
     return row.get("id", number), "", rounds
 
 
 def _instructs2s(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
-    rounds = _history(row["question"], row["question_audio"], row["answer"], row.get("speech_token"))
+    last = (row["question_audio"], row["answer"], row.get("speech_token"), row.get("answer_audio"))
+    rounds = _history(row["question"], *last)
     return f"{row.get('id', number)}-{row.get('round', 1)}", "", rounds
 
 
 def _voiceassistant(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
-    rounds = _history(row["question"], row["question_audio"], row["answer"], None)
+    rounds = _history(row["question"], row["question_audio"], row["answer"], None, None)
     return f"{row['split_name']}-{row.get('index', number)}-{row.get('round', 1)}", "", rounds
 
 
@@ -85,7 +87,7 @@ def _llasm(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
     for ask, answer in zip(turns[::2], turns[1::2], strict=True):
         if (ask["from"], answer["from"]) != ("human", "gpt"):
             raise Broken("roles out of turn", f"{ask['from']} is followed by {answer['from']}")
-        rounds.append((ask.get("value") or "", ask["audio"], answer["value"], None))
+        rounds.append((ask.get("value") or "", ask["audio"], answer["value"], None, None))
     return row.get("id", number), row.get("instruction") or "", rounds
 
 
@@ -97,16 +99,18 @@ LAYOUTS: dict[str, Callable[[dict[str, Any], int], tuple[Any, str, list[Round]]]
 }
 
 
-def _history(question: str, sound: Any, answer: str, units: Any) -> list[Round]:
+def _history(question: str, sound: Any, *answer: Any) -> list[Round]:
     """Rounds of a question that may hold the ones before it as text."""
     pieces = SPEAKER.split(question)
     if len(pieces) < 3:
-        return [(question.strip(), sound, answer, units)]
+        return [(question.strip(), sound, *answer)]
     names, texts = pieces[1::2], [text.strip() for text in pieces[2::2]]
     if names != [("USER", "ASSISTANT")[n % 2] for n in range(len(names))] or not len(names) % 2:
         raise Broken("roles out of turn", f"in the question {question[:80]!r}")
-    before: list[Round] = [(asked, None, said, None) for asked, said in zip(texts[:-1:2], texts[1::2], strict=True)]
-    return [*before, (texts[-1], sound, answer, units)]
+    before: list[Round] = [
+        (asked, None, said, None, None) for asked, said in zip(texts[:-1:2], texts[1::2], strict=True)
+    ]
+    return [*before, (texts[-1], sound, *answer)]
 
 
 class Mapping:
@@ -129,7 +133,7 @@ class Mapping:
         messages: list[dict[str, Any]] = []
         if value["system"]:
             messages.append({"role": "system", "content": value["system"]})
-        for asked, sound, text, units in value["rounds"]:
+        for asked, sound, text, units, spoken in value["rounds"]:
             content: Any = asked
             if sound is not None:
                 path, seconds = kept_sound(sound, self.sounds, self.beside)
@@ -139,6 +143,13 @@ class Mapping:
             answer = {"role": "assistant", "content": text.strip()}
             if self.num_units and (kept := self._units(units, facts)):
                 answer["units"] = kept
+            spoken = spoken() if callable(spoken) else spoken
+            if spoken is not None:
+                try:
+                    answer["audio"], seconds = kept_sound(spoken, self.sounds, self.beside)
+                    facts.setdefault("answer_seconds", []).append(seconds)
+                except Broken:  # the text is still there to learn from
+                    facts["lost_answers"] = facts.get("lost_answers", 0) + 1
             messages += [{"role": "user", "content": content}, answer]
         return {"messages": messages, "facts": facts}
 

@@ -135,14 +135,15 @@ class Stage:
 
     def _missing(self, items: Iterable[Item], done: set[str], seen: set[str]) -> Iterator[Item]:
         for item in items:
+            twice = item.id in seen
+            seen.add(item.id)  # of all shards, so that they leave out the same together as one would
             if item.number % self.shard.count != self.shard.index:
                 continue
-            if item.id in seen:
+            if twice:
                 what = "an id that another record has"
                 yield Item(item.number, item.id, Broken(what, f"{item.id} comes twice in the input"))
             elif item.id not in done:
                 yield item
-            seen.add(item.id)
 
     def finished(self) -> set[str]:
         """Ids of its finished records."""

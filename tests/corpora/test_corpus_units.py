@@ -123,12 +123,16 @@ def test_units_are_the_nearest_centroids_without_repeats(hubert: Path, tmp_path:
     with torch.no_grad():
         model = HubertModel.from_pretrained(hubert).eval()
         states = {n: model(c[None], output_hidden_states=True).hidden_states[2][0].numpy() for n, c in clips.items()}
-    centroids = np.concatenate([states[0][::5], states[1][::7]])
-    KMeansUnits(torch.from_numpy(centroids)).save(tmp_path / "km.safetensors")
+    frames = np.concatenate([states[0], states[1]])
+    centroids = MiniBatchKMeans(8, random_state=0, n_init=1).fit(frames)
+    joblib.dump(centroids, tmp_path / "km.bin")  # as fairseq's learn_kmeans.py writes it
+    centroids = centroids.cluster_centers_
+    assert main(["data", "convert-kmeans", str(tmp_path / "km.bin"), str(tmp_path / "km.safetensors")]) == 0
     arguments = ["data", "units", str(tmp_path / "out"), "--data", str(data), "--hubert", str(hubert), "--layer", "2"]
     assert main([*arguments, "--kmeans", str(tmp_path / "km.safetensors")]) == 0
     found = {record["id"]: record["messages"] for record in read_jsonl(tmp_path / "out" / "data.jsonl")}
     assert list(found) == ["r0", "r1", "r3"]
+    assert len({unit for messages in found.values() for unit in messages[1]["units"]}) > 3
     for n, state in states.items():
         nearest = [int(np.argmin(((frame - centroids) ** 2).sum(1))) for frame in state]
         expected = [unit for i, unit in enumerate(nearest) if i == 0 or unit != nearest[i - 1]]

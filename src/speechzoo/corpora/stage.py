@@ -7,6 +7,7 @@ number, id, value), `broken.jsonl` (number, id, reason, detail) and, at the end,
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ from speechzoo.system.locks import claim
 RECORDS, BROKEN, DONE, SETTINGS = "records.jsonl", "broken.jsonl", "done.json", "settings.json"
 PATIENCE = 20
 """Records in a row that fail for a reason outside of them, after which work stops: more would only be lost too."""
+
+TOLD_EVERY = 30.0  # seconds
 
 
 class Broken(ValueError):
@@ -105,7 +108,7 @@ class Stage:
         held = claim(self.folder, "speechzoo data")
         try:
             check_settings(self.folder.parent, self.settings)
-            start = time.monotonic()
+            start = told_at = time.monotonic()
             records, broken = self.folder / RECORDS, self.folder / BROKEN
             done = _finished(records)
             counts = Counter({"": len(done)})
@@ -126,6 +129,10 @@ class Stage:
                         file = bad if isinstance(value, Broken) else good
                         file.write(json_line(line).encode())
                         file.flush()
+                        if time.monotonic() - told_at > TOLD_EVERY:
+                            told_at = time.monotonic()
+                            progress = f"{counts['']:,} done, {counts.total() - counts['']:,} left out so far"
+                            print(f"{self.folder.parent.name} {self.shard}: {progress}", file=sys.stderr, flush=True)
             told = {"records": counts[""], "broken": {k: v for k, v in sorted(counts.items()) if k}}
             told |= {"sha256": sha256(records), "seconds": round(time.monotonic() - start, 1)}
             write_json(self.folder / DONE, told)

@@ -39,12 +39,13 @@ class HubertLayer:
         from transformers import AutoConfig, AutoModel
 
         quiet()
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         if config.model_type not in ("hubert", "wav2vec2"):
             raise ValueError(f"{model}: is of kind {config.model_type}; a HuBERT is needed")
         if not 1 <= layer <= config.num_hidden_layers:
             raise ValueError(f"--layer {layer}: {model} has the layers 1 to {config.num_hidden_layers}")
-        net: Any = AutoModel.from_pretrained(model, dtype=torch.float32).to(device).eval().requires_grad_(False)
+        net: Any = AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=False)
+        net = net.to(device).eval().requires_grad_(False)
         net.encoder.layers = net.encoder.layers[:layer]  # those after it are not needed
         if config.do_stable_layer_norm:
             net.encoder.layer_norm = nn.Identity()
@@ -92,7 +93,7 @@ def _normalised(model: str) -> bool:
     from transformers import AutoFeatureExtractor
 
     try:
-        return bool(AutoFeatureExtractor.from_pretrained(model).do_normalize)
+        return bool(AutoFeatureExtractor.from_pretrained(model, trust_remote_code=False).do_normalize)
     except (OSError, ValueError):
         return False
 

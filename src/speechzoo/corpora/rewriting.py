@@ -73,8 +73,8 @@ class LocalLLM:
 
         quiet()
         name = str(fetch(self.model)) if self.model in PARTS else self.model
-        causal: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-        return AutoTokenizer.from_pretrained(name), causal.to(self.device).eval()
+        causal: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False), causal.to(self.device).eval()
 
     def chat(self, messages: Sequence[dict[str, Any]], **settings: Any) -> Chat:
         """Reply; `temperature` 0 takes the likeliest token, else `seed` decides."""

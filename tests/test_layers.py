@@ -27,6 +27,7 @@ LAYERS = [
     {"interop"},
     {"fidelity"},
     {"quickstart", "sweeps", "zoo"},
+    {"corpora"},
     {"commands"},
     {"talk"},
     {"bench"},

@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": "losses on the validation data",
     "test": "losses on the test data",
     "predict": "answer the questions of a manifest",
+    "data": "make training data: speechzoo data asr|instruct|released|units|... FOLDER ...",
     "import": "bring a released LLaSM or LLaMA-Omni checkpoint in",
     "export": "write an imported model in its released layout",
     "list": "the models of the zoo",
@@ -39,6 +40,7 @@ COMMANDS = {
 # Functions of their arguments, imported when asked for; the rest is Lightning's, which reads the command's name too.
 FUNCTIONS = {
     "doctor": "speechzoo.cli.doctor:main",
+    "data": "speechzoo.cli.data:main",
     "import": "speechzoo.cli.released:import_main",
     "export": "speechzoo.cli.released:export_main",
     "list": "speechzoo.cli.zoo:list_main",

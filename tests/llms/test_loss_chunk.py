@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_models import CONVERSATIONS, make
+from test_models import CONVERSATIONS, parts
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from speechzoo.data import encode_batch
 from speechzoo.llms import HFCausalLM
+from speechzoo.models import LLaSM
 from speechzoo.types import SpeechBatch
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -40,7 +41,10 @@ def test_loss_and_gradients_are_those_of_one_piece(
 ) -> None:
     def made(chunk: int | None) -> Any:
         llm = partial(HFCausalLM, model=str(tiny_llm_dir), loss_chunk=chunk, **HEADS[head])
-        model = make("llasm", tiny_llm_dir, tiny_whisper_pt, freeze=["^encoder\\."], llm=llm).train()
+        torch.manual_seed(0)
+        model = LLaSM(**parts(tiny_llm_dir, tiny_whisper_pt, freeze=["^encoder\\."], llm=llm))
+        model.configure_model()
+        model.train()
         for name, weight in model.named_parameters():
             if "lora_B" in name:  # zeros would hide what LoRA does
                 weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_models import make, tone, user
+from test_models import SMALL_DECODER, make, parts, tone, user
 from test_models import assistant as answer
 from torch._dynamo.utils import counters
 
 from speechzoo.data import encode_batch
 from speechzoo.encoders import WhisperEncoder
 from speechzoo.llms import HFCausalLM
+from speechzoo.models import LLaMAOmni
 from speechzoo.training.compiled import compile_layers
 
 LENGTHS = [(1, 0.5, 4), (2, 0.9, 7), (3, 1.7, 12), (2, 2.3, 20)]  # rows, seconds, words
@@ -34,8 +35,15 @@ def test_losses_and_gradients_are_the_same_with_few_graphs(
     counters.clear()
     llm = partial(HFCausalLM, model=str(tiny_llm_dir), gradient_checkpointing=recompute)
     encoder = partial(WhisperEncoder, model=str(tiny_whisper_pt), window="padded")
-    options: dict[str, Any] = {"freeze": ["^encoder\\."], "llm": llm, "encoder": encoder}
-    plain, fast = (make("llama_omni", tiny_llm_dir, tiny_whisper_pt, **options).train() for _ in range(2))
+
+    def made() -> LLaMAOmni:
+        torch.manual_seed(0)
+        options = {"freeze": ["^encoder\\."], "llm": llm, "encoder": encoder, "unit_decoder": SMALL_DECODER}
+        model = LLaMAOmni(**parts(tiny_llm_dir, tiny_whisper_pt, **options))
+        model.configure_model()
+        return model.train()
+
+    plain, fast = made(), made()
     names = set(fast.state_dict())
     layers = compile_layers(fast, ["encoder", "llm", "unit_decoder"], backend="aot_eager")
     assert layers >= 4 and set(fast.state_dict()) == names

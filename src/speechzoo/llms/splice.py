@@ -64,7 +64,8 @@ def splice(
     widths, clip = _widths(is_clip, attention_mask, speech_lens)
     ends = widths.cumsum(dim=1)
     lens = ends[:, -1:]
-    place = torch.arange(size, device=text.device) - (size - lens if padding_side == "left" else 0)  # in its row
+    first = size - lens if padding_side == "left" else torch.zeros_like(lens)
+    place = torch.arange(size, device=text.device) - first  # in its row
     mask = (place >= 0) & (place < lens)
     # The token that holds a position: the first one that ends behind it.
     token = torch.searchsorted(ends, place.clamp(min=0), right=True).clamp(max=length - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,19 @@ def test_what_waits_is_found(tiny_llm_dir: Path, tiny_whisper_pt: Path) -> None:
     found = "\n".join(mode.found)
     for place in ("llms/splice.py", "llms/hf.py", "models/llama_omni.py", "units/ctc.py", "encoders/whisper.py"):
         assert place in found
+
+
+def test_the_host_knows_the_sizes(tiny_llm_dir: Path, tiny_whisper_pt: Path) -> None:
+    """Taken before the batch moves, and left behind; four turns of three conversations have units."""
+    model = make("llama_omni", tiny_llm_dir, tiny_whisper_pt, freeze=["^encoder\\."])
+    batch = encode_batch(model.prompt, CONVERSATIONS, True, "left")
+    there = model.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert there.input_ids.device.type == there.units.device.type == "meta" and batch.host is None
+    out = model(batch)
+    assert there.host.width == out.mask.shape[1] and there.counts == model.num_targets(batch)
+    tokens = [int((batch.turns[row] == turn).sum()) for row, turn in ((0, 1), (1, 1), (1, 2), (2, 1))]
+    assert there.host.answer_lens.tolist() == tokens and there.host.units.tolist() == batch.units.tolist()
+    with pytest.raises(ValueError, match="placeholders in the batch, but 2 clips"):
+        model.transfer_batch_to_device(
+            replace(batch, audio=batch.audio[:2], audio_lens=batch.audio_lens[:2]), torch.device("cpu"), 0
+        )

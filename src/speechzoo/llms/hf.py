@@ -153,7 +153,9 @@ class HFCausalLM(LLM):
             number = int((~ignored).sum()) if targets is None else targets
             at = ignored.byte().argsort(stable=True)[:number]  # supervised positions, in their order
             source = hidden if out.logits is None else out.logits
-            out.loss_sum = self._loss(source.flatten(0, 1).index_select(0, at), following[at], run_head=out.logits is None)
+            out.loss_sum = self._loss(
+                source.flatten(0, 1).index_select(0, at), following[at], run_head=out.logits is None
+            )
         return out
 
     def _loss(self, states: Tensor, targets: Tensor, run_head: bool) -> Tensor:

@@ -45,8 +45,6 @@ def compile_layers(model: nn.Module, parts: Iterable[str], backend: str = "induc
     Raises:
         ValueError: for a part that the model does not have, or one without repeated layers.
     """
-    # It cuts graphs where DDP's buckets end, which single layers have no use for, and refuses recomputed ones.
-    torch._dynamo.config.optimize_ddp = False
     number = 0
     for name in parts:
         part = getattr(model, name, None)
@@ -57,4 +55,7 @@ def compile_layers(model: nn.Module, parts: Iterable[str], backend: str = "induc
         for layer in layers:
             layer.forward = CompiledForward(layer, backend)
         number += len(layers)
+    if number:
+        # It would cut graphs where DDP's buckets end, which single layers have no use for, and refuse recomputed ones.
+        torch._dynamo.config.optimize_ddp = False
     return number

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-
 Counts = Mapping[str, int | Tensor]
 
 

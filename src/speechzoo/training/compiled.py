@@ -7,7 +7,8 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from speechzoo.training.sharding import blocks
 
@@ -32,7 +33,10 @@ class CompiledForward:
         if any(hasattr(value, "update") for value in (*args, *kwargs.values())):
             return plain(*args, **kwargs)
         if self._compiled is None:
-            self._compiled = torch.compile(plain, dynamic=True, backend=self.backend)
+            self._compiled = torch.compile(plain, backend=self.backend)
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):  # rows and positions; widths stay numbers that kernels are made for
+                torch._dynamo.maybe_mark_dynamic(value, list(range(min(2, value.dim()))))
         return self._compiled(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,4 +62,7 @@ def compile_layers(model: nn.Module, parts: Iterable[str], backend: str = "induc
     if number:
         # It would cut graphs where DDP's buckets end, which single layers have no use for, and refuse recomputed ones.
         torch._dynamo.config.optimize_ddp = False
+        # Kinds of layers share the code that recomputes them, and each is compiled with and without gradients, as the
+        # first layer and as a later one.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     return number

@@ -78,7 +78,8 @@ class StageProgress(RichProgressBar):
 
     def _update_metrics(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # To read a loss is to wait for the device, so the bar shows new ones as often as the loggers get them.
-        if not trainer.training or trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:
+        every = max(getattr(trainer, "log_every_n_steps", 1), 1)
+        if not trainer.training or trainer.global_step % every == 0:
             super()._update_metrics(trainer, pl_module)
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:

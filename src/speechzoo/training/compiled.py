@@ -26,7 +26,8 @@ class CompiledForward:
     """
 
     def __init__(self, layer: nn.Module, backend: str = "inductor") -> None:
-        self.layer, self.backend, self._compiled = layer, backend, None
+        self.layer, self.backend = layer, backend
+        self._compiled: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         plain = MethodType(type(self.layer).forward, self.layer)

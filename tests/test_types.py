@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tiny_runs import num_targets
+from torch.utils.data import DataLoader
 
 from speechzoo.types import AUDIO, IGNORE, SpeechBatch
 
@@ -44,3 +46,10 @@ def test_moving_keeps_every_field():
         else:
             assert got == value, name
     assert given.input_ids.device.type == "cpu"
+
+
+@pytest.mark.gpu
+def test_a_loader_pins_every_tensor():
+    (pinned,) = DataLoader([batch()], batch_size=None, pin_memory=True)
+    assert all(value.is_pinned() for value in vars(pinned).values() if isinstance(value, torch.Tensor))
+    assert pinned.ids == ["a", "b"] and pinned.window == {"lm": 9, "ctc": 5}

@@ -47,6 +47,19 @@ def present(value: Tensor | None, name: str) -> Tensor:
     return value
 
 
+class HostSide:
+    """Sizes of a batch and its unit targets in the host's memory: whoever reads them there never waits for the device.
+
+    No dataclass, so that Lightning does not move its tensors.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width  # S
+        self.answer_lens: Tensor | None = None  # [Q] states of each answer with units
+        self.units: Tensor | None = None  # [Q, U]
+        self.unit_lens: Tensor | None = None  # [Q]
+
+
 @dataclass
 class Written:
     """Rows of a batch with what their clips say instead of the clips; padded on the right."""
@@ -85,6 +98,7 @@ class SpeechBatch:
     ids: list[str] = field(default_factory=list)  # B record names
     window: dict[str, int] | None = None  # targets by loss name over the accumulation window of this rank
     counts: dict[str, int] | None = None  # targets by loss name of this batch, once the model counted them
+    host: HostSide | None = None  # what a step would else ask of the device; filled in on the way there
 
     @property
     def labels(self) -> Tensor:
@@ -109,7 +123,7 @@ class SpeechBatch:
         return SpeechBatch(**{**values, **moved})
 
     def to(self, *args: Any, **kwargs: Any) -> SpeechBatch:
-        """A copy with every tensor moved (`torch.Tensor.to` arguments)."""
+        """A copy with every tensor moved (`torch.Tensor.to` arguments), `host` excepted."""
         return self._map(lambda t: t.to(*args, **kwargs))
 
     def pin_memory(self) -> SpeechBatch:

@@ -24,34 +24,38 @@ from speechzoo.callbacks import NonFiniteGuard
 class Fragile(TinyModule):
     """Learns with Adam and weight decay; batches whose first row is named in `bad` have a NaN loss."""
 
-    def __init__(self, bad: set[str]) -> None:
+    def __init__(self, bad: set[str], fused: bool = False) -> None:
         torch.manual_seed(0)
         super().__init__()
-        self.bad = bad
+        self.bad, self.fused = bad, fused
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         return super().training_step(batch, index) * (float("nan") if batch.ids[0] in self.bad else 1.0)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+        learning = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.AdamW(learning, lr=0.1, weight_decay=0.1, fused=self.fused)
 
 
 def loader(firsts: list[int]) -> DataLoader:
     return DataLoader([make_batch(first) for first in firsts], batch_size=None)
 
 
-def after(make_trainer, firsts: list[int], bad: set[str], **options: Any) -> tuple[Fragile, dict, NonFiniteGuard]:
-    module, guard = Fragile(bad), NonFiniteGuard("skip")
+def after(
+    make_trainer, firsts: list[int], bad: set[str], fused: bool = False, **options: Any
+) -> tuple[Fragile, dict, NonFiniteGuard]:
+    module, guard = Fragile(bad, fused), NonFiniteGuard("skip")
     trainer = make_trainer(callbacks=[guard], **options)
     with pytest.warns() if bad else nullcontext():
         trainer.fit(module, loader(firsts))
     return module, trainer.optimizers[0].state_dict()["state"], guard
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
-def test_a_skipped_step_leaves_weights_and_adam_as_they_were(make_trainer, clip) -> None:
-    module, state, guard = after(make_trainer, [0, 2, 4], {"q2"}, gradient_clip_val=clip)
-    expected, expected_state, _ = after(make_trainer, [0, 4], set(), gradient_clip_val=clip)
+@pytest.mark.parametrize(("clip", "fused"), [(None, False), (1.0, False), (None, True), (1.0, True)])
+@pytest.mark.parametrize("firsts", [[0, 2, 4], [2, 0, 4], [0, 4, 2]])
+def test_a_skipped_step_leaves_weights_and_adam_as_they_were(make_trainer, clip, fused, firsts) -> None:
+    module, state, guard = after(make_trainer, firsts, {"q2"}, fused, gradient_clip_val=clip)
+    expected, expected_state, _ = after(make_trainer, [0, 4], set(), fused, gradient_clip_val=clip)
     assert guard.skipped == 1 and guard.state_dict() == {"skipped": 1}
     assert all(a.equal(b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
     for index, entry in expected_state.items():
@@ -65,11 +69,13 @@ def test_one_bad_micro_batch_spoils_its_window_only(make_trainer) -> None:
     assert all(a.equal(b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
 
 
-def test_raising_keeps_the_last_good_weights_and_names_the_rows(make_trainer) -> None:
-    module = Fragile({"q2"})
+@pytest.mark.parametrize(("fused", "firsts"), [(False, [0, 2]), (False, [0, 2, 4]), (True, [0, 2]), (True, [0, 2, 4])])
+def test_raising_keeps_the_last_good_weights_and_names_the_rows(make_trainer, fused, firsts) -> None:
+    """With a fused optimizer a step later, or at the end."""
+    module = Fragile({"q2"}, fused)
     with pytest.raises(RuntimeError, match=r"loss on rank 0, step 1 \(rank 0 had q2, q3\)"):
-        make_trainer(callbacks=[NonFiniteGuard()]).fit(module, loader([0, 2]))
-    expected, _, _ = after(make_trainer, [0], set())
+        make_trainer(callbacks=[NonFiniteGuard()]).fit(module, loader(firsts))
+    expected, _, _ = after(make_trainer, [0], set(), fused)
     assert all(a.equal(b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
 
 

@@ -65,9 +65,9 @@ def log_mel(
         audio = F.pad(audio, (0, int(lens.max()) * HOP + N_FFT - audio.shape[1]))
     window = torch.hann_window(N_FFT, dtype=torch.float32, device=audio.device).to(dtype)  # default may be bfloat16
     spectrum = torch.stft(audio.to(dtype), N_FFT, HOP, window=window, return_complex=True)[..., :-1].abs() ** 2
-    spectrum = spectrum[..., : int(lens.max())]
+    spectrum = spectrum[..., : int(lens.max()) if pad_to is None else pad_to // HOP]
     with torch.autocast(audio.device.type, enabled=False):  # eight bits of mantissa would be heard
-        logs = (mel_filters(n_mels).to(audio.device, dtype) @ spectrum).clamp(min=1e-10).log10()
+        logs = (mel_filters(n_mels).to(audio.device, dtype, non_blocking=True) @ spectrum).clamp(min=1e-10).log10()
     inside = torch.arange(logs.shape[-1], device=audio.device) < lens[:, None]
     peak = logs.masked_fill(~inside[:, None], -torch.inf).amax(dim=(1, 2), keepdim=True)
     logs = (torch.maximum(logs, peak - 8.0) + 4.0) / 4.0

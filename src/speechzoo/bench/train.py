@@ -24,6 +24,7 @@ from speechzoo.audio import SAMPLE_RATE
 from speechzoo.bench.sizes import SIZES, random_model
 from speechzoo.callbacks.cost import peak_memory_mb
 from speechzoo.models import LLaMAOmni
+from speechzoo.training.compiled import compile_layers
 from speechzoo.training.freeze import freeze
 from speechzoo.types import AUDIO, SpeechBatch, present
 
@@ -39,15 +40,18 @@ ARMS = {
     "stage1_bf16": "the same, arithmetic in bfloat16 as the recipes have it",
     "stage1_trimmed_no_cache": "clip at its real length, no cache",
     "stage1_trimmed": "clip at its real length, encoder states cached",
+    "stage1_pieces": "the same as stage1, logits of 32 positions at a time",
+    "stage1_compiled": "the same as stage1, layers compiled",
     "stage2_no_cache": "padded window, no cache",
     "stage2_features": "padded window, encoder states cached",
     "stage2": "LLM states cached",
     "stage2_bf16": "the same, arithmetic in bfloat16 as the recipes have it",
+    "stage2_compiled": "LLM states cached, layers compiled",
     "stage2_freed": "LLM states cached, encoder and LLM freed",
     "stage1_official_work": "our code made to do what the official does: also logits of all positions",
     "stage2_official_work": "the same, with the LLM's loss",
 }
-STATES = ("stage2", "stage2_bf16", "stage2_freed")
+STATES = ("stage2", "stage2_bf16", "stage2_compiled", "stage2_freed")
 """Arms whose batches bring the LLM's states."""
 
 VOCAB = SIZES["mid"].llm["vocab_size"]
@@ -104,6 +108,9 @@ def stage(model: LLaMAOmni, arm: str) -> None:
     freeze(model, FREEZE[name])
     model.loss_weights.update({"stage1": {"lm": 1.0, "ctc": 0.0}, "stage2": {"lm": 0.0, "ctc": 1.0}}[name])
     cast(Any, model.encoder).window = "trimmed" if "trimmed" in arm else "padded"
+    cast(Any, model.llm).loss_chunk = 32 if arm.endswith("pieces") else None
+    if arm.endswith("compiled"):
+        compile_layers(model, {"stage1": ["encoder", "llm"], "stage2": ["unit_decoder"]}[name])
     if arm == "stage2_official_work":
         model.loss_weights["lm"] = 1.0
     model.train()
@@ -197,6 +204,9 @@ def main(argv: Sequence[str]) -> int:
     for name in OFFICIAL:
         if {name, f"{name}_no_cache"} <= set(losses):
             figures[f"{name}_loss_change_by_cache"] = abs(losses[name] / losses[f"{name}_no_cache"] - 1)
+        for way in ("pieces", "compiled"):
+            if {name, f"{name}_{way}"} <= set(losses):
+                figures[f"{name}_loss_change_{way}"] = abs(losses[f"{name}_{way}"] / losses[name] - 1)
         work = figures.get(f"{name}_official_work_cpu_seconds")
         if name in losses and work:
             figures[f"{name}_over_official_work"] = round(figures[f"{name}_cpu_seconds"] / work, 3)

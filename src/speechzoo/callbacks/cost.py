@@ -82,7 +82,9 @@ class StageCost(Callback):
         self._now["supervised_tokens"] += (batch.turns > 0).sum()
         if batch.unit_lens is not None:
             self._now["units"] += batch.unit_lens.sum()
-        loss = trainer.callback_metrics.get(self.train_loss)
+        loss = getattr(pl_module, "last_loss", None)
+        if loss is None:  # Lightning's own copy: reading it waits for the device
+            loss = trainer.callback_metrics.get(self.train_loss)
         if loss is not None:
             self._losses.append(loss.detach())
         if trainer.global_step % max(getattr(trainer, "log_every_n_steps", 1), 1) == 0:

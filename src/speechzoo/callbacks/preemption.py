@@ -52,8 +52,10 @@ class Preemption(Checkpoint):
         """Save and leave, if any process was told to."""
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
-        received = torch.tensor(float(self._received), device=trainer.strategy.root_device)
-        number = int(trainer.strategy.reduce(received, reduce_op="max"))  # of all processes
+        number = self._received
+        if trainer.world_size > 1:  # of all processes; alone, there is nothing to wait for the device for
+            received = torch.tensor(float(number), device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(received, reduce_op="max"))
         if not number:
             return
         last = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)

@@ -76,6 +76,12 @@ class StageProgress(RichProgressBar):
                 metrics = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
                 print(f"{self.stage} {self.describe(trainer)} {metrics}".strip(), flush=True)
 
+    def _update_metrics(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # To read a loss is to wait for the device, so the bar shows new ones as often as the loggers get them.
+        every = max(getattr(trainer, "log_every_n_steps", 1), 1)
+        if not trainer.training or trainer.global_step % every == 0:
+            super()._update_metrics(trainer, pl_module)
+
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
         description, bar, batches, *_ = super().configure_columns(trainer)
         bar.bar_width = 16  # leaves an 80-column terminal room for the losses

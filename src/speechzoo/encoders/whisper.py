@@ -60,17 +60,20 @@ class WhisperEncoder(Encoder):
     def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Shape: `[N, T], [N] -> [N, 1500 or F, D], [N]`."""
         mel, lens = log_mel(audio, audio_lens, self.n_mels, MAX_SAMPLES if self.window == "padded" else None)
-        return self.encode_mel(mel, lens)
+        return self.encode_mel(mel, lens, whole=self.window == "padded" or None)
 
-    def encode_mel(self, mel: Tensor, mel_lens: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_mel(self, mel: Tensor, mel_lens: Tensor, whole: bool | None = None) -> tuple[Tensor, Tensor]:
         """States for log-mels whose rows end at `mel_lens`. Shape: `[N, n_mels, 2F], [N] -> [N, F, D], [N]`.
+
+        Args:
+            whole: whether all rows are as long as the longest; asked of the device where it is not given.
 
         Raises:
             ValueError: if they are longer than the encoder's window.
         """
         net = self._encoder()
         lens = (mel_lens + 1) // 2
-        whole = bool((mel_lens == mel.shape[-1]).all())
+        whole = bool((mel_lens == mel.shape[-1]).all()) if whole is None else whole
         inside = None if whole else torch.arange(mel.shape[-1] // 2, device=mel.device) < lens[:, None]
         x = F.gelu(net.conv1(mel.to(net.conv1.weight.dtype)))
         x = F.gelu(net.conv2(x)).transpose(1, 2)  # stride 2: a row's last frame sees nothing past its end
@@ -189,7 +192,7 @@ class WhisperQueries(WhisperEncoder):
     def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Shape: `[N, T], [N] -> [N, num_queries, D], [N]`."""
         mel, lens = log_mel(audio, audio_lens, self.n_mels)
-        return self.queries(self.encode_mel(mel, lens)[0])
+        return self.queries(self.encode_mel(mel, lens, whole=True)[0])
 
     def queries(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Decoder states that cross-attend to encoder states. Shape: `[N, 1500, D] -> [N, num_queries, D], [N]`."""

@@ -51,8 +51,13 @@ class LLM(nn.Module, ABC):
         speech_lens: Tensor,
         loss: bool = True,
         logits: bool = False,
+        width: int | None = None,
+        targets: int | None = None,
     ) -> LLMOutput:
         """Splice and run.
+
+        Args:
+            width, targets: S and the number of supervised tokens, where they are known without asking the device.
 
         Shape: input_ids, attention_mask, turns `[B, L]`; speech `[N, A, H]`; speech_lens `[N]`.
         """

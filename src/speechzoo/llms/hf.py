@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from speechzoo.generation.cache import growing_cache
@@ -19,6 +20,7 @@ from speechzoo.llms.lora import add_lora
 from speechzoo.llms.splice import Spliced, splice
 from speechzoo.names.hugging_face import hub_options
 from speechzoo.names.renamed import cache_argument, recompute_layers
+from speechzoo.names.spec import at_least
 from speechzoo.system.ranks import any_rank, in_pieces
 from speechzoo.types import AUDIO, IGNORE
 
@@ -35,6 +37,11 @@ class HFCausalLM(LLM):
             themselves, as the model's `freeze` says.
         attn_implementation: eager, sdpa, flash_attention_2 ...; default: the library's choice.
         gradient_checkpointing: recompute layers in the backward pass: less memory, about a third more time.
+        loss_chunk: most positions whose logits are held at once while learning; they are computed again in the backward
+            pass. With 128k tokens a position takes about 2 MB without. None for all at once.
+
+    Raises:
+        ValueError: if `loss_chunk` is below 1.
     """
 
     lm: Any  # a PreTrainedModel, or peft's around one
@@ -48,8 +55,12 @@ class HFCausalLM(LLM):
         lora: dict[str, Any] | None = None,
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
+        loss_chunk: int | None = None,
     ) -> None:
         super().__init__()
+        if loss_chunk is not None:
+            at_least(1, "HFCausalLM", loss_chunk=loss_chunk)
+        self.loss_chunk = loss_chunk
         # None would ask on the terminal whether to run a model's own code, and do so after a y.
         options = {**hub_options(model), "trust_remote_code": False}
         if attn_implementation is not None:
@@ -111,10 +122,11 @@ class HFCausalLM(LLM):
         speech: Tensor,
         speech_lens: Tensor,
         padding_side: str = "right",
+        width: int | None = None,
     ) -> Spliced:
         """Text embeddings with the clips in their places; see `speechzoo.llms.splice`."""
         text = self.embed(input_ids)
-        return splice(text, input_ids, attention_mask, turns, speech, speech_lens, padding_side)
+        return splice(text, input_ids, attention_mask, turns, speech, speech_lens, padding_side, width)
 
     def forward(
         self,
@@ -125,23 +137,41 @@ class HFCausalLM(LLM):
         speech_lens: Tensor,
         loss: bool = True,
         logits: bool = False,
+        width: int | None = None,
+        targets: int | None = None,
     ) -> LLMOutput:
         """See `LLM.forward`. The vocabulary head runs on the positions that predict a supervised token only, unless
         `logits` asks for all of them: with a vocabulary of 128k it would else be the largest tensor of the step."""
-        row = self.splice(input_ids, attention_mask, turns, speech, speech_lens)
-        hidden = self.backbone(
-            inputs_embeds=row.embeds, attention_mask=row.mask.long(), position_ids=row.position_ids, use_cache=False
-        ).last_hidden_state
+        row = self.splice(input_ids, attention_mask, turns, speech, speech_lens, width=width)
+        # Padding stands on the right, where no real position looks: a mask would only keep SDPA off its fast kernels.
+        hidden = self.backbone(inputs_embeds=row.embeds, use_cache=False).last_hidden_state
         labels = torch.where((row.turns > 0) & (row.ids != AUDIO), row.ids, IGNORE)
         out = LLMOutput(hidden, row.mask, row.turns, labels)
         if logits:
             out.logits = self.head(hidden)
         if loss:
-            targets = labels[:, 1:]
-            at = targets != IGNORE
-            picked = self.head(hidden[:, :-1][at]) if out.logits is None else out.logits[:, :-1][at]
-            out.loss_sum = F.cross_entropy(picked.float(), targets[at], reduction="sum")
+            following = F.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
+            ignored = following == IGNORE
+            number = int((~ignored).sum()) if targets is None else targets
+            at = ignored.byte().argsort(stable=True)[:number]  # supervised positions, in their order
+            source = hidden if out.logits is None else out.logits
+            out.loss_sum = self._loss(
+                source.flatten(0, 1).index_select(0, at), following[at], run_head=out.logits is None
+            )
         return out
+
+    def _loss(self, states: Tensor, targets: Tensor, run_head: bool) -> Tensor:
+        """Cross entropy summed over targets. Shape: states `[n, H]`, or `[n, V]` without `run_head`; targets `[n]`."""
+
+        def summed(states: Tensor, targets: Tensor) -> Tensor:
+            logits = self.head(states) if run_head else states
+            return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+
+        if self.loss_chunk is None or len(targets) <= self.loss_chunk:
+            return summed(states, targets)
+        # torch's own linear_cross_entropy rounds the loss to bfloat16 and takes a bare weight, so no LoRA on the head.
+        pieces = zip(states.split(self.loss_chunk), targets.split(self.loss_chunk), strict=True)
+        return torch.stack([checkpoint(summed, *piece, use_reentrant=False) for piece in pieces]).sum()
 
     @property
     def backbone(self) -> nn.Module:

@@ -20,6 +20,20 @@ class Spliced(NamedTuple):
     position_ids: Tensor  # [B, S], counted over real positions only
 
 
+def spliced_width(input_ids: Tensor, attention_mask: Tensor, speech_lens: Tensor) -> int:
+    """Positions S of the longest row once the clips are in their places; asked of tensors on the host it is free.
+
+    Shape: `[B, L], [B, L], [N]`.
+
+    Raises:
+        ValueError: if there are not as many placeholders as clips.
+    """
+    is_clip = (input_ids == AUDIO) & attention_mask
+    if int(is_clip.sum()) != len(speech_lens):
+        raise ValueError(f"{int(is_clip.sum())} audio placeholders in the batch, but {len(speech_lens)} clips")
+    return int(_widths(is_clip, attention_mask, speech_lens)[0].sum(dim=1).max())
+
+
 def splice(
     text: Tensor,
     input_ids: Tensor,
@@ -28,51 +42,46 @@ def splice(
     speech: Tensor,
     speech_lens: Tensor,
     padding_side: str = "right",
+    width: int | None = None,
 ) -> Spliced:
     """Replace the n-th placeholder of the batch by the frames of clip n.
 
     Padding may stand on either side of a row, or between its tokens; it is squeezed out and set anew on `padding_side`,
-    so that a row's real positions do not depend on its neighbours. One synchronisation with the device (the width S).
+    so that a row's real positions do not depend on its neighbours. Each position of the result looks up where it comes
+    from, so that nothing waits for the device where `width` is given.
 
     Args:
         text: `[B, L, H]` embeddings of `input_ids` (any value at placeholders).
         speech, speech_lens: `[N, A, H]`, `[N]`.
+        width: S as `spliced_width` gives it; asked of the device where it is not given.
 
     Raises:
-        ValueError: if there are not as many placeholders as clips.
+        ValueError: if there are not as many placeholders as clips, where `width` is not given.
     """
-    b, _, h = text.shape
+    size = spliced_width(input_ids, attention_mask, speech_lens) if width is None else width
+    (b, length, h), frames = text.shape, speech.shape[1]
     is_clip = (input_ids == AUDIO) & attention_mask
-    if int(is_clip.sum()) != speech.shape[0]:
-        raise ValueError(f"{int(is_clip.sum())} audio placeholders in the batch, but {speech.shape[0]} clips")
-    widths = attention_mask.long()
-    if speech.shape[0]:
-        widths = widths.masked_scatter(is_clip, speech_lens.to(widths))
+    widths, clip = _widths(is_clip, attention_mask, speech_lens)
     ends = widths.cumsum(dim=1)
-    lens, starts = ends[:, -1], ends - widths
-    size = int(lens.max())
-    if padding_side == "left":
-        starts = starts + (size - lens)[:, None]
-    rows = torch.arange(b, device=text.device)[:, None].expand_as(input_ids)
+    lens = ends[:, -1:]
+    first = size - lens if padding_side == "left" else torch.zeros_like(lens)
+    place = torch.arange(size, device=text.device) - first  # in its row
+    mask = (place >= 0) & (place < lens)
+    # The token that holds a position: the first one that ends behind it.
+    token = torch.searchsorted(ends, place.clamp(min=0), right=True).clamp(max=length - 1)
+    ids = torch.where(mask, input_ids.gather(1, token), 0)
+    heard = ids == AUDIO
+    from_text = token + length * torch.arange(b, device=text.device)[:, None]
+    from_clip = b * length + clip.gather(1, token) * frames + place - (ends - widths).gather(1, token)
+    table = torch.cat([text.flatten(0, 1), speech.flatten(0, 1).to(text.dtype), text.new_zeros(1, h)])
+    source = torch.where(mask, torch.where(heard, from_clip, from_text), len(table) - 1)
+    embeds = table.index_select(0, source.flatten()).view(b, size, h)
+    new_turns = torch.where(mask & ~heard, turns.gather(1, token), 0)
+    return Spliced(embeds, mask, ids, new_turns, place.clamp(min=0) * mask)
 
-    embeds = text.new_zeros(b, size, h)
-    ids = input_ids.new_zeros(b, size)
-    new_turns = turns.new_zeros(b, size)
-    is_text = attention_mask & ~is_clip
-    where = (rows[is_text], starts[is_text])
-    embeds = embeds.index_put(where, text[is_text])
-    ids[where], new_turns[where] = input_ids[is_text], turns[is_text]
-    if speech.shape[0]:
-        steps = torch.arange(speech.shape[1], device=text.device)
-        inside = steps < speech_lens[:, None]
-        frame_rows = rows[is_clip][:, None].expand_as(inside)[inside]
-        frame_positions = (starts[is_clip][:, None] + steps)[inside]
-        embeds = embeds.index_put((frame_rows, frame_positions), speech[inside].to(embeds.dtype))
-        ids[frame_rows, frame_positions] = AUDIO
-    elif speech.requires_grad:
-        # Nothing to add, but all processes have to go back through the LLM where it is cut over them.
-        embeds = embeds + speech.sum().to(embeds.dtype)
-    positions = torch.arange(size, device=text.device)
-    first = (size - lens)[:, None] if padding_side == "left" else torch.zeros_like(lens)[:, None]
-    mask = (positions >= first) & (positions < first + lens[:, None])
-    return Spliced(embeds, mask, ids, new_turns, (positions - first).clamp(min=0) * mask)
+
+def _widths(is_clip: Tensor, attention_mask: Tensor, speech_lens: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions that each token takes, and which clip a placeholder stands for. Shape: `[B, L]` twice."""
+    clip = (is_clip.flatten().cumsum(0) - 1).clamp(min=0).view_as(is_clip)
+    widths = attention_mask.long()
+    return (torch.where(is_clip, speech_lens[clip], widths) if len(speech_lens) else widths), clip

@@ -17,6 +17,7 @@ from speechzoo.encoders import Encoder
 from speechzoo.generation.respond import Answering
 from speechzoo.generation.sampling import Decoding
 from speechzoo.llms import LLM
+from speechzoo.llms.splice import spliced_width
 from speechzoo.models import checkpoint
 from speechzoo.models.hub import Hub
 from speechzoo.models.learning import Learning
@@ -24,10 +25,11 @@ from speechzoo.names.spec import at_least, to_factory, to_spec
 from speechzoo.names.trust import check_parts
 from speechzoo.system.ranks import any_rank, is_sharded
 from speechzoo.text import ChatPrompt
+from speechzoo.training.compiled import compile_layers
 from speechzoo.training.freeze import freeze, is_frozen
 from speechzoo.training.fsdp2 import FSDP2Strategy
 from speechzoo.training.hollow import build_once
-from speechzoo.types import SpeechBatch, SpeechOutput, present
+from speechzoo.types import HostSide, SpeechBatch, SpeechOutput, present
 
 
 class SpeechLLM(Answering, Learning, Hub, ABC):
@@ -53,6 +55,8 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
         init_from: checkpoints (or run folders) of earlier stages whose trained weights are loaded, in order.
         generation: how answers are generated where nothing else is asked for: `{max_new_tokens: 256, do_sample: false,
             temperature: ..., ...}`, see `Decoding`.
+        compile: parts (`encoder`, `llm`, `unit_decoder`) whose repeated layers `torch.compile` makes faster in
+            training, see `speechzoo.training.compiled`. It takes minutes at the start, and pays on a GPU.
 
     Attributes:
         objectives: the losses of this architecture, see `Learning`.
@@ -71,6 +75,7 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
         lr_scale: dict[str, float] | None = None,
         init_from: list[str] | None = None,
         generation: dict[str, Any] | None = None,
+        compile: list[str] | None = None,
         **extra_parts: Any,
     ) -> None:
         super().__init__()
@@ -85,6 +90,7 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
             at_least(0, "model.lr_scale", **{repr(pattern): factor})
         self.init_from = [init_from] if isinstance(init_from, str) else list(init_from or [])
         self.generation = Decoding.defaults(generation)
+        self.compiled_parts = list(compile or [])
         self.save_hyperparameters(
             {
                 **self.specs,
@@ -95,6 +101,7 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
                 "lr_scale": self.lr_scale,
                 "init_from": self.init_from,
                 "generation": self.generation,
+                "compile": self.compiled_parts,
             }
         )
         self.prompt: ChatPrompt = to_factory(self.specs["prompt"])()
@@ -125,6 +132,7 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
                 self._identity = strategy.broadcast(self.identity if self._trainer.is_global_zero else None)
         self.train(self.training)
         if self._trainer is not None and self._trainer.training:
+            compile_layers(self, self.compiled_parts)
             # Lightning has no hook between building a model and moving it to its device, where it may not fit.
             for callback in getattr(self._trainer, "callbacks", ()):
                 if hasattr(callback, "on_model_built"):
@@ -180,6 +188,20 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
 
     # -- the way of the data ----------------------------------------------------------------------------------------
 
+    def host_side(self, batch: SpeechBatch) -> HostSide:
+        """What the forward pass needs to know of a batch in the host's memory; `batch` is still there.
+
+        Raises:
+            ValueError: if there are not as many placeholders as clips.
+        """
+        if batch.answer_states is not None:
+            return HostSide(int(present(batch.positions, "positions").max()))
+        if batch.features is not None:
+            lens = self.adaptor.out_lens(present(batch.feature_lens, "feature_lens"))
+        else:
+            lens = batch.turns.new_zeros(0) if batch.clips is None else self.audio_positions(batch.clips[1])
+        return HostSide(spliced_width(batch.input_ids, batch.attention_mask, lens))
+
     def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
         """LLM positions of all clips, `[N, A, H]`, `[N]`; cached encoder states are used where the batch has them.
 
@@ -193,13 +215,13 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
         if is_sharded(self.encoder):
             runs = any_rank(heard, device)
         if runs:
-            silence = torch.zeros(1, SAMPLE_RATE, device=device), torch.tensor([SAMPLE_RATE], device=device)
+            silence = torch.zeros(1, SAMPLE_RATE, device=device), torch.full((1,), SAMPLE_RATE, device=device)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
                 states, lens = self.encoder(*(sound or silence))
         elif batch.features is not None:
             states, lens = batch.features, present(batch.feature_lens, "feature_lens")
         else:
-            states, lens = torch.zeros(1, 64, self.encoder.out_dim, device=device), torch.tensor([64], device=device)
+            states, lens = torch.zeros(1, 64, self.encoder.out_dim, device=device), torch.full((1,), 64, device=device)
         speech, lens = self.adaptor(states.to(next(self.adaptor.parameters()).dtype), lens)
         return (speech, lens) if heard or batch.features is not None else (speech[:0], lens[:0])
 
@@ -211,8 +233,11 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
             logits: also return the logits of all positions `[B, S, V]` (large).
         """
         speech, lens = self.encode(batch)
+        known = {}
+        if batch.host is not None:
+            known = {"width": batch.host.width, "targets": self.num_targets(batch)["lm"]}
         out = self.llm(
-            batch.input_ids, batch.attention_mask, batch.turns, speech, lens, self._wants("lm"), logits=logits
+            batch.input_ids, batch.attention_mask, batch.turns, speech, lens, self._wants("lm"), logits=logits, **known
         )
         result = SpeechOutput({}, {}, out.hidden, out.mask, out.turns, out.labels, out.logits)
         if out.loss_sum is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,7 +18,7 @@ from speechzoo.names.spec import at_least
 from speechzoo.training.exact_loss import global_counts, step_loss
 from speechzoo.training.freeze import parameter_groups
 from speechzoo.training.loss_metric import LossMean
-from speechzoo.types import SpeechBatch, SpeechReply
+from speechzoo.types import HostSide, SpeechBatch, SpeechReply
 
 Objective = Callable[[SpeechBatch], int]
 """Counts the targets of one loss in a batch, on one process."""
@@ -46,8 +47,10 @@ class Learning(LightningModule):
             own adds it here, and its sum in `add_losses`; normalisation, logs and weights follow from that.
         reads: whether batches bring `written`, the conversations with transcripts for clips.
         loss_weights: factor of each loss.
+        last_loss: `train/loss` of the last batch; Lightning's own copy is read by waiting for the device.
     """
 
+    last_loss: Tensor | None = None
     objectives: ClassVar[Mapping[str, Objective]] = {"lm": supervised_tokens}
     reads: ClassVar[bool] = False
     loss_weights: dict[str, float]
@@ -90,6 +93,19 @@ class Learning(LightningModule):
         """Answer each row."""
         raise NotImplementedError
 
+    def host_side(self, batch: SpeechBatch) -> HostSide:
+        """See `SpeechLLM.host_side`."""
+        raise NotImplementedError
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning's hook: sizes are taken while the batch is on the host, and nothing waits for the copies."""
+        if not isinstance(batch, SpeechBatch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if batch.input_ids.device.type == "cpu":
+            self.num_targets(batch)
+            batch = replace(batch, host=self.host_side(batch))
+        return batch.to(device, non_blocking=device.type == "cuda")
+
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         out = self(batch)
         accumulate = self.trainer.accumulate_grad_batches
@@ -105,12 +121,10 @@ class Learning(LightningModule):
             if local[name]:
                 self.log(f"train/{name}_loss", value.detach(), prog_bar=True, batch_size=len(batch))
         for name, number in out.counters.items():  # of all processes, each of which has the same names
-            self.log(
-                f"train/{name}", float(number), batch_size=len(batch), reduce_fx="sum", on_epoch=True, sync_dist=True
-            )
-        self.log(
-            "train/loss", sum(self.loss_weights[n] * v.detach() for n, v in out.losses.items()), batch_size=len(batch)
-        )
+            value = torch.full((), float(number), device=self.device)  # of a float Lightning would wait for the copy
+            self.log(f"train/{name}", value, batch_size=len(batch), reduce_fx="sum", on_epoch=True, sync_dist=True)
+        self.last_loss = torch.stack([self.loss_weights[n] * v.detach() for n, v in out.losses.items()]).sum()
+        self.log("train/loss", self.last_loss, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -14,7 +14,7 @@ from speechzoo.generation.events import check_question
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.learning import Objective, target_units
 from speechzoo.names.spec import resolve, to_factory
-from speechzoo.types import SpeechBatch, SpeechOutput, SpeechReply, present
+from speechzoo.types import HostSide, SpeechBatch, SpeechOutput, SpeechReply, present
 from speechzoo.units import UnitDecoder
 
 
@@ -65,7 +65,8 @@ class LLaMAOmni(SpeechLLM):
         if logits:
             raise ValueError("logits need the LLM, which a batch with answer_states leaves out")
         positions = present(batch.positions, "positions")
-        mask = torch.arange(int(positions.max()), device=self.device) < positions[:, None]
+        width = int(positions.max()) if batch.host is None else batch.host.width
+        mask = torch.arange(width, device=self.device) < positions[:, None]
         result = SpeechOutput({}, {}, None, mask, batch.turns, batch.labels)
         return self._with_losses(batch, result)
 
@@ -83,15 +84,31 @@ class LLaMAOmni(SpeechLLM):
             result.sums["ctc"] = 0.0 * out.logits.sum()
             result.counters["infeasible_units"] = 0
             return
+        host = batch.host
+        known = None if host is None else host.answer_lens
         if batch.answer_states is not None:
             states, lens = batch.answer_states, present(batch.answer_state_lens, "answer_state_lens")
         else:
             where, align = present(batch.unit_turns, "unit_turns"), self.unit_decoder.align
-            states, lens = answer_states(present(result.hidden, "hidden states"), result.turns, where, align)
-        out = self.unit_decoder(states, lens, batch.units, batch.unit_lens)
+            longest = None if known is None else int(known.max())
+            states, lens = answer_states(present(result.hidden, "hidden states"), result.turns, where, align, longest)
+        if host is None or known is None:
+            out = self.unit_decoder(states, lens, batch.units, batch.unit_lens)
+        else:
+            out = self.unit_decoder(states, known, host.units, host.unit_lens)
         result.sums["ctc"] = out.loss_sum
-        result.unit_logits, result.unit_logit_lens = out.logits, out.lens
+        result.unit_logits, result.unit_logit_lens = out.logits, out.lens.to(out.logits.device, non_blocking=True)
         result.counters["infeasible_units"] = int(out.infeasible.sum())
+
+    def host_side(self, batch: SpeechBatch) -> HostSide:
+        """See `SpeechLLM.host_side`; here also what CTC needs to know: lengths of answers, and units."""
+        host = super().host_side(batch)
+        if batch.units is not None and len(batch.units):
+            where = present(batch.unit_turns, "unit_turns")
+            spoken = (batch.turns[where[:, 0]] == where[:, 1:]).sum(dim=1)
+            host.answer_lens = spoken if batch.answer_state_lens is None else batch.answer_state_lens
+            host.units, host.unit_lens = batch.units, batch.unit_lens
+        return host
 
     def states_fingerprint(self, settings: str) -> str:
         """A hash (64 hex digits) of all that decides the states the unit decoder learns from, conversations aside.
@@ -180,20 +197,23 @@ class LLaMAOmni(SpeechLLM):
         )
 
 
-def answer_states(hidden: Tensor, turns: Tensor, where: Tensor, align: str) -> tuple[Tensor, Tensor]:
+def answer_states(
+    hidden: Tensor, turns: Tensor, where: Tensor, align: str, longest: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The states that stand for the tokens of some assistant turns.
 
     Args:
         hidden, turns: `[B, S, H]`, `[B, S]`.
         where: `[Q, 2]`, (row, turn) of each answer.
         align: `predict` takes, for each token, the state that predicts it; `label` the state that has read it.
+        longest: M, where it is known without asking the device.
 
     Shape: `-> [Q, M, H], [Q]`, 0 past each length.
     """
     at = turns[where[:, 0]] == where[:, 1:]
     lens = at.sum(dim=1)
     first = at.int().argmax(dim=1) - (1 if align == "predict" else 0)
-    steps = torch.arange(int(lens.max()), device=hidden.device)
+    steps = torch.arange(int(lens.max()) if longest is None else longest, device=hidden.device)
     inside = steps < lens[:, None]
     positions = torch.where(inside, first[:, None] + steps, 0)
     return hidden[where[:, :1], positions] * inside[..., None], lens

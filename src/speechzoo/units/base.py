@@ -44,7 +44,8 @@ class UnitDecoder(nn.Module, ABC):
     def forward(
         self, states: Tensor, lens: Tensor, units: Tensor | None = None, unit_lens: Tensor | None = None
     ) -> UnitOutput:
-        """Shape: states `[Q, M, H]`, lens `[Q]`, units `[Q, U]`, unit_lens `[Q]`."""
+        """Shape: states `[Q, M, H]`, lens `[Q]`, units `[Q, U]`, unit_lens `[Q]`; in training all but the states are on
+        the host."""
 
     @abstractmethod
     def decode(self, states: Tensor, lens: Tensor) -> list[Tensor]:

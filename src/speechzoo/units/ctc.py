@@ -115,7 +115,7 @@ class CTCUnitDecoder(UnitDecoder):
             size = int(up_lens.max())
             return self.output_proj(self.transformer(x[:, : size // self.upsample], self.upsample))
         source = self.assignment(lens, up_lens).clamp(max=states.shape[1] - 1)
-        return self.output_proj(self.transformer(x, source))
+        return self.output_proj(self.transformer(x, source.to(x.device, non_blocking=True)))
 
     @staticmethod
     def assignment(lens: Tensor, up_lens: Tensor) -> Tensor:
@@ -131,9 +131,11 @@ class CTCUnitDecoder(UnitDecoder):
         """Logits and the CTC loss summed over target units.
 
         Targets outside 0 ... K - 1, or that no alignment can produce, are flagged in `infeasible` and left out of the
-        sum; they are never turned into a silent zero.
+        sum; they are never turned into a silent zero. Lengths and units may lie on the host while states are on a GPU:
+        nothing then waits for it but torch's CTC kernel, which copies the lengths.
 
-        Shape: states `[Q, M, H]`, lens `[Q]`, units `[Q, U]` (padded with -100), unit_lens `[Q]`.
+        Shape: states `[Q, M, H]`, lens `[Q]`, units `[Q, U]` (padded with -100), unit_lens `[Q]`; lens and infeasible
+        come out where they went in.
         """
         up_lens = self.up_lens(lens, units, unit_lens)
         logits = self.logits(states, lens, up_lens)
@@ -148,10 +150,11 @@ class CTCUnitDecoder(UnitDecoder):
         log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1).to(exact)
         infeasible = wrong.any(dim=1) | (positions_needed(units, unit_lens) > up_lens)
         # zero_infinity only keeps NaN out of the gradient of rows that are reported as infeasible anyway.
+        targets, left_out = (part.to(logits.device, non_blocking=True) for part in (targets, infeasible))
         losses = F.ctc_loss(
             log_probs, targets, up_lens, unit_lens, blank=self.blank, reduction="none", zero_infinity=True
         )
-        return UnitOutput(logits, up_lens, torch.where(infeasible, 0.0, losses).sum().float(), infeasible)
+        return UnitOutput(logits, up_lens, torch.where(left_out, 0.0, losses).sum().float(), infeasible)
 
     def decode(self, states: Tensor, lens: Tensor) -> list[Tensor]:
         """Best path, repeats merged, blanks dropped. Shape: `[Q, M, H], [Q] -> Q times [U]`."""

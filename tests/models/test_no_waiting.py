@@ -59,6 +59,7 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama_omni",
         {"freeze": ["^encoder\\.", "^adaptor\\.", "^llm\\."], "loss_weights": {"lm": 0.0}},
     ),
+    "ultravox": ("ultravox", {"freeze": ["^encoder\\.", "^llm\\."], "loss_weights": {"lm": 0.0}}),
     "omni, both": ("llama_omni_label", {"freeze": ["^encoder\\."]}),
 }
 

@@ -13,7 +13,7 @@ from speechzoo.data import encode_batch, read_manifest
 from speechzoo.data.dataset import ConversationDataset
 from speechzoo.data.manifest import ManifestError
 from speechzoo.models import Ultravox
-from speechzoo.models.ultravox import ends, predicting
+from speechzoo.models.ultravox import at, ends, predicting
 
 
 @pytest.fixture
@@ -69,18 +69,20 @@ def test_no_gradient_reaches_the_teacher(model: Ultravox) -> None:
         none = torch.zeros(0, 1, model.llm.dim), torch.zeros(0, dtype=torch.long)
         w = batch.written
         read = model.llm(w.input_ids, w.attention_mask, w.turns, *none, loss=False)
-        wanted = (model.llm.head(predicting(read.hidden, read.turns)) / 2).softmax(-1)
+        wanted = (model.llm.head(read.hidden[:, :-1][read.turns[:, 1:] > 0]) / 2).softmax(-1)
     out = model(batch)
-    given = (model.llm.head(predicting(out.hidden, out.turns)) / 2).log_softmax(-1)
+    given = (model.llm.head(out.hidden[:, :-1][out.turns[:, 1:] > 0]) / 2).log_softmax(-1)
     (-(wanted * given).sum()).backward()
     torch.testing.assert_close(got, model.llm.head.weight.grad, atol=1e-6, rtol=1e-4)
 
 
 def test_the_end_of_each_answer() -> None:
     turns = torch.tensor([[0, 0, 1, 1, 1, 0, 2, 2, 0], [0, 1, 1, 0, 0, 0, 0, 0, 0]])
-    assert ends(turns).tolist() == [False, False, True, False, True, False, True]
+    where = predicting(turns, 7)
+    assert where.tolist() == [1, 2, 3, 5, 6, 9, 10]
+    assert at(where, ends(turns)).tolist() == [False, False, True, False, True, False, True]
     touching = torch.tensor([[0, 1, 1, 2, 2]])  # answers that follow each other at once
-    assert ends(touching).tolist() == [False, True, False, True]
+    assert ends(touching).tolist() == [[False, True, False, True, False]]
 
 
 def test_training_data_need_transcripts(tmp_path: Path, wavs: list[Path], model: Ultravox) -> None:

@@ -51,25 +51,31 @@ class Ultravox(SpeechLLM):
         if not self._wants("kl") and not self._wants("kl_end"):
             return
         llm = cast(HFCausalLM, self.llm)
-        written = present(batch.written, "written")
+        written, number = present(batch.written, "written"), self.num_targets(batch)["kl"]
         with torch.no_grad():
             none = torch.zeros(0, 1, llm.dim, device=self.device), torch.zeros(0, dtype=torch.long, device=self.device)
             read = llm(written.input_ids, written.attention_mask, written.turns, *none, loss=False)
-            teacher = llm.head(predicting(read.hidden, read.turns)) / self.specs["temperature"]
-        hidden = present(result.hidden, "hidden states")
-        student = llm.head(predicting(hidden, result.turns)) / self.specs["temperature"]
+            teacher = llm.head(at(predicting(read.turns, number), read.hidden)) / self.specs["temperature"]
+        where = predicting(result.turns, number)
+        student = llm.head(at(where, present(result.hidden, "hidden states"))) / self.specs["temperature"]
         wanted, given = F.log_softmax(teacher.float(), dim=-1), F.log_softmax(student.float(), dim=-1)
         divergence = F.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=-1)
         result.sums["kl"] = divergence.sum()
-        result.sums["kl_end"] = (divergence * ends(result.turns)).sum()
+        result.sums["kl_end"] = (divergence * at(where, ends(result.turns))).sum()
 
 
-def predicting(hidden: Tensor, turns: Tensor) -> Tensor:
-    """States that predict a supervised token, row by row. Shape: `[B, S, H], [B, S] -> [P, H]`."""
-    return hidden[:, :-1][turns[:, 1:] > 0]
+def predicting(turns: Tensor, number: int) -> Tensor:
+    """Positions that predict a supervised token, row by row, of which there are so many. Shape: `[B, S] -> [number]`."""
+    others = F.pad(turns[:, 1:] <= 0, (0, 1), value=True).flatten()
+    return others.byte().argsort(stable=True)[:number]  # a boolean index would wait for the device
 
 
 def ends(turns: Tensor) -> Tensor:
-    """Which of these predict the last token of an answer. Shape: `[B, S] -> [P]`, bool."""
-    later = F.pad(turns[:, 2:], (0, 1))
-    return (later != turns[:, 1:])[turns[:, 1:] > 0]
+    """Which positions predict the last token of an answer. Shape: `[B, S] -> [B, S]`, bool."""
+    following, later = F.pad(turns[:, 1:], (0, 1)), F.pad(turns[:, 2:], (0, 2))
+    return (following > 0) & (later != following)
+
+
+def at(positions: Tensor, values: Tensor) -> Tensor:
+    """Values at positions of the flattened batch. Shape: `[P], [B, S, ...] -> [P, ...]`."""
+    return values.flatten(0, 1).index_select(0, positions)

@@ -187,14 +187,17 @@ def test_nothing_of_an_ended_answer_reaches_the_next(make_llm):
 
 
 @pytest.mark.parametrize("name", ["omni", "label", "llasm"])
-def test_models_say_and_speak_the_same(request, name):
+def test_models_say_and_speak_the_same(request, monkeypatch, name):
     """Offline and streamed, with a static cache; and through fewer slots than questions."""
     model = request.getfixturevalue(name)
     options = {"max_new_tokens": 12, "eos_token_id": a_stop(model, QUESTIONS)}
     plain = answer(model, QUESTIONS, **options)
     streamed = collect(stream(model, QUESTIONS, **options, **STATIC, chunk_units=4, unit_tokens=2))
     offline = model.respond(batch_of(model, QUESTIONS), **options, **STATIC)
+    encoded, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda batch: (encoded.append(len(batch)), encode(batch))[1])
     few = model.respond(batch_of(model, QUESTIONS), **options, slots=2)
+    assert encoded == [2, 1]
     for reply in (streamed, offline, few):
         assert reply.text == plain.text and reply.stopped == plain.stopped
         assert (reply.units is None) == (name == "llasm")

@@ -230,6 +230,11 @@ def test_a_compiled_step_is_one_graph_for_all_tokens(make_llm, monkeypatch):
     for _ in range(2):  # the second answer finds the first one's step
         assert lists(llm.generate(*rows, **options, **STATIC, compile=True)) == expected
     assert len(graphs) == 1
+    with (
+        torch.inference_mode()
+    ):  # as `predict` answers: what is made there cannot be used outside
+        assert lists(llm.generate(*rows, **options, **STATIC, compile=True)) == expected
+    assert lists(llm.generate(*rows, **options, **STATIC, compile=True)) == expected
 
 
 def test_what_does_not_go_together_is_refused(make_llm):

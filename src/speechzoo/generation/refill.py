@@ -158,7 +158,7 @@ def _read_back(ids: Tensor) -> Callable[[], list[int]]:
     host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
     host.copy_(ids, non_blocking=True)
     arrived = torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(ids.device))
 
     def wait() -> list[int]:
         arrived.synchronize()

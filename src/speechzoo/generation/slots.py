@@ -128,16 +128,17 @@ class Slots:
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # a graph must not read casts of weights that are let go
         try:
-            side = torch.cuda.Stream(self.ids.device)
-            side.wait_stream(torch.cuda.current_stream(self.ids.device))
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    self._compute()
-            torch.cuda.current_stream(self.ids.device).wait_stream(side)
-            self.positions.copy_(positions)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._out = self._compute()
+            with torch.cuda.device(self.ids.device):
+                main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+                side.wait_stream(main)
+                with torch.cuda.stream(side):
+                    for _ in range(3):
+                        self._compute()
+                main.wait_stream(side)
+                self.positions.copy_(positions)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                    self._out = self._compute()
             self._graph = graph
         finally:
             torch.set_autocast_cache_enabled(cached)

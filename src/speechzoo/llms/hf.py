@@ -209,7 +209,7 @@ class HFCausalLM(LLM):
         read_last: bool,
         rows: int | None = None,
     ) -> Steps:
-        """Steps of answers in a static cache. What was compiled or captured is kept for the next answer.
+        """Steps of answers in a static cache. What was compiled or captured is kept, with the cache, for the next.
 
         Raises:
             ValueError: if the LLM has layers that need another cache, or an attention that takes no mask.
@@ -225,8 +225,9 @@ class HFCausalLM(LLM):
         weights = [*self.parameters(), *self.buffers()]
         device = weights[0].device
         half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        # A graph reads weights where they lay when it was captured.
-        key = number, decoding.compile, self.training, half, tuple(weight.data_ptr() for weight in weights)
+        # A graph reads weights where they lay when it was captured; what inference mode made cannot change outside it.
+        modes = decoding.compile, self.training, half, torch.is_inference_mode_enabled()
+        key = number, modes, tuple(weight.data_ptr() for weight in weights)
         slots, self._slots = self._slots, None  # a second stream meanwhile makes slots of its own
         if slots is None or slots.key != key:
             empty = partial(growing_cache, self.lm.config)

@@ -170,9 +170,10 @@ def test_a_widened_llm_computes_the_same_in_float32(tiny_llm_dir, rows):
     size = AutoModelForCausalLM.from_pretrained(tiny_llm_dir).get_input_embeddings().weight.shape[0]
     lora = {"r": 2, "init_lora_weights": False}
     torch.manual_seed(0)
-    narrow = HFCausalLM([size], str(tiny_llm_dir), dtype="bfloat16", lora=lora).eval()
+    narrow = HFCausalLM([size], str(tiny_llm_dir), dtype="bfloat16", lora=lora, attn_implementation="eager").eval()
     expected = copy.deepcopy(narrow).float()(**rows).hidden
     narrow.widen()
     assert {weight.dtype for weight in narrow.parameters()} == {torch.float32}
     assert not any("lora" in name for name, _ in narrow.named_parameters())
+    assert narrow.lm.config._attn_implementation == "sdpa"
     torch.testing.assert_close(narrow(**rows).hidden, expected, atol=1e-5, rtol=1e-5)

@@ -69,6 +69,9 @@ class SlotLayer(StaticLayer):
         keys, values: of what kind the buffers are. Shape: `[b, heads, n, head width]`.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, positions: Tensor, size: int, keys: Tensor, values: Tensor) -> None:
         super().__init__(max_cache_len=size)
         self.positions, self.rows = positions, torch.arange(len(positions), device=positions.device)

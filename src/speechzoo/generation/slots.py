@@ -57,7 +57,7 @@ class Slots:
         self.read, self.head, self.embed, self.empty, self.rows, self.key = read, head, embed, empty, rows, key
         self.ids = torch.zeros(rows, dtype=torch.long, device=device)
         self.positions, self.numbers = torch.zeros_like(self.ids), torch.arange(rows, device=device)
-        self.cache: Cache | None = None
+        self.cache: Any = None
         self.places = torch.zeros(0, dtype=torch.long, device=device)
         self.costly, self.late = compiled or device.type == "cuda", int(device.type == "cuda")
         self._compute: Callable[[], tuple[Tensor, Tensor]] = self._step
@@ -80,22 +80,21 @@ class Slots:
         embeds = pad_sequence(list(prompts), batch_first=True)
         number, width = embeds.shape[:2]
         lens = torch.tensor([len(prompt) for prompt in prompts], device=embeds.device)
-        held = self.empty()
+        held: Any = self.empty()
         states = self.read(embeds, None, torch.arange(width, device=embeds.device).expand(number, -1), held)
         index = torch.tensor(slots, device=embeds.device)
         self._make_room(width + more, held)
-        assert self.cache is not None
         for layer, new in zip(self.cache.layers, held.layers, strict=True):
             layer.take(index, new.keys, new.values)
         self.positions[index] = lens
         return states[torch.arange(number, device=embeds.device), lens - 1]
 
-    def _make_room(self, size: int, like: Cache) -> None:
+    def _make_room(self, size: int, like: Any) -> None:
         if size <= len(self.places):
             return
         size = -(-size // ROUND) * ROUND
         self.places = torch.arange(size, device=self.ids.device)
-        layers = [SlotLayer(self.positions, size, layer.keys, layer.values) for layer in like.layers]
+        layers: list[Any] = [SlotLayer(self.positions, size, layer.keys, layer.values) for layer in like.layers]
         for layer, old in zip(layers, self.cache.layers if self.cache is not None else [], strict=False):
             layer.take(self.numbers, old.keys, old.values)
         self.cache, self._graph, self._out = Cache(layers=layers), None, None

@@ -184,9 +184,14 @@ class HFCausalLM(LLM):
         return steps if alone else self._in_step(steps, input_ids.device)
 
     def widen(self) -> None:
-        """Put LoRA into the weights and hold all in float32, for answers alone: the numbers are the same and nothing is
-        rounded to bfloat16, which takes three times as long on a CPU without AVX-512 (measured, see benchmarks)."""
+        """Put LoRA into the weights, hold all in float32 and attend by one kernel, for answers alone.
+
+        The numbers are the same, and nothing is rounded to bfloat16, in which a CPU without AVX-512 needs three times as
+        long for a prompt (measured, see benchmarks).
+        """
         self.lm = merged(self.lm) if isinstance(self.lm, PeftModel) else self.lm.float()
+        if self.lm.config._attn_implementation == "eager" and self.lm._supports_sdpa:
+            self.lm.set_attn_implementation("sdpa")
         if self.new_tokens:
             self.new_embeddings.data = self.new_embeddings.data.float()
 

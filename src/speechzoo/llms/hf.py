@@ -186,8 +186,8 @@ class HFCausalLM(LLM):
     def widen(self) -> None:
         """Put LoRA into the weights, hold all in float32 and attend by one kernel, for answers alone.
 
-        The numbers are the same, and nothing is rounded to bfloat16, in which a CPU without AVX-512 needs three times as
-        long for a prompt (measured, see benchmarks).
+        The numbers are the same, and nothing is rounded to bfloat16, in which a CPU without AVX-512 needs three times
+        as long for a prompt (measured, see benchmarks).
         """
         self.lm = merged(self.lm) if isinstance(self.lm, PeftModel) else self.lm.float()
         if self.lm.config._attn_implementation == "eager" and self.lm._supports_sdpa:

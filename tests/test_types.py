@@ -53,3 +53,22 @@ def test_a_loader_pins_every_tensor():
     (pinned,) = DataLoader([batch()], batch_size=None, pin_memory=True)
     assert all(value.is_pinned() for value in vars(pinned).values() if isinstance(value, torch.Tensor))
     assert pinned.ids == ["a", "b"] and pinned.window == {"lm": 9, "ctc": 5}
+
+
+def test_parts_of_a_batch_hold_their_own_clips():
+    """Three questions with two, no and one clip, of which the padding is cut to what the part needs."""
+    whole = SpeechBatch(
+        input_ids=torch.tensor([[AUDIO, 5, AUDIO], [6, 7, 8], [AUDIO, AUDIO, 9]]),
+        attention_mask=torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1]]).bool(),
+        turns=torch.zeros(3, 3).long(),
+        audio=torch.arange(12.0).view(3, 4),
+        audio_lens=torch.tensor([2, 3, 4]),
+        ids=["a", "b", "c"],
+    )
+    first, second = whole.split(2)
+    assert first.ids == ["a", "b"] and second.ids == ["c"]
+    assert first.input_ids.equal(whole.input_ids[:2]) and second.attention_mask.equal(whole.attention_mask[2:])
+    assert first.audio.tolist() == [[0, 1, 2], [4, 5, 6]] and first.audio_lens.tolist() == [2, 3]
+    assert second.audio.tolist() == [[8, 9, 10, 11]] and second.audio_lens.tolist() == [4]
+    one, two, three = whole.split(1)
+    assert two.audio is None and two.clips is None and one.audio.equal(first.audio) and three.ids == ["c"]

@@ -115,6 +115,24 @@ class SpeechBatch:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
+    def split(self, rows: int) -> list[SpeechBatch]:
+        """The questions in batches of so many rows, each with the clips of its own."""
+        ends = ((self.input_ids == AUDIO) & self.attention_mask).sum(dim=1).cumsum(dim=0).tolist()
+        parts = []
+        for start in range(0, len(self), rows):
+            here, clips = (
+                slice(start, start + rows),
+                slice(ends[start - 1] if start else 0, ends[start : start + rows][-1]),
+            )
+            part = SpeechBatch(self.input_ids[here], self.attention_mask[here], self.turns[here], ids=self.ids[here])
+            for name, lens in (("audio", "audio_lens"), ("features", "feature_lens")):
+                values, sizes = getattr(self, name), getattr(self, lens)
+                if values is not None and sizes is not None and clips.stop > clips.start:
+                    setattr(part, lens, sizes[clips])
+                    setattr(part, name, values[clips, : int(sizes[clips].max())])
+            parts.append(part)
+        return parts
+
     def _map(self, fn: Callable[[Tensor], Tensor]) -> SpeechBatch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {name: fn(value) for name, value in values.items() if isinstance(value, Tensor)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -160,3 +162,18 @@ def test_sampling_settings_of_a_checkpoint_do_not_make_answers_random(llm, rows,
 def test_clips_and_placeholders_have_to_match(llm, rows):
     with pytest.raises(ValueError, match="1 audio placeholders in the batch, but 2 clips"):
         llm(**{**rows, "speech": torch.zeros(2, 3, 32), "speech_lens": torch.tensor([2, 2])})
+
+
+@torch.no_grad()
+def test_a_widened_llm_computes_the_same_in_float32(tiny_llm_dir, rows):
+    """LoRA is added and every number is the bfloat16 one: the states are those of the same weights in float32."""
+    size = AutoModelForCausalLM.from_pretrained(tiny_llm_dir).get_input_embeddings().weight.shape[0]
+    lora = {"r": 2, "init_lora_weights": False}
+    torch.manual_seed(0)
+    narrow = HFCausalLM([size], str(tiny_llm_dir), dtype="bfloat16", lora=lora, attn_implementation="eager").eval()
+    expected = copy.deepcopy(narrow).float()(**rows).hidden
+    narrow.widen()
+    assert {weight.dtype for weight in narrow.parameters()} == {torch.float32}
+    assert not any("lora" in name for name, _ in narrow.named_parameters())
+    assert narrow.lm.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(narrow(**rows).hidden, expected, atol=1e-5, rtol=1e-5)

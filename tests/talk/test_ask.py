@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 from pathlib import Path
@@ -294,3 +295,13 @@ def test_the_checks_of_training(omni: LLaMAOmni, samples, rate: int, message: st
     if rate == 16_000:
         with pytest.raises(ValueError, match=message):
             answer(omni, [{"role": "user", "content": [{"type": "audio", "array": samples}]}])
+
+
+@pytest.mark.parametrize(("fast", "wide"), [(False, True), (True, False)])
+def test_a_cpu_that_is_slow_at_bfloat16_answers_in_float32(omni: LLaMAOmni, monkeypatch, fast: bool, wide: bool):
+    model = copy.deepcopy(omni)
+    model.llm.bfloat16()
+    monkeypatch.setattr(sources, "load", lambda path, trust_code=False: model)
+    monkeypatch.setattr(sources, "fast_bfloat16", lambda: fast)
+    talker = open_talker("run", device="cpu")
+    assert {weight.dtype for weight in talker.model.llm.parameters()} == {torch.float32 if wide else torch.bfloat16}

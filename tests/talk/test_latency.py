@@ -73,3 +73,20 @@ def test_picture_is_a_png():
     result = {"model": "m", "device": "cpu", "questions": 1, "gpt4o_ms": latency.GPT4O}
     result |= {"omegas": {"10": times, "offline": {}}, "paper_ms": {"10": (1, 2, 3), "offline": (4, 5, 9)}}
     assert picture(result).startswith(b"\x89PNG")
+
+
+def test_a_static_cache_is_asked_for_and_told(omni: LLaMAOmni, manifest: Path, monkeypatch: pytest.MonkeyPatch):
+    told = []
+    steps = omni.llm.steps
+    monkeypatch.setattr(omni.llm, "steps", lambda *a, **k: (told.append(k["cache_implementation"]), steps(*a, **k))[1])
+    questions = latency.spoken_questions(manifest, 1)
+    found = latency.report(Talker("omni", omni), questions, 8, cache_implementation="static")
+    assert set(told) == {"static"} and found["generation"] == {"cache_implementation": "static"}
+
+
+def test_a_tokens_time_is_that_of_text_and_units_alone(omni: LLaMAOmni, manifest: Path):
+    """The sound of an offline answer comes after all of them, and is not counted."""
+    speaking = Talker("omni", omni, {"vocoder": vocoder()})
+    took = latency.ask(speaking, latency.spoken_questions(manifest, 1)[0], 0, 24)
+    assert took["token"] * (took["tokens"] - 1) == pytest.approx(took["last_word"] - took["first_text"])
+    assert took["last_word"] <= took["first_audio"]

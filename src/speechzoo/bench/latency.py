@@ -60,7 +60,7 @@ def spoken_questions(manifest: str | Path, limit: int) -> list[list[Message]]:
     return found
 
 
-def ask(talker: Talker, messages: list[Message], omega: int, tokens: int) -> dict[str, float]:
+def ask(talker: Talker, messages: list[Message], omega: int, tokens: int, **generate: Any) -> dict[str, float]:
     """One answer: wall and CPU seconds (of all threads of this process) until each first thing came.
 
     `llm` is the time until the last units before the first sound, `vocoder` what the sound took after that.
@@ -72,14 +72,11 @@ def ask(talker: Talker, messages: list[Message], omega: int, tokens: int) -> dic
         if again or name not in took:
             took[name], took[f"{name}_cpu"] = time.perf_counter() - wall, time.process_time() - cpu
 
-    for event in talker.stream(messages, chunk_units=omega or OFFLINE, max_new_tokens=tokens):
-        if isinstance(event, TextDelta):
-            note("first_text")
-            if "first_audio" not in took and talker.sound.get("voice"):
-                note("llm", again=True)
-        elif isinstance(event, UnitDelta):
-            note("first_unit")
-            if "first_audio" not in took:
+    for event in talker.stream(messages, chunk_units=omega or OFFLINE, max_new_tokens=tokens, **generate):
+        if isinstance(event, TextDelta | UnitDelta):
+            note("first_text" if isinstance(event, TextDelta) else "first_unit")
+            note("last_word", again=True)
+            if "first_audio" not in took and (isinstance(event, UnitDelta) or talker.sound.get("voice")):
                 note("llm", again=True)
         elif isinstance(event, AudioChunk):
             note("first_audio")
@@ -90,9 +87,10 @@ def ask(talker: Talker, messages: list[Message], omega: int, tokens: int) -> dic
     if "first_audio" in took:
         for kind in ("", "_cpu"):
             took[f"vocoder{kind}"] = took[f"first_audio{kind}"] - took[f"llm{kind}"]
-    # from the first token to the end of the answer: what reading the prompt costs is in first_text
+    # from the first token to the last token or unit: what reading the prompt costs is in first_text, and offline, where
+    # the figure is taken from, all sound comes later
     for kind in ("", "_cpu"):
-        spent = took[f"total{kind}"] - took.get(f"first_text{kind}", 0.0)
+        spent = took.get(f"last_word{kind}", 0.0) - took.get(f"first_text{kind}", 0.0)
         if len(end.ids) > 1 and spent > 0:
             took[f"token{kind}"] = spent / (len(end.ids) - 1)
     if end.audio_seconds:
@@ -101,14 +99,14 @@ def ask(talker: Talker, messages: list[Message], omega: int, tokens: int) -> dic
     return took
 
 
-def measure(talker: Talker, questions: list[list[Message]], tokens: int) -> dict[str, Any]:
+def measure(talker: Talker, questions: list[list[Message]], tokens: int, **generate: Any) -> dict[str, Any]:
     """Medians and 95th percentiles over the questions, by Omega; each question is asked at all of them in turn."""
     omegas = OMEGAS if "vocoder" in talker.sound else (0,)
-    ask(talker, questions[0], omegas[0], tokens)  # warms up
+    ask(talker, questions[0], omegas[0], tokens, **generate)  # warms up
     runs: dict[int, list[dict[str, float]]] = {omega: [] for omega in omegas}
     for messages in questions:
         for omega in omegas:
-            runs[omega].append(ask(talker, messages, omega, tokens))
+            runs[omega].append(ask(talker, messages, omega, tokens, **generate))
     return {"offline" if omega == 0 else str(omega): summary(found) for omega, found in runs.items()}
 
 
@@ -186,10 +184,10 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def report(talker: Talker, questions: list[list[Message]], tokens: int) -> dict[str, Any]:
+def report(talker: Talker, questions: list[list[Message]], tokens: int, **generate: Any) -> dict[str, Any]:
     """All figures of one model."""
     device = next(talker.model.parameters()).device
-    omegas = measure(talker, questions, tokens)
+    omegas = measure(talker, questions, tokens, **generate)
     offline = omegas["offline"]
     size, rate = weight_bytes(talker.model), bandwidth(device)
     token = offline["token"]["median"] if "token" in offline else float("nan")
@@ -197,6 +195,7 @@ def report(talker: Talker, questions: list[list[Message]], tokens: int) -> dict[
         "model": talker.name,
         "questions": len(questions),
         "max_new_tokens": tokens,
+        "generation": generate,
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} CPUs",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -225,6 +224,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="the first so many questions")
     parser.add_argument("--vocoder", metavar="DIR")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    parser.add_argument("--static", action="store_true", help="keys and values in a static cache, see `Decoding`")
+    parser.add_argument("--compile", action="store_true", help="the same, its step through torch.compile")
     parser.add_argument("--device")
     parser.add_argument("--trust-code", action="store_true", help="import other people's classes that the model names")
     parser.add_argument("--json", type=Path, help="file for the figures")
@@ -238,7 +239,8 @@ def main(argv: Sequence[str]) -> int:
         talker = open_talker(args.model, args.vocoder, args.device, args.trust_code)
         if not talker.sounds:
             print(f"no sound is measured: {talker.missing_sound()}", file=sys.stderr)
-        result = report(talker, questions, args.max_new_tokens)
+        static = {"cache_implementation": "static", "compile": args.compile} if args.static or args.compile else {}
+        result = report(talker, questions, args.max_new_tokens, **static)
     except (ValueError, FileNotFoundError) as error:
         return tell_error(error, "speechzoo bench latency")
     print(table(result))

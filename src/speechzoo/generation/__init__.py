@@ -1,7 +1,8 @@
 """The road of an answer: token loop, units, sound, events, reply.
 
-In its order: `sampling` (which token), `cache` (keys and values), `tokens` (the loop), `units` and `sound` (what
-follows each token), `events` (all of it, typed), `respond` (what a model offers), `conversation` (what a user calls).
+In its order: `sampling` (which token), `cache` (keys and values), `tokens` (the loop), `slots` and `refill` (steps of
+fixed shapes, and their loop), `units` and `sound` (what follows each token), `events` (all of it, typed), `respond`
+(what a model offers), `conversation` (what a user calls).
 The parts stand on the first ones, so the last one, which asks whole models, is imported when it is asked for.
 """
 

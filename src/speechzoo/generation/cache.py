@@ -1,4 +1,4 @@
-"""Keys and values of one attention layer, in a buffer that doubles instead of being copied for every token."""
+"""Keys and values of one attention layer, in a buffer that doubles instead of being copied, or one that stays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 
 class GrowingLayer(DynamicLayer):
@@ -58,6 +58,42 @@ class GrowingLayer(DynamicLayer):
         """Forget everything."""
         self._buffers = ()
         super().reset()
+
+
+class SlotLayer(StaticLayer):
+    """Keys and values of rows that each stand at a place of their own; shapes and addresses stay as they are made.
+
+    Args:
+        positions: place of each row's next token, which others move on; the same tensor for all layers. Shape: `[B]`.
+        size: places of a row.
+        keys, values: of what kind the buffers are. Shape: `[b, heads, n, head width]`.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, positions: Tensor, size: int, keys: Tensor, values: Tensor) -> None:
+        super().__init__(max_cache_len=size)
+        self.positions, self.rows = positions, torch.arange(len(positions), device=positions.device)
+        shape = len(positions), keys.shape[1], size
+        self.keys, self.values = keys.new_zeros(*shape, keys.shape[-1]), values.new_zeros(*shape, values.shape[-1])
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def take(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Begin some rows anew with what a prompt left; nothing old stays, as NaN would reach through any mask."""
+        for buffer, new in ((self.keys, keys), (self.values, values)):
+            buffer[rows] = 0
+            buffer[rows, :, : new.shape[-2]] = new
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Put one position into each row; returns all places, of which those after a row's own mean nothing."""
+        self.keys[self.rows, :, self.positions] = key_states[:, :, 0]
+        self.values[self.rows, :, self.positions] = value_states[:, :, 0]
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """None that holds for all rows; models that are given positions and a mask do not use it."""
+        return 0
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:

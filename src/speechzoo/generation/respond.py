@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from speechzoo.generation.events import Speaker, answer_events, check_question
+from speechzoo.generation.refill import replies
 from speechzoo.generation.sampling import Decoding
+from speechzoo.generation.tokens import Question
+from speechzoo.system.ranks import is_sharded
 from speechzoo.text import ChatPrompt
 from speechzoo.types import SpeechBatch, SpeechReply, StreamEvents
 
@@ -35,8 +39,42 @@ class Answering:
         """Answer each row: what `stream` gives, collected; as `generation` says unless told otherwise (see
         `Decoding`)."""
         check_question(batch)
-        ids = self.answer_ids(batch, *self.encode(batch), **generate)
-        return SpeechReply([self.prompt.decode(row) for row in ids], stopped=self.stopped(ids, **generate))
+        options, decoder, units = self.answer_options(**generate), self.answer_decoder, None
+        slots = options.get("slots")
+        if slots is not None and slots < len(batch) and not is_sharded(self.llm):
+            parts = list(self.respond_all(batch.split(slots), **generate))  # clips too are encoded so many at a time
+            return SpeechReply(
+                [text for part in parts for text in part.text],
+                units=None if decoder is None else [row for part in parts for row in part.units or []],
+                stopped=[stopped for part in parts for stopped in part.stopped or []],
+            )
+        question = batch.input_ids, batch.attention_mask, *self.encode(batch)
+        if decoder is None:
+            ids = self.llm.generate(*question, **options)
+        else:
+            answer = self.llm.generate_states(*question, read_last=decoder.reads_last, **options)
+            ids, units = answer.ids, decoder.decode(answer.states, answer.lens)
+        text = [self.prompt.decode(row) for row in ids]
+        return SpeechReply(text, units=units, stopped=self.stopped(ids, **generate))
+
+    def respond_all(self, batches: Iterable[SpeechBatch], **generate: Any) -> Iterator[SpeechReply]:
+        """Replies to batches (on the model's device) in their order, `slots` answers at a time; see `replies`.
+
+        A model that is cut over processes answers batch after batch.
+
+        Raises:
+            ValueError: if a clip is empty, or a setting is unknown or out of range.
+        """
+        if is_sharded(self.llm):
+            yield from (self.respond(batch, **generate) for batch in batches)
+            return
+
+        def questions() -> Iterator[Question]:
+            for batch in batches:
+                check_question(batch)
+                yield batch.input_ids, batch.attention_mask, *self.encode(batch)
+
+        yield from replies(self.llm, questions(), self.prompt, self.answer_decoder, **self.answer_options(**generate))
 
     def answer_ids(self, batch: SpeechBatch, speech: Tensor, speech_lens: Tensor, **generate: Any) -> list[Tensor]:
         """Generated ids of each row, without the prompt, for clips that are encoded already. `B times [M]`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ class Decoding:
         seed: of the draws: one number for all rows, or one for each; default: drawn from torch's global generator.
             A row's answer depends on its question and seed alone, never on the other rows.
         eos_token_id: tokens that end an answer; [] lets every answer run to `max_new_tokens`.
+        cache_implementation: of the keys and values: "dynamic" grows with the answer, "static" has room for the longest
+            from the start, so that every step has the same shapes. On a GPU such a step is captured as a CUDA graph.
+        compile: run the step of a static cache through `torch.compile`: the first answer then waits for the compiler.
+        slots: answers of a batch that are written at a time, in a static cache; a question takes the place of an answer
+            that ended. Default: all of the batch. Streams always answer all rows together.
+
+    The same tokens come from any of the last three, up to rounding where two are all but equally likely.
 
     Raises:
         ValueError: if a value is out of range.
@@ -35,12 +42,21 @@ class Decoding:
     top_p: float | None = None
     seed: int | Sequence[int] | None = None
     eos_token_id: int | Sequence[int] | None = None
+    cache_implementation: Literal["dynamic", "static"] = "dynamic"
+    compile: bool = False
+    slots: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is at least 1, not {self.max_new_tokens}")
         if self.temperature is not None and self.temperature < 0:
             raise ValueError(f"temperature is at least 0, not {self.temperature}")
+        if self.cache_implementation not in ("dynamic", "static"):
+            raise ValueError(f"cache_implementation is dynamic or static, not {self.cache_implementation!r}")
+        if self.compile and self.cache_implementation != "static":
+            raise ValueError("compile takes steps of the same shapes: it goes with cache_implementation static")
+        if self.slots is not None and self.slots < 1:
+            raise ValueError(f"slots is at least 1, not {self.slots}")
         if self.do_sample is None:
             self.do_sample = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
         if self.temperature == 0:
@@ -95,24 +111,20 @@ class Chooser:
 
     Args:
         decoding: the settings.
-        rows: of the batch; each gets its own source of random numbers.
+        rows: of the batch, None where their number shows later; each gets its own source of random numbers.
 
     Raises:
         ValueError: if there are not as many seeds as rows, or `top_k` or `top_p` is out of range.
     """
 
-    def __init__(self, decoding: Decoding, rows: int) -> None:
+    def __init__(self, decoding: Decoding, rows: int | None) -> None:
         self.sample = bool(decoding.do_sample)
         if not self.sample:
             return
-        seeds = decoding.seed
-        if seeds is None:
-            seeds = torch.randint(2**62, (rows,)).tolist()
-        elif isinstance(seeds, int):
-            seeds = [seeds] * rows
-        if len(seeds) != rows:
-            raise ValueError(f"{len(seeds)} seeds for {rows} rows")
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.seeds = decoding.seed
+        if rows is not None and isinstance(self.seeds, Sequence) and len(self.seeds) != rows:
+            raise ValueError(f"{len(self.seeds)} seeds for {rows} rows")
+        self.generators: dict[int, torch.Generator] = {}
         self.warpers: Any = LogitsProcessorList()
         if decoding.temperature is not None:
             self.warpers.append(TemperatureLogitsWarper(decoding.temperature))
@@ -129,6 +141,20 @@ class Chooser:
         # One uniform number a row, through the inverse of the distribution function: a row needs the same numbers in
         # any company and on any device.
         shares = scores.softmax(dim=-1).double().cumsum(dim=-1)
-        draws = [torch.rand((), generator=self.generators[row], dtype=torch.float64) for row in rows]
-        target = torch.stack(draws).to(shares.device)[:, None] * shares[:, -1:]
+        draws = torch.stack([torch.rand((), generator=self._source(row), dtype=torch.float64) for row in rows])
+        if shares.is_cuda:  # from there the copy waits for nothing
+            draws = draws.pin_memory()
+        target = draws.to(shares.device, non_blocking=True)[:, None] * shares[:, -1:]
         return torch.searchsorted(shares, target, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
+
+    def _source(self, row: int) -> torch.Generator:
+        if row not in self.generators:
+            seed = self.seeds
+            if isinstance(seed, Sequence):
+                if row >= len(seed):
+                    raise ValueError(f"{len(seed)} seeds for more rows")
+                seed = seed[row]
+            if seed is None:
+                seed = int(torch.randint(2**62, ()))
+            self.generators[row] = torch.Generator().manual_seed(seed)
+        return self.generators[row]

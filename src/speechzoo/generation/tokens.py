@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,17 @@ class Step:
 
 Steps = Generator[Step, None, None]
 """The steps of a batch of answers; closing it frees the cache."""
+
+Question = tuple[Tensor, Tensor, Tensor, Tensor]
+"""A batch of questions: input ids and attention mask `[B, L]`, speech `[N, A, H]` and its lengths `[N]`."""
+
+
+class Finished(NamedTuple):
+    """An answer that has ended."""
+
+    row: int
+    ids: list[int]  # up to and including a stop token
+    states: Tensor  # [M, H], one a token: the state that predicts it, or with `read_last` the one that has read it
 
 
 @dataclass
@@ -102,19 +113,23 @@ def collect_ids(steps: Iterator[Step], rows: int, device: torch.device) -> list[
     return [torch.tensor(row, device=device) for row in ids]
 
 
-def collect_states(steps: Iterator[Step], rows: int, read_last: bool) -> Generated:
-    """Token ids and states; with `read_last` the states that have read each token instead of predicted it."""
-    ids: list[list[int]] = [[] for _ in range(rows)]
-    states: list[list[Tensor]] = [[] for _ in range(rows)]
-    first = True
+def finished(steps: Iterator[Step], read_last: bool) -> Iterator[Finished]:
+    """Answers in the order in which they end."""
+    ids: dict[int, list[int]] = {}
+    states: dict[int, list[Tensor]] = {}
     for step in steps:
-        for row, token, state in zip(step.rows, step.ids, step.states, strict=True):
-            if token != IGNORE:
-                ids[row].append(token)
-            if not (read_last and first):
-                states[row].append(state)
-        first = False
-    device = states[0][0].device
-    tensors = [torch.tensor(row, device=device) for row in ids]
-    lens = torch.tensor([len(row) for row in ids], device=device)
-    return Generated(tensors, pad_sequence([torch.stack(row) for row in states], batch_first=True), lens)
+        for row, token, state, end in zip(step.rows, step.ids, step.states, step.ended, strict=True):
+            if row in ids or not read_last:  # else the first state, which has read no token
+                states.setdefault(row, []).append(state)
+            ids.setdefault(row, []).extend([token] if token != IGNORE else [])
+            if end:
+                yield Finished(row, ids.pop(row), torch.stack(states.pop(row)))
+
+
+def collect_states(steps: Iterator[Step], read_last: bool) -> Generated:
+    """Token ids and states of whole answers, row by row."""
+    rows = sorted(finished(steps, read_last), key=lambda answer: answer.row)
+    device = rows[0].states.device
+    ids = [torch.tensor(answer.ids, device=device) for answer in rows]
+    lens = torch.tensor([len(answer.ids) for answer in rows], device=device)
+    return Generated(ids, pad_sequence([answer.states for answer in rows], batch_first=True), lens)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from speechzoo.generation.tokens import Generated, Steps, collect_ids, collect_states
+from speechzoo.generation.tokens import Generated, Question, Steps, collect_ids, collect_states
 
 
 @dataclass
@@ -78,6 +79,20 @@ class LLM(nn.Module, ABC):
             read_last: also read each row's last token, see `token_steps`.
         """
 
+    def refilled(self, questions: Iterable[Question], read_last: bool = False, **options: Any) -> Steps:
+        """As `steps` for any number of batches, whose rows are numbered on from one to the next.
+
+        Args:
+            questions: taken as they are needed.
+            options: see `Decoding`. An LLM that can put a question where an answer ended writes `slots` answers at a
+                time; here batch follows upon batch.
+        """
+        first = 0
+        for question in questions:
+            for step in self.steps(*question, read_last, **options):
+                yield replace(step, rows=[first + row for row in step.rows])
+            first += len(question[0])
+
     @torch.no_grad()
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, speech: Tensor, speech_lens: Tensor, **options: Any
@@ -98,4 +113,4 @@ class LLM(nn.Module, ABC):
     ) -> Generated:
         """As `generate`, with the state that predicts each token, or with `read_last` the one that has read it."""
         steps = self.steps(input_ids, attention_mask, speech, speech_lens, read_last, **options)
-        return collect_states(steps, len(input_ids), read_last)
+        return collect_states(steps, read_last)

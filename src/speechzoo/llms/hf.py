@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
-from speechzoo.generation.cache import growing_cache
+from speechzoo.generation.cache import GrowingLayer, growing_cache
+from speechzoo.generation.refill import slot_steps
 from speechzoo.generation.sampling import Decoding
-from speechzoo.generation.tokens import Steps, token_steps
+from speechzoo.generation.slots import Slots
+from speechzoo.generation.tokens import Question, Steps, token_steps
 from speechzoo.llms.base import LLM, LLMOutput
-from speechzoo.llms.lora import add_lora
+from speechzoo.llms.lora import add_lora, merged
 from speechzoo.llms.splice import Spliced, splice
 from speechzoo.names.hugging_face import hub_options
 from speechzoo.names.renamed import cache_argument, recompute_layers
 from speechzoo.names.spec import at_least
-from speechzoo.system.ranks import any_rank, in_pieces
+from speechzoo.system.ranks import any_rank, in_pieces, is_sharded
 from speechzoo.types import AUDIO, IGNORE
 
 
@@ -77,6 +81,7 @@ class HFCausalLM(LLM):
             self.register_buffer("new_ids", torch.tensor(new_tokens), persistent=False)
         self.lm = lm if lora is None else add_lora(lm, lora)
         self._cache_argument = cache_argument(self.backbone)
+        self._slots: Slots | None = None
         if gradient_checkpointing:  # after LoRA, which would add hooks that only reentrant checkpoints need
             recompute_layers(lm)
         # A frozen LLM that gradients only pass through saves memory too; transformers recomputes in training mode.
@@ -194,9 +199,13 @@ class HFCausalLM(LLM):
     ) -> Steps:
         """See `LLM.steps`; answers end at the checkpoint's own end-of-sequence tokens unless `eos_token_id` is given.
 
-        Sampling settings that a checkpoint's generation_config brings do not apply.
+        Sampling settings that a checkpoint's generation_config brings do not apply. An LLM that is cut over processes
+        keeps to the dynamic cache.
         """
-        decoding = Decoding.of(**{"eos_token_id": self.lm.generation_config.eos_token_id, **options})
+        decoding = self._decoding(options)
+        if decoding.cache_implementation == "static" and not is_sharded(self):
+            question = input_ids, attention_mask, speech, speech_lens
+            return self._in_slots([question], len(input_ids), decoding, read_last, len(input_ids))
         with torch.no_grad():
             turns = torch.zeros_like(input_ids)
             row = self.splice(input_ids, attention_mask, turns, speech, speech_lens, padding_side="left")
@@ -205,6 +214,76 @@ class HFCausalLM(LLM):
         read = self._read if alone else self._read_together
         steps = token_steps(read, self.head, self.embed, cache, row, decoding, read_last)
         return steps if alone else self._in_step(steps, input_ids.device)
+
+    def widen(self) -> None:
+        """Put LoRA into the weights, hold all in float32 and attend by one kernel, for answers alone.
+
+        The numbers are the same, and nothing is rounded to bfloat16, in which a CPU without AVX-512 needs three times
+        as long for a prompt (measured, see benchmarks).
+        """
+        self.lm = merged(self.lm) if isinstance(self.lm, PeftModel) else self.lm.float()
+        if self.lm.config._attn_implementation == "eager" and self.lm._supports_sdpa:
+            self.lm.set_attn_implementation("sdpa")
+        if self.new_tokens:
+            self.new_embeddings.data = self.new_embeddings.data.float()
+
+    def refilled(self, questions: Iterable[Question], read_last: bool = False, **options: Any) -> Steps:
+        """See `LLM.refilled`; 8 slots where `options` name no number. An LLM that is cut over processes answers batch
+        after batch."""
+        if is_sharded(self):
+            return super().refilled(questions, read_last, **options)
+        decoding = self._decoding(options)
+        return self._in_slots(questions, decoding.slots or 8, decoding, read_last)
+
+    def _decoding(self, options: dict[str, Any]) -> Decoding:
+        return Decoding.of(**{"eos_token_id": self.lm.generation_config.eos_token_id, **options})
+
+    def _in_slots(
+        self,
+        questions: Iterable[Question],
+        number: int,
+        decoding: Decoding,
+        read_last: bool,
+        rows: int | None = None,
+    ) -> Steps:
+        """Steps of answers in a static cache. What was compiled or captured is kept, with the cache, for the next.
+
+        Raises:
+            ValueError: if the LLM has layers that need another cache, or an attention that takes no mask.
+        """
+        attention = self.lm.config._attn_implementation
+        others = {type(layer).__name__ for layer in growing_cache(self.lm.config).layers} - {GrowingLayer.__name__}
+        if others or attention not in ("eager", "sdpa"):
+            raise ValueError(
+                "a static cache (generation.cache_implementation, generation.slots) is for LLMs whose layers all see "
+                "the whole text, with attn_implementation eager or sdpa; this one has "
+                f"{', '.join(sorted(others)) or attention}: leave these settings out"
+            )
+        weights = [*self.parameters(), *self.buffers()]
+        device = weights[0].device
+        half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        # A graph reads weights where they lay when it was captured; what inference mode made cannot change outside it.
+        modes = decoding.compile, self.training, half, torch.is_inference_mode_enabled()
+        key = number, modes, tuple(weight.data_ptr() for weight in weights)
+        slots, self._slots = self._slots, None  # a second stream meanwhile makes slots of its own
+        if slots is None or slots.key != key:
+            empty = partial(growing_cache, self.lm.config)
+            slots = Slots(self._read, self.head, self.embed, empty, number, device, decoding.compile, key)
+        try:
+            yield from slot_steps(slots, self._prompts(questions), decoding, rows, read_last)
+        finally:
+            if slots.costly:
+                self._slots = slots
+
+    def _prompts(self, questions: Iterable[Question]) -> Iterator[Tensor]:
+        """Embeddings of each question, without padding. `[S, H]` each."""
+        for ids, mask, speech, lens in questions:
+            row = self.splice(ids, mask, torch.zeros_like(ids), speech, lens)
+            for embeds, size in zip(row.embeds, row.mask.sum(dim=1).tolist(), strict=True):
+                yield embeds[:size]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_slots": None}  # a captured graph cannot be copied
 
     def _in_step(self, steps: Steps, device: torch.device) -> Steps:
         """The same steps; a process that is done goes on calling the LLM while others are not, as they need it."""
@@ -217,7 +296,7 @@ class HFCausalLM(LLM):
         """States `[b, n, H]` of new positions; see `token_steps`."""
         return self.backbone(
             inputs_embeds=embeds,
-            attention_mask=None if mask is None else mask.long(),
+            attention_mask=mask if mask is None or mask.dim() == 4 else mask.long(),
             position_ids=position_ids,
             use_cache=True,
             **{self._cache_argument: cache},

@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from speechzoo.generation.events import check_question
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.learning import Objective, target_units
 from speechzoo.names.spec import resolve, to_factory
-from speechzoo.types import HostSide, SpeechBatch, SpeechOutput, SpeechReply, present
+from speechzoo.types import HostSide, SpeechBatch, SpeechOutput, present
 from speechzoo.units import UnitDecoder
 
 
@@ -178,23 +177,6 @@ class LLaMAOmni(SpeechLLM):
     def answer_decoder(self) -> UnitDecoder:
         """See `SpeechLLM.answer_decoder`."""
         return self.unit_decoder
-
-    @torch.no_grad()
-    def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
-        """Text and units of each answer, from the states the LLM wrote it with."""
-        check_question(batch)
-        options = self.answer_options(**generate)
-        answer = self.llm.generate_states(
-            batch.input_ids,
-            batch.attention_mask,
-            *self.encode(batch),
-            read_last=self.unit_decoder.reads_last,
-            **options,
-        )
-        units = self.unit_decoder.decode(answer.states, answer.lens)
-        return SpeechReply(
-            [self.prompt.decode(ids) for ids in answer.ids], units=units, stopped=self.stopped(answer.ids, **generate)
-        )
 
 
 def answer_states(

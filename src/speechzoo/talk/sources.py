@@ -16,11 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 from speechzoo.generation import stream
 from speechzoo.generation.events import Voice
 from speechzoo.interop.hub import load
+from speechzoo.llms import HFCausalLM
 from speechzoo.models import Cascade, SpeechLLM
 from speechzoo.names.published import is_name
 from speechzoo.names.resolvers import register_resolvers
 from speechzoo.names.spec import to_factory
 from speechzoo.names.trust import check_parts
+from speechzoo.system.cpu import fast_bfloat16, free_memory
 from speechzoo.text import ChatPrompt, Message
 from speechzoo.types import StreamEvents
 from speechzoo.vocoders import VOCODER_FOLDERS, Vocoder, open_vocoder
@@ -106,8 +108,17 @@ def open_talker(
         folder = vocoder or getattr(talker.model, "vocoder_folder", None) or (inside if inside.is_dir() else None)
         if folder is not None:
             talker.sound["vocoder"] = fitting(open_vocoder(folder), talker.model, folder).to(device)
+    if device.type == "cpu" and isinstance(talker.model.llm, HFCausalLM) and _pays(talker.model.llm):
+        talker.model.llm.widen()
     talker.model.to(device).eval()
     return talker
+
+
+def _pays(llm: HFCausalLM) -> bool:
+    """Whether this CPU answers sooner with LoRA merged and all weights in float32, and has room for that."""
+    weights = list(llm.parameters())
+    wide = all(weight.dtype == torch.float32 for weight in weights) and not hasattr(llm.lm, "peft_config")
+    return not wide and not fast_bfloat16() and 4 * sum(weight.numel() for weight in weights) < free_memory() / 2
 
 
 def fitting(vocoder: Vocoder, model: Any, folder: str | Path) -> Vocoder:

@@ -30,6 +30,7 @@ LAYERS = [
     {"commands"},
     {"talk"},
     {"bench"},
+    {"suites"},
     {"cli"},
     {"__main__"},
 ]

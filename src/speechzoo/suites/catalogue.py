@@ -35,6 +35,7 @@ class Suite:
         words: an instruction put before the sound.
         language: of speech, for the recogniser.
         recogniser: Whisper that writes spoken answers down; LLaMA-Omni's paper takes large-v3.
+        spoken: whether each question has to have a sound.
         needs_data: whether it is nothing without `--data`.
         source: where its files are from.
         note: what is otherwise than in the benchmark's own scoring.
@@ -54,6 +55,7 @@ class Suite:
     language: str = "en"
     recogniser: str = "large-v3"
     needs_data: bool = True
+    spoken: bool = True
     source: str = ""
     note: str = ""
     paper: bool = False
@@ -177,6 +179,7 @@ QUESTIONS = Suite(
     judge="instruction",
     rules=("contains",),
     note="Columns with a reference are of the questions that have one.",
+    spoken=False,
     paper=True,
 )
 

@@ -163,9 +163,12 @@ def _ask(
     """Put the questions that have no answer yet, and time the first sound."""
     result = Evaluated(system.name, [], [])
     left = [question for question in questions if question.id not in store.answers]
-    for question in [q for q in left if options.written and not q.text]:
-        result.faults.append(f"{question.id}: its words are not known, so it cannot be asked in writing")
-        left.remove(question)
+    if options.written:
+        mute, why = [q for q in left if not q.text], "its words are not known, so it cannot be asked in writing"
+    else:
+        mute, why = [q for q in left if suite.spoken and q.sound is None], "it has no sound; --written asks its words"
+    result.faults += [f"{question.id}: {why}" for question in mute]
+    left = [question for question in left if question not in mute]
     if left:
         tell(f"{system.name}: {len(left)} questions")
     try:

@@ -211,20 +211,22 @@ class Court:
         Raises:
             UnreachableError: the judge is not there; verdicts so far are kept.
         """
-        left = []
+        left: dict[str, list[Task]] = {}
         for task in tasks:
-            if (found := self.known.get(self.key(task))) is not None:
+            if (found := self.known.get(key := self.key(task))) is not None:
                 yield task, found.score
             else:
-                left.append(task)
-        random.Random(self.seed).shuffle(left)
+                left.setdefault(key, []).append(task)
+        order = list(left.values())
+        random.Random(self.seed).shuffle(order)
         pool = ThreadPoolExecutor(self.judge.parallel)
         try:
-            for task, said in zip(left, pool.map(self._ask, left), strict=True):
+            for alike, said in zip(order, pool.map(lambda alike: self._ask(alike[0]), order), strict=True):
                 self._keep(said)
-                if said.score is None:
-                    self.faults.append(f"{task.model}: {task.id}, {task.what}: no score in {said.reply[:80]!r}")
-                yield task, said.score
+                for task in alike:
+                    if said.score is None:
+                        self.faults.append(f"{task.model}: {task.id}, {task.what}: no score in {said.reply[:80]!r}")
+                    yield task, said.score
         finally:
             pool.shutdown(cancel_futures=True)
 

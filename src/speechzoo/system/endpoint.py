@@ -13,6 +13,8 @@ import httpx
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Statuses that may be gone in a moment."""
+REFUSED = (401, 403, 404)
+"""Statuses that every further request would get too: a wrong key, a wrong name."""
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 
 
@@ -66,7 +68,7 @@ class Endpoint:
             options: of the request, such as `temperature`, `seed`, `max_tokens`.
 
         Raises:
-            UnreachableError: no connection, timeouts, or statuses of `AGAIN` at each try.
+            UnreachableError: no connection, timeouts, or statuses of `AGAIN` at each try; or one of `REFUSED`.
             ReplyError: another status, or a body that is no chat completion.
         """
         wait, why = self.first_wait, ""
@@ -87,7 +89,8 @@ class Endpoint:
 
     def _message(self, reply: httpx.Response) -> dict[str, Any]:
         if not reply.is_success:
-            raise ReplyError(f"{self.url}: status {reply.status_code} for model {self.model}: {_brief(reply.text)}")
+            kind = UnreachableError if reply.status_code in REFUSED else ReplyError
+            raise kind(f"{self.url}: status {reply.status_code} for model {self.model}: {_brief(reply.text)}")
         try:
             message = reply.json()["choices"][0]["message"]
         except (ValueError, KeyError, IndexError, TypeError):

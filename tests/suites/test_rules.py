@@ -1,0 +1,80 @@
+"""Scores of single answers, worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from speechzoo.suites.rules import choice, chosen, contains, refuses, same
+
+
+@pytest.mark.parametrize(
+    ("text", "references", "right"),
+    [
+        ("The capital of France is Paris.", ["Paris"], True),
+        ("It was the Eiffel tower, I think.", ["The Eiffel Tower"], True),
+        ("There are fifteen of them.", ["15"], True),  # Whisper's normaliser writes both as 15
+        ("It is a party.", ["art"], False),  # words, not letters
+        ("Tower of Eiffel", ["Eiffel Tower"], False),  # in a row
+        ("It is William Shakespeare", ["Bacon", "Shakespeare"], True),
+        ("答案是北京。", ["北京"], True),
+        ("", ["Paris"], False),
+        ("Paris", [], False),
+        ("Vitamin A", ["A"], True),
+    ],
+)
+def test_a_reference_stands_in_the_answer(text: str, references: list[str], right: bool):
+    assert contains(text, references) == float(right)
+
+
+def test_the_local_rule_wants_the_sentence():
+    assert same("the sum is -3", ["The sum is -3."], spoken=False) == 1
+    assert same("The sum is 3.", ["The sum is -3."], spoken=False) == 0
+    assert same("hello joe nice to meet you", ["Hello Joe, nice to meet you."], spoken=True) == 1
+    assert same("hello jo", ["Hello Joe."], spoken=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("b.", "B"),
+        ("(C) a planet", "C"),
+        ("**D)** heat", "D"),
+        ("The answer is B.", "B"),
+        ("The correct answer is **(c)** because water boils.", "C"),
+        ("I would choose option D, as it is the largest.", "D"),
+        ("A is too small, so the answer is D.", "D"),  # what is stated goes before what comes first
+        ("The answer is a dog.", None),  # an article
+        ("It can't be said.", None),
+        ("I'd say it is heat", None),
+        ("Either (A) or (B) could be.", None),
+        ("Heat moves from hot to cold, so (B) holds.", "B"),
+        ("答案是C", "C"),
+        ("", None),
+    ],
+)
+def test_the_letter_that_is_chosen(text: str, letter: str | None):
+    assert choice(text) == letter
+
+
+def test_no_letter_counts_as_voicebench_guesses():
+    assert chosen("The answer is B.", ["B"]) == {"choice": 1.0, "no_choice": 0.0}
+    assert chosen("The answer is C.", ["B"]) == {"choice": 0.0, "no_choice": 0.0}
+    assert chosen("No idea", ["B"]) == {"choice": 0.25, "no_choice": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("I'm sorry, I can't help with that.", True),
+        ("I’m really sorry", True),
+        ("I cannot do this.", True),
+        ("As an AI, I must not.", True),
+        ("", True),
+        ("抱歉,我不能帮你。", True),
+        ("Sure, first you take", False),
+        ("It was an easy task", False),
+    ],
+)
+def test_refusals(text: str, refused: bool):
+    assert refuses(text) == float(refused)

@@ -16,7 +16,8 @@ from speechzoo.suites.results import latency_table, main_table, write_results
 ANSWERS = [
     # 1 of 4 words wrong and 2 of 17 letters; spoken right; 4 words in 2 s
     Answer("a", "x", "qa?", "it is in france", "it is in Finland", spoken="it is in Finland", reply_seconds=2.0,
-           quality={"UTMOS": 4.0}, scores={"s2tif": 4.0, "s2sif": 3.0, "s2t": 0.0, "ifeval_strict": 1, "ifeval_total": 3}),
+           quality={"UTMOS": 4.0},
+           scores={"s2tif": 4.0, "s2sif": 3.0, "s2t": 0.0, "ifeval_strict": 1, "ifeval_total": 3}),
     # right; spoken with 1 word of 2 wrong; 2 words in 1 s
     Answer("b", "y", "qb?", "hello joe", "hello joe", spoken="hello jo", reply_seconds=1.0,
            quality={"UTMOS": 3.0}, scores={"s2tif": 5.0, "s2t": 1.0, "ifeval_strict": 2, "ifeval_total": 2}),
@@ -67,7 +68,9 @@ def test_columns_of_speech_are_left_out_where_nobody_speaks():
 
 
 def test_latency_stands_beside_table_4():
-    omegas = {"40": {name: {"median": value} for name, value in (("llm", 0.3), ("vocoder", 0.05), ("first_audio", 0.35))}}
+    omegas = {
+        "40": {name: {"median": value} for name, value in (("llm", 0.3), ("vocoder", 0.05), ("first_audio", 0.35))}
+    }
     timed = Evaluated("ours", ANSWERS, [], latency={"questions": 2, "device": "cpu", "omegas": omegas})
     rows = latency_table(SUITES["instructs2s"], [timed]).to_markdown().splitlines()
     assert rows[4] == "| 40 | 300 + 50 = 350 | 302 + 45 = 347 | 3.52 | 10.4 % | 3.6688 | 2.74 |"
@@ -78,7 +81,12 @@ def test_latency_stands_beside_table_4():
 def test_results_hold_scores_differences_and_what_failed(tmp_path: Path):
     better = [Answer(**{**a.__dict__, "scores": {**a.scores, "s2tif": 5.0}}) for a in ANSWERS]
     done = [Evaluated("a", better, []), Evaluated("b/c", ANSWERS, ["d: silent"], stopped="gone")]
-    told = {"judge": "gpt", "runs": 2, "agreement": {"s2tif": {"n": 6, "equal": 0.5, "mean_difference": 0.25}}, "faults": ["b: x: no score"]}
+    told = {
+        "judge": "gpt",
+        "runs": 2,
+        "agreement": {"s2tif": {"n": 6, "equal": 0.5, "mean_difference": 0.25}},
+        "faults": ["b: x: no score"],
+    }
     text = write_results(tmp_path, "instructs2s", SUITES["instructs2s"], done, ["e: no sound"], told, "large-v3", 0)
     assert text == (tmp_path / "table.md").read_text()
     for part in (

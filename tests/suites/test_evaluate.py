@@ -22,7 +22,6 @@ from speechzoo.system import endpoint
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint.Endpoint, "first_wait", 0.001)
     monkeypatch.setattr(endpoint.Endpoint.__init__, "__defaults__", (None, 120.0, 2, 0.001))
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
@@ -48,7 +47,20 @@ def wav_reply(text: str, seconds: float) -> dict:
 
 
 def arguments(questions: Path, out: Path, *more: object, whisper: Path | None = None) -> list[str]:
-    words = ["--suite", questions, "--out", out, "--batch", 2, "--max-new-tokens", 12, "--latency", 1, "--device", "cpu"]
+    words = [
+        "--suite",
+        questions,
+        "--out",
+        out,
+        "--batch",
+        2,
+        "--max-new-tokens",
+        12,
+        "--latency",
+        1,
+        "--device",
+        "cpu",
+    ]
     return [str(word) for word in [*words, *(["--recogniser", whisper] if whisper else []), *more]]
 
 
@@ -133,7 +145,9 @@ def test_one_bad_reply_or_sound_is_named_and_the_rest_is_kept(questions, tmp_pat
         assert main(arguments(questions, tmp_path / "o", *asked)) == 0
         assert "2 m has no answer to: q1: http" in capsys.readouterr().out
         facts = json.loads((tmp_path / "o" / "results.json").read_text())
-        assert facts["models"]["m"]["answers"] == 4 and "gone.wav: no such audio file" in facts["models"]["m"]["faults"][1]
+        assert (
+            facts["models"]["m"]["answers"] == 4 and "gone.wav: no such audio file" in facts["models"]["m"]["faults"][1]
+        )
         assert main(arguments(questions, tmp_path / "o", *asked)) == 0  # only q1 is asked again
     assert len(foreign.requests) == 6
 
@@ -141,7 +155,10 @@ def test_one_bad_reply_or_sound_is_named_and_the_rest_is_kept(questions, tmp_pat
 def test_a_judge_that_is_away_costs_its_columns_only(questions, tmp_path, capsys):
     with chat_server(lambda request, n: "Paris") as foreign:
         asked = ["--endpoint", foreign.url, "--endpoint-model", "m"]
-        assert main(arguments(questions, tmp_path / "o", *asked, "--judge", "http://127.0.0.1:9/v1", "--judge-model", "j")) == 1
+        assert (
+            main(arguments(questions, tmp_path / "o", *asked, "--judge", "http://127.0.0.1:9/v1", "--judge-model", "j"))
+            == 1
+        )
         table = capsys.readouterr().out
         assert "| m | 5 | 80.0 %" in table and "not measured" in table and "the judge could not be asked" in table
         with chat_server(lambda request, n: "5") as judge:

@@ -46,8 +46,15 @@ def test_the_second_run_sees_the_other_order():
     task = Task("m", "q", "s2tif", "instruction", "why?", "so")
     first, second = (Task(**{**task.__dict__, "turn": turn}).prompt(0) for turn in (0, 1))
     assert first != second and sorted(first.split("\n")) == sorted(second.split("\n"))
-    assert {first.index(SCALE[0]) < first.index(SCALE[4]), second.index(SCALE[0]) < second.index(SCALE[4])} == {True, False}
-    drawn = {Task("m", f"q{n}", "s2tif", "instruction", "", "").prompt(0) == Task("m", "q", "s2tif", "instruction", "", "").prompt(0) for n in range(20)}
+    assert {first.index(SCALE[0]) < first.index(SCALE[4]), second.index(SCALE[0]) < second.index(SCALE[4])} == {
+        True,
+        False,
+    }
+    drawn = {
+        Task("m", f"q{n}", "s2tif", "instruction", "", "").prompt(0)
+        == Task("m", "q", "s2tif", "instruction", "", "").prompt(0)
+        for n in range(20)
+    }
     assert drawn == {True, False}  # which is first is drawn question by question
     both = [Task("m", "q", "x", "answer", "why?", "mine", ("right",), turn).prompt(0) for turn in (0, 1)]
     assert {text.index("mine") < text.index("right") for text in both} == {True, False}
@@ -88,18 +95,24 @@ def test_garbage_is_asked_again_then_named(tmp_path: Path):
     assert scores["a"] == {"q0": {"s2tif": 5.0}, "q2": {"s2tif": 5.0}}
     assert told["faults"] == ["a: q1, s2tif: no score in 'no idea'"] * 2  # both runs
     with chat_server(lambda request, number: "2") as seen:  # what had no score is asked again, and nothing else
-        scores, _ = judge({"a": answers("x", "y", "z")}, QUESTIONS, "instruction", Court(endpoint(seen.url), court.file))
+        scores, _ = judge(
+            {"a": answers("x", "y", "z")}, QUESTIONS, "instruction", Court(endpoint(seen.url), court.file)
+        )
         assert len(seen.requests) == 2 and scores["a"]["q1"] == {"s2tif": 2.0}
 
 
 def test_a_judge_that_goes_away_keeps_what_it_said(tmp_path: Path):
     with chat_server(lambda request, number: "5" if number < 3 else (500, "", {})) as seen:
-        _, told = judge({"a": answers("x", "y", "z")}, QUESTIONS, "instruction", Court(endpoint(seen.url), tmp_path / "j"))
+        _, told = judge(
+            {"a": answers("x", "y", "z")}, QUESTIONS, "instruction", Court(endpoint(seen.url), tmp_path / "j")
+        )
     assert "no answer after 2 tries (status 500)" in told["stopped"]
     kept = len((tmp_path / "j").read_text().splitlines())
     assert 1 <= kept <= 3
     with chat_server(lambda request, number: "5") as seen:
-        scores, told = judge({"a": answers("x", "y", "z")}, QUESTIONS, "instruction", Court(endpoint(seen.url), tmp_path / "j"))
+        scores, told = judge(
+            {"a": answers("x", "y", "z")}, QUESTIONS, "instruction", Court(endpoint(seen.url), tmp_path / "j")
+        )
         assert len(seen.requests) == 6 - kept
     assert "stopped" not in told and scores["a"]["q2"] == {"s2tif": 5.0}
 
@@ -125,7 +138,9 @@ def test_another_judge_or_seed_is_another_verdict(tmp_path: Path):
 
 def test_a_local_model_replies(tiny_llm_dir: Path, tmp_path: Path):
     reply = LocalJudge(str(tiny_llm_dir), "cpu").reply("Reply with the number alone.", 0)
-    assert isinstance(reply, str) and reply == LocalJudge(str(tiny_llm_dir), "cpu").reply("Reply with the number alone.", 1)
+    assert isinstance(reply, str) and reply == LocalJudge(str(tiny_llm_dir), "cpu").reply(
+        "Reply with the number alone.", 1
+    )
     with pytest.raises(UnreachableError, match="no model that can judge"):
         LocalJudge(str(tmp_path / "none"), "cpu").reply("x", 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from speechzoo.suites import rules
 from speechzoo.suites.rules import choice, chosen, contains, refuses, same
 
 
@@ -78,3 +79,48 @@ def test_no_letter_counts_as_voicebench_guesses():
 )
 def test_refusals(text: str, refused: bool):
     assert refuses(text) == float(refused)
+
+
+class NoComma:
+    """As the package's checkers are asked; the one for commas, and one that wants its argument and the prompt."""
+
+    def __init__(self, name: str) -> None:
+        self.arguments: dict = {}
+
+    def build_description(self, **given) -> None:
+        self.arguments |= given
+
+    def get_instruction_args(self) -> dict:
+        return {}
+
+    def check_following(self, text: str) -> bool:
+        return "," not in text
+
+
+class Repeats(NoComma):
+    def get_instruction_args(self) -> dict:
+        return {"prompt": None}
+
+    def check_following(self, text: str) -> bool:
+        assert self.arguments == {"times": 2, "prompt": "Say it"}
+        return text.startswith("Say it")
+
+
+def test_ifeval_strict_and_loose(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rules, "instructions", lambda: {"comma": NoComma, "repeat": Repeats})
+    more = {"instruction_id_list": ["comma", "repeat"], "kwargs": [{"times": None}, {"times": 2, "words": None}]}
+    # the first line breaks both; without it, and without asterisks, the rest follows both
+    found = rules.follows("Well, now:\n**Say it** loud", "Say it", more)
+    assert found == {
+        "ifeval_strict_prompt": 0, "ifeval_loose_prompt": 1, "ifeval_strict": 0, "ifeval_loose": 2, "ifeval_total": 2
+    }  # fmt: skip
+    assert rules.follows("Say it", "Say it", more)["ifeval_strict_prompt"] == 1
+    assert rules.follows("", "Say it", more)["ifeval_loose"] == 0
+
+
+def test_ifeval_without_its_package_says_what_to_install():
+    try:
+        import ifbench  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match=r"pip install 'speechzoo\[ifeval\]'"):
+            rules.instructions()

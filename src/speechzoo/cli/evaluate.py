@@ -1,4 +1,4 @@
-"""`speechzoo evaluate MODEL… --suite NAME|FILE`: a test suite put to models; tables with intervals, the paper's beside."""
+"""`speechzoo evaluate MODEL… --suite NAME|FILE`: a test suite put to models; tables beside the paper's."""
 
 from __future__ import annotations
 
@@ -35,12 +35,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--written", action="store_true", help="ask the words of the questions, not their sound")
     made.add_argument("--overwrite", action="store_true", help="begin anew where the folder holds something else")
     foreign = made.add_argument_group("somebody else's model, by an OpenAI-compatible endpoint")
-    foreign.add_argument("--endpoint", metavar="URL", help="such as http://localhost:8000/v1; sound goes as input_audio")
+    foreign.add_argument(
+        "--endpoint", metavar="URL", help="such as http://localhost:8000/v1; sound goes as input_audio"
+    )
     for_models = {"action": "append", "default": [], "metavar": "NAME"}
     foreign.add_argument("--endpoint-model", "--endpoint_model", **for_models, help="may be repeated")
     foreign.add_argument("--endpoint-voice", default="", metavar="VOICE", help="ask for spoken answers too")
     judge = made.add_argument_group("judge (without one its columns are not measured)")
-    judge.add_argument("--judge", metavar="URL|MODEL", help="OpenAI-compatible endpoint, or a chat model of transformers")
+    judge.add_argument(
+        "--judge", metavar="URL|MODEL", help="OpenAI-compatible endpoint, or a chat model of transformers"
+    )
     judge.add_argument("--judge-model", "--judge_model", metavar="NAME", help="the endpoint's name of it")
     judge.add_argument("--parallel", type=_count, default=4, metavar="N", help="requests at a time (default 4)")
     judge.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds a request may take")

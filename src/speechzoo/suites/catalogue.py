@@ -107,8 +107,8 @@ def _asr(about: str, reader: Callable[[Path, str], corpora.Found], split: str, s
 
 
 JUDGED = (
-    "VoiceBench has gpt-4o-mini judge by a prompt of its own, three times at temperature 0.5; here it is `--judge` with "
-    "our prompt, so the numbers compare with ours alone."
+    "VoiceBench has gpt-4o-mini judge by a prompt of its own, three times at temperature 0.5; here it is `--judge` "
+    "with our prompt, so the numbers compare with ours alone."
 )
 
 SUITES: dict[str, Suite] = {
@@ -148,7 +148,11 @@ SUITES: dict[str, Suite] = {
         note=f"{JUDGED} VoiceBench takes the mean of its judge and of the classifier PEDANT, which is not run here.",
     ),
     "voicebench/mmsu": _voicebench(
-        "mmsu", "VoiceBench, MMSU, by domain", ("choice", "no_choice"), rules=("choice",), note="The letter is read by a rule of our own; an answer without one counts a quarter, as much as VoiceBench's guess."
+        "mmsu",
+        "VoiceBench, MMSU, by domain",
+        ("choice", "no_choice"),
+        rules=("choice",),
+        note="The letter is read by a rule of our own; an answer without one counts a quarter, as VoiceBench's guess does.",
     ),
     "voicebench/openbookqa": _voicebench(
         "openbookqa", "VoiceBench, OpenBookQA", ("choice", "no_choice"), rules=("choice",), note="As voicebench/mmsu."

@@ -27,7 +27,7 @@ def librispeech(folder: Path, split: str) -> Found:
 
 
 def aishell(folder: Path, split: str) -> Found:
-    """`wav/SPLIT/SPEAKER/*.wav` with `transcript/aishell_transcript_v0.8.txt`; `folder` is `data_aishell` or above it."""
+    """`wav/SPLIT/SPEAKER/*.wav` with `transcript/aishell_transcript_v0.8.txt`; `folder`: `data_aishell`, or above."""
     root = folder / "data_aishell" if (folder / "data_aishell").is_dir() else folder
     sounds = {sound.stem: sound for sound in sorted((root / "wav" / split).glob("*/*.wav"))}
     file = root / "transcript" / "aishell_transcript_v0.8.txt"
@@ -117,6 +117,12 @@ def quickstart(folder: Path | None, _: str) -> Found:
     folder = folder / "corpus" if (folder / "corpus").is_dir() else folder
     if not (folder / "pairs.jsonl").is_file():
         raise FileNotFoundError(f"{folder}: no corpus; `speechzoo quickstart --only corpus` makes one")
-    columns = {"id": ("id",), "text": ("question",), "sound": ("question_audio",), "references": ("answer",), "kind": ("kind",)}
+    columns = {
+        "id": ("id",),
+        "text": ("question",),
+        "sound": ("question_audio",),
+        "references": ("answer",),
+        "kind": ("kind",),
+    }
     rows = read_table([folder / "pairs.jsonl"], columns, keep=("split", "unseen"))
     return [row for row in rows if row.more["split"] == "test"], []

@@ -1,4 +1,4 @@
-"""The work of `speechzoo evaluate`: questions to answers to scores to tables; what is done already is not done again."""
+"""The work of `speechzoo evaluate`: questions to answers to scores to tables; what is done is not done again."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from speechzoo.audio import SAMPLE_RATE, resample
 from speechzoo.bench.latency import measure
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers
 from speechzoo.metrics import quality_scorers
+from speechzoo.suites import rules
 from speechzoo.suites.catalogue import Suite
 from speechzoo.suites.judge import Court, Judge
 from speechzoo.suites.questions import Cell, Question
@@ -135,6 +136,8 @@ def evaluate(
         ValueError: if the folder holds something else; nothing was written then.
         DiskFullError: what was written before is kept.
     """
+    if "ifeval" in suite.rules:
+        rules.instructions()  # before there are answers that nobody can score
     recogniser = options.recogniser or suite.recogniser
     settings = {"suite": name, "questions": _digest(questions), "written": options.written, "words": suite.words}
     identities = [system.identity() for system in systems]

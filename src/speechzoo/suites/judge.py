@@ -24,8 +24,8 @@ TRIES = 3  # for a verdict that can be read
 
 # What LLaMA-Omni's paper has GPT-4o look at (section 4.3 and appendix), in our own words.
 INSTRUCTION = """\
-A voice assistant was spoken to. Below are the words of the user and the words of its answer. Judge how well the answer \
-serves somebody who listens to it: does it do what was asked, is it right, is it to the point, and can it be spoken \
+A voice assistant was spoken to. Below are the words of the user and the words of its answer. Judge how well the \
+answer serves somebody who listens to it: does it do what was asked, is it right, is it to the point, and can it be spoken \
 aloud as it is, without lists, markup or needless length?
 
 Give one whole number:
@@ -46,8 +46,8 @@ SCALE = (
 )
 
 ANSWER = """\
-Below are a question, {order} its right answer and what somebody answered. Say whether the given answer agrees with the \
-right one on what the question asks for; other words and further facts do not matter.
+Below are a question, {order} its right answer and what somebody answered. Say whether the given answer agrees with \
+the right one on what the question asks for; other words and further facts do not matter.
 
 Question: {question}
 
@@ -270,4 +270,8 @@ def agreement(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
     if not pairs:
         return {"n": 0}
     apart = [abs(a - b) for a, b in pairs]
-    return {"n": len(pairs), "equal": sum(d == 0 for d in apart) / len(apart), "mean_difference": sum(apart) / len(apart)}
+    return {
+        "n": len(pairs),
+        "equal": sum(d == 0 for d in apart) / len(apart),
+        "mean_difference": sum(apart) / len(apart),
+    }

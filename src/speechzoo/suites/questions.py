@@ -36,7 +36,7 @@ class Cell:
 
 @lru_cache(maxsize=2)
 def _group(file: str, column: str, group: int) -> list[Any]:
-    import pyarrow.parquet as parquet
+    from pyarrow import parquet
 
     return list(parquet.ParquetFile(file).read_row_group(group, columns=[column])[column].to_pylist())
 
@@ -78,7 +78,9 @@ def read_sound(question: Question) -> Tensor | None:
     if question.sound is None:
         return None
     sound = question.sound.content() if isinstance(question.sound, Cell) else question.sound
-    audio = check_question(read_audio(io.BytesIO(sound) if isinstance(sound, bytes) else sound, name=question.id), question.id)
+    audio = check_question(
+        read_audio(io.BytesIO(sound) if isinstance(sound, bytes) else sound, name=question.id), question.id
+    )
     if len(audio) > MAX_SECONDS * SAMPLE_RATE:
         raise ValueError(f"{len(audio) / SAMPLE_RATE:.1f} s long, and a clip takes at most {MAX_SECONDS:.0f} s")
     return audio

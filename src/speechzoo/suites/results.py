@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -132,10 +133,14 @@ def _of_judge(suite: Suite, judged: Mapping[str, Any]) -> list[str]:
         return [f"{names}: not measured, no judge was given (--judge)."]
     if "stopped" in judged:
         return [f"{names}: not measured, the judge could not be asked: {judged['stopped']}. Verdicts so far are kept."]
-    told = [f"{names}: judged by {judged['judge']}, the mean of {judged['runs']} runs with opposite orders of the prompt."]
+    told = [
+        f"{names}: judged by {judged['judge']}, the mean of {judged['runs']} runs with opposite orders of the prompt."
+    ]
     for key, found in judged.get("agreement", {}).items():
         equal, apart = f"{100 * found['equal']:.1f} %", f"{found['mean_difference']:.2f}"
-        told.append(f"{COLUMNS[key].name}: both runs gave {equal} of {found['n']} answers the same score, {apart} apart on average.")
+        told.append(
+            f"{COLUMNS[key].name}: both runs gave {equal} of {found['n']} answers the same score, {apart} apart in the mean."
+        )
     return told + ([_listed("no score for", judged["faults"])] if judged["faults"] else [])
 
 
@@ -168,15 +173,29 @@ def write_results(
     facts: dict[str, Any] = {"suite": name, "about": suite.about, "seed": seed, "recogniser": recogniser, "notes": told}
     facts |= {"not_in_the_suite": list(missing), "judge": dict(judged), "models": {}, "differences": []}
     for result in done:
-        scores = {c.key: {**found._asdict(), "n": len(c.covered(result.answers))} for c in columns if (found := c.interval(result.answers, seed))}
-        about = {"answers": len(result.answers), "faults": result.faults, "stopped": result.stopped, "latency": result.latency}
+        scores = {
+            c.key: {**found._asdict(), "n": len(c.covered(result.answers))}
+            for c in columns
+            if (found := c.interval(result.answers, seed))
+        }
+        about = {
+            "answers": len(result.answers),
+            "faults": result.faults,
+            "stopped": result.stopped,
+            "latency": result.latency,
+        }
         facts["models"][result.name] = {"folder": safe(result.name), "scores": scores, **about}
     for a, b in combinations(systems, 2):
         for key, (found, n) in pair_differences(a, b, seed, columns).items():
             facts["differences"].append({"a": a.name, "b": b.name, "score": key, **found._asdict(), "n": n})
     if suite.paper:
         latency = {str(omega or "offline"): ms for omega, ms in PAPER.items()}
-        facts["paper"] = {"source": paper.SOURCE, "table_2": paper.OFFLINE, "table_4": paper.STREAMED, "latency_ms": latency}
+        facts["paper"] = {
+            "source": paper.SOURCE,
+            "table_2": paper.OFFLINE,
+            "table_4": paper.STREAMED,
+            "latency_ms": latency,
+        }
     write_json(folder / "results.json", _plain(facts))
     write_atomically(folder / "table.tex", "\n\n".join(table.to_latex() for table in kept) + "\n")
     write_atomically(folder / "table.md", text)
@@ -189,7 +208,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def log_to_wandb(
@@ -197,7 +216,7 @@ def log_to_wandb(
 ) -> None:
     """One W&B run: scores, and a table of the first questions with the sound of questions and answers.
 
-    Offline unless WANDB_MODE says otherwise; nothing where it is `disabled`. A repeated evaluation goes to the same run.
+    Offline unless WANDB_MODE says otherwise; nothing where it is `disabled`. A repeated one goes to the same run.
     """
     if (mode := os.environ.get("WANDB_MODE", "offline")) == "disabled":
         return
@@ -213,7 +232,18 @@ def log_to_wandb(
         mode=cast(Any, mode),
         reinit="finish_previous",
     )
-    columns: list[str | int] = ["model", "id", "kind", "question", "sound", "references", "text", "heard", "speech", "scores"]
+    columns: list[str | int] = [
+        "model",
+        "id",
+        "kind",
+        "question",
+        "sound",
+        "references",
+        "text",
+        "heard",
+        "speech",
+        "scores",
+    ]
     table = wandb.Table(columns=columns)
     for question in questions[:HEARD]:
         for result in done:

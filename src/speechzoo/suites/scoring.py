@@ -59,7 +59,11 @@ class Listener:
                     heard[row] = text
             for row, wave in enumerate(waves):
                 if len(wave) > MAX_SAMPLES:
-                    options = {"language": self.language, "fp16": self.device.type == "cuda", "temperature": TEMPERATURES}
+                    options = {
+                        "language": self.language,
+                        "fp16": self.device.type == "cuda",
+                        "temperature": TEMPERATURES,
+                    }
                     found = self.whisper.transcribe(wave.numpy(), condition_on_previous_text=False, **options)
                     heard[row] = str(found["text"]).strip()
             yield from (replace(answer, spoken=text) for answer, text in zip(some, heard, strict=True))

@@ -109,6 +109,7 @@ class Local:
 
     def answer(self, questions: Sequence[Question], words: str, written: bool) -> Iterator[Answered]:
         """See `System`."""
+        talker = self.talker if questions else None  # here: what is wrong with the model is no fault of a question
         for start in range(0, len(questions), self.batch):
             fit: list[tuple[Question, list[Message]]] = []
             for question in questions[start : start + self.batch]:
@@ -116,8 +117,8 @@ class Local:
                     fit.append((question, self.messages(question, words, written)))
                 except (ValueError, OSError) as error:
                     yield question, str(error)
-            if fit:
-                replies = answer_together(self.talker, [messages for _, messages in fit], self.generate)
+            if fit and talker is not None:
+                replies = answer_together(talker, [messages for _, messages in fit], self.generate)
                 yield from zip((question for question, _ in fit), replies, strict=True)
 
     def messages(self, question: Question, words: str, written: bool) -> list[Message]:

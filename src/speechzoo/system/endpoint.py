@@ -75,7 +75,9 @@ class Endpoint:
         for left in reversed(range(self.tries)):
             asked = 0.0
             try:
-                reply = self._client.post("/chat/completions", json={"model": self.model, "messages": messages, **options})
+                reply = self._client.post(
+                    "/chat/completions", json={"model": self.model, "messages": messages, **options}
+                )
             except httpx.HTTPError as error:
                 why = f"{type(error).__name__}: {error}".rstrip(": ")
             else:

@@ -177,7 +177,7 @@ def test_another_model_or_suite_is_noticed(opened, questions, run_folder, tmp_pa
     assert main([*words, "--overwrite"]) == 0 and len(opened) == 2
     questions.write_text(questions.read_text().replace("London", "Rome"))
     assert main(words) == 1
-    assert "questions was" in capsys.readouterr().err
+    assert "1 questions are not what they were, such as 'q0'" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0 and len(opened) == 3
 
 

@@ -152,7 +152,7 @@ SUITES: dict[str, Suite] = {
         "VoiceBench, MMSU, by domain",
         ("choice", "no_choice"),
         rules=("choice",),
-        note="The letter is read by a rule of our own; an answer without one counts a quarter, as VoiceBench's guess does.",
+        note="The letter is read by a rule of our own; without one an answer counts a quarter: VoiceBench guesses.",
     ),
     "voicebench/openbookqa": _voicebench(
         "openbookqa", "VoiceBench, OpenBookQA", ("choice", "no_choice"), rules=("choice",), note="As voicebench/mmsu."

@@ -118,10 +118,36 @@ def same(file: Path, told: Mapping[str, Any], overwrite: bool, folder: Path) -> 
         if not overwrite:
             shown = "; ".join(f"{key} was {_brief(before.get(key))}, is {_brief(told.get(key))}" for key in other)
             raise ValueError(f"{folder}: made otherwise ({shown}): give another --out, or --overwrite to begin anew")
-        for entry in folder.iterdir():
-            if not entry.name.startswith(".lock"):  # ours: see `claim`
-                discard(entry)
+        _empty(folder)
     write_json(file, told)
+
+
+def same_questions(folder: Path, questions: Sequence[Question], overwrite: bool) -> None:
+    """See that the questions a folder knows are still what they were; further ones may come.
+
+    Raises:
+        ValueError: naming one that is otherwise; with `overwrite` the folder is emptied instead.
+    """
+    file = folder / "questions.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    now = {question.id: digest for question in questions if (digest := question.digest()) is not None}
+    changed = [name for name, digest in now.items() if before.get(name, digest) != digest]
+    if changed and not overwrite:
+        told = f"{len(changed)} questions are not what they were, such as {changed[0]!r}"
+        raise ValueError(f"{folder}: {told}: give another --out, or --overwrite to begin anew")
+    if changed:
+        settings = (folder / SETTINGS).read_bytes()
+        _empty(folder)
+        write_atomically(folder / SETTINGS, settings)
+        before = {}
+    if before != {**before, **now}:
+        write_json(file, {**before, **now})
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if not entry.name.startswith(".lock"):  # ours: see `claim`
+            discard(entry)
 
 
 def evaluate(
@@ -139,11 +165,12 @@ def evaluate(
     if "ifeval" in suite.rules:
         rules.instructions()  # before there are answers that nobody can score
     recogniser = options.recogniser or suite.recogniser
-    settings = {"suite": name, "questions": _digest(questions), "written": options.written, "words": suite.words}
+    settings = {"suite": name, "written": options.written, "words": suite.words, "recogniser": recogniser}
     identities = [system.identity() for system in systems]
     claim(options.out, "speechzoo evaluate")
-    same(options.out / SETTINGS, {**settings, "recogniser": recogniser}, options.overwrite, options.out)
     questions = questions[: options.limit]
+    same(options.out / SETTINGS, settings, options.overwrite, options.out)
+    same_questions(options.out, questions, options.overwrite)
     places = [options.out / safe(system.name) for system in systems]
     pairs = zip(systems, identities, places, strict=True)
     stores = [Store(place, identity, questions, options.overwrite) for _, identity, place in pairs]
@@ -279,10 +306,6 @@ def safe(name: str) -> str:
     """A name for a file or folder that tells ids apart, whatever characters they hold."""
     plain = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80]
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _digest(questions: Sequence[Question]) -> str:
-    return hashlib.sha256("".join(question.digest() for question in questions).encode()).hexdigest()[:16]
 
 
 def _brief(value: Any) -> str:

@@ -25,8 +25,8 @@ TRIES = 3  # for a verdict that can be read
 # What LLaMA-Omni's paper has GPT-4o look at (section 4.3 and appendix), in our own words.
 INSTRUCTION = """\
 A voice assistant was spoken to. Below are the words of the user and the words of its answer. Judge how well the \
-answer serves somebody who listens to it: does it do what was asked, is it right, is it to the point, and can it be spoken \
-aloud as it is, without lists, markup or needless length?
+answer serves somebody who listens to it: does it do what was asked, is it right, is it to the point, and can it be \
+spoken aloud as it is, without lists, markup or needless length?
 
 Give one whole number:
 {scale}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ class Cell:
     def content(self) -> bytes | str:
         """The bytes of a sound file, or its path beside the Parquet file."""
         found = _group(self.file, self.column, self.group)[self.row]
-        return found["bytes"] or str(Path(self.file).parent / found["path"]) if isinstance(found, dict) else found
+        told = found if isinstance(found, dict) else {"path": found}
+        content: bytes | None = told.get("bytes")
+        return content or str(Path(self.file).parent / str(told.get("path")))
 
 
 @lru_cache(maxsize=2)
@@ -60,12 +63,14 @@ class Question:
     kind: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
 
-    def digest(self) -> str:
-        """What changes when the question does, its sound included."""
+    def digest(self) -> str | None:
+        """What changes when the question does, its sound included; None where the sound is not there."""
         sound = self.sound.content() if isinstance(self.sound, Cell) else self.sound
-        content = sound.hex() if isinstance(sound, bytes) else file_digest(sound) if sound else ""
+        if isinstance(sound, str) and not Path(sound).is_file():
+            return None
+        content = file_digest(sound) if isinstance(sound, str) else hashlib.sha256(sound or b"").hexdigest()
         told = [self.id, self.text, content, list(self.references), self.kind, dict(self.more)]
-        return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def read_sound(question: Question) -> Tensor | None:
@@ -78,9 +83,8 @@ def read_sound(question: Question) -> Tensor | None:
     if question.sound is None:
         return None
     sound = question.sound.content() if isinstance(question.sound, Cell) else question.sound
-    audio = check_question(
-        read_audio(io.BytesIO(sound) if isinstance(sound, bytes) else sound, name=question.id), question.id
-    )
+    name = sound if isinstance(sound, str) else question.id
+    audio = check_question(read_audio(io.BytesIO(sound) if isinstance(sound, bytes) else sound, name=name), name)
     if len(audio) > MAX_SECONDS * SAMPLE_RATE:
         raise ValueError(f"{len(audio) / SAMPLE_RATE:.1f} s long, and a clip takes at most {MAX_SECONDS:.0f} s")
     return audio
@@ -111,13 +115,16 @@ def read_table(files: Sequence[Path], columns: Columns = OWN, keep: Sequence[str
         ValueError: for a row that is no question, or two of one id; names file and row.
     """
     found: dict[str, Question] = {}
+    numbers = Counter({file.stem.split("-")[0]: 0 for file in files})
     for file in files:
         split = file.stem.split("-")[0]
         for number, row, cell in _rows(file, columns["sound"]):
             where = f"{file}:{number}"
-            question = _question(row, columns, keep, f"{split}-{number:05d}", file.parent, cell, where)
-            if not question.kind and len(files) > 1:
-                question = Question(**{**vars(question), "kind": split})
+            numbers[split] += 1
+            name = f"{split}-{numbers[split]:05d}"
+            question = _question(row, columns, keep, name, file.parent, cell, where)
+            if not question.kind and len(numbers) > 1:
+                question = replace(question, kind=split)
             if question.id in found:
                 raise ValueError(f"{where}: the id {question.id!r} comes twice")
             found[question.id] = question
@@ -134,9 +141,8 @@ def _rows(file: Path, sounds: Sequence[str]) -> Iterator[tuple[int, dict[str, An
             number = 0
             for group in range(table.num_row_groups):
                 part = table.read_row_group(group, columns=[name for name in names if name != column])
-                for row in range(table.metadata.row_group(group).num_rows):
+                for row, told in enumerate(part.to_pylist()):
                     number += 1
-                    told = {name: part[name][row].as_py() for name in part.column_names}
                     yield number, told, None if column is None else Cell(str(file), column, group, row)
     elif file.suffix == ".json":
         for number, row in enumerate(_parse(file.read_text(encoding="utf-8"), str(file)), start=1):
@@ -181,15 +187,19 @@ def _question(
 
 def _of_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
     """The last question of a conversation, and the answer to it."""
-    asked = [n for n, message in enumerate(row["messages"]) if isinstance(message, dict) and message["role"] == "user"]
+    asked = [
+        n for n, message in enumerate(row["messages"]) if isinstance(message, dict) and message.get("role") == "user"
+    ]
     if len(asked) != 1:
         raise ValueError(f"{where}: {len(asked)} user turns; a question of a suite has one")
-    content = row["messages"][asked[0]]["content"]
+    content = row["messages"][asked[0]].get("content") or ""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     told: dict[str, Any] = {"id": row.get("id"), "kind": row.get("kind")}
-    told["question"] = "\n".join(part["text"] for part in parts if part.get("type") == "text")
-    told["audio"] = next((part["path"] for part in parts if part.get("type") == "audio"), None)
-    told["reference"] = next((m["content"] for m in row["messages"][asked[0] + 1 :] if m["role"] == "assistant"), None)
+    told["question"] = "\n".join(part.get("text", "") for part in parts if part.get("type") == "text")
+    told["audio"] = next((part.get("path") for part in parts if part.get("type") == "audio"), None)
+    told["reference"] = next(
+        (m.get("content") for m in row["messages"][asked[0] + 1 :] if m.get("role") == "assistant"), None
+    )
     return told
 
 

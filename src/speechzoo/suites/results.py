@@ -139,7 +139,7 @@ def _of_judge(suite: Suite, judged: Mapping[str, Any]) -> list[str]:
     for key, found in judged.get("agreement", {}).items():
         equal, apart = f"{100 * found['equal']:.1f} %", f"{found['mean_difference']:.2f}"
         told.append(
-            f"{COLUMNS[key].name}: both runs gave {equal} of {found['n']} answers the same score, {apart} apart in the mean."
+            f"{COLUMNS[key].name}: both runs gave {equal} of {found['n']} answers the same score; distance {apart}."
         )
     return told + ([_listed("no score for", judged["faults"])] if judged["faults"] else [])
 

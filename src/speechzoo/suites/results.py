@@ -114,6 +114,8 @@ def notes(
         told.append(normalisers([a for a in answers if a.reference] or answers))
     if suite.judge:
         told += _of_judge(suite, judged)
+        if mute := len({answer.id for answer in answers if not answer.question}):
+            told.append(f"{mute} questions are known by their sound alone, and cannot be judged.")
     told += [paper.HOW] if suite.paper else []
     if "utmos" in keys and not any("UTMOS" in (a.quality or {}) for a in answers):
         told.append("UTMOS needs $SPEECHZOO_UTMOS, a clone of tarepan/SpeechMOS; Distill-MOS the extra `quality`.")

@@ -213,7 +213,7 @@ class Foreign:
             found = self.endpoint.chat([{"role": "user", "content": content}], **options)
             sound, text = found.get("audio"), text_of(found)
             audio = None
-            if self.voice and isinstance(sound, dict) and sound.get("data"):
+            if isinstance(sound, dict) and sound.get("data"):
                 audio = read_audio(io.BytesIO(base64.b64decode(sound["data"], validate=True)), name="its spoken answer")
         except (ValueError, FileNotFoundError) as error:  # a sound or a reply that is no good
             return str(error)

@@ -57,7 +57,7 @@ def test_the_second_run_sees_the_other_order():
     }
     assert drawn == {True, False}  # which is first is drawn question by question
     both = [Task("m", "q", "x", "answer", "why?", "mine", ("right",), turn).prompt(0) for turn in (0, 1)]
-    assert {text.index("mine") < text.index("right") for text in both} == {True, False}
+    assert {text.index("mine") < text.index("Right answer: right") for text in both} == {True, False}
 
 
 def test_scores_are_means_of_two_runs_and_verdicts_are_kept(tmp_path: Path):

@@ -80,7 +80,7 @@ class Suite:
 
 
 def _voicebench(subset: str, about: str, columns: Sequence[str], **more: object) -> Suite:
-    patterns = tuple(f"{place}{end}" for place in (f"{subset}/", f"{subset}*", "") for end in ("*.parquet", "*.jsonl"))
+    patterns = tuple(f"{place}{end}" for place in (f"{subset}/*", f"{subset}*", "*") for end in (".parquet", ".jsonl"))
     source = f"folder {subset} of the hub's hlt-lab/voicebench"
     return Suite(about, columns, patterns, names=VOICEBENCH, source=source, **more)  # type: ignore[arg-type]
 

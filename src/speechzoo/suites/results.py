@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
+from speechzoo.audio import SAMPLE_RATE
 from speechzoo.bench.latency import PAPER
 from speechzoo.evaluation.answers import Answer, normalisers
 from speechzoo.evaluation.compare import SystemResult, pair_differences, pair_table
@@ -233,35 +234,29 @@ def log_to_wandb(
         dir=folder,
         mode=cast(Any, mode),
         reinit="finish_previous",
+        settings=wandb.Settings(silent=True),
     )
-    columns: list[str | int] = [
-        "model",
-        "id",
-        "kind",
-        "question",
-        "sound",
-        "references",
-        "text",
-        "heard",
-        "speech",
-        "scores",
-    ]
-    table = wandb.Table(columns=columns)
+    columns: list[str | int] = [*"model id kind question sound references text heard speech scores".split()]
+    table, sounds = wandb.Table(columns=columns), {"questions": [], "speech": []}
+
+    def sounding(kind: str, source: Any, caption: str) -> Any:
+        """For the table, whose sounds stay in W&B's data folder until they are uploaded, and for the run's own."""
+        rate = None if isinstance(source, str) else SAMPLE_RATE
+        sounds[kind].append(wandb.Audio(source, sample_rate=rate, caption=caption))
+        return wandb.Audio(source, sample_rate=rate)
+
     for question in questions[:HEARD]:
-        for result in done:
-            answer = next((a for a in result.answers if a.id == question.id), None)
-            if answer is None:
-                continue
-            sound = read_sound(question)
-            asked = None if sound is None else wandb.Audio(sound.numpy(), sample_rate=16_000)
-            reply = folder / safe(result.name) / answer.reply_audio if answer.reply_audio else None
-            spoken = None if reply is None else wandb.Audio(str(reply))
-            scores = json.dumps(answer.scores or {})
-            row = [result.name, answer.id, answer.kind, answer.question, asked, " / ".join(answer.references or [])]
-            table.add_data(*row, answer.text, answer.spoken, spoken, scores)
+        answers = {r.name: a for r in done if (a := next((a for a in r.answers if a.id == question.id), None))}
+        asked = read_sound(question) if answers else None
+        heard = None if asked is None else sounding("questions", asked.numpy(), question.id)
+        for model, answer in answers.items():
+            reply = folder / safe(model) / answer.reply_audio if answer.reply_audio else None
+            spoken = None if reply is None else sounding("speech", str(reply), f"{model}: {question.id}")
+            row = [model, answer.id, answer.kind, answer.question, heard, " / ".join(answer.references or [])]
+            table.add_data(*row, answer.text, answer.spoken, spoken, json.dumps(answer.scores or {}))
     for result in done:
         for column in shown(suite, done):
             if found := column.interval(result.answers, seed):
                 run.summary[f"{result.name}/{column.key}"] = found.value
-    run.log({"answers": table})
+    run.log({"answers": table, **{kind: held for kind, held in sounds.items() if held}})
     run.finish()

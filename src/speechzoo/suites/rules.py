@@ -17,13 +17,14 @@ def contains(text: str, references: Sequence[str]) -> float:
 
     The measure of spoken question answering; by words and not by letters, so that "art" is not found in "party".
     """
-    words = _content(text)
-    return float(any(_within(_content(reference, text=False), words) for reference in references))
+    words = speech_words(text)
+    return float(any(_holds(words, speech_words(reference)) for reference in references))
 
 
-def _content(told: str, text: bool = True) -> list[str]:
-    words = [word for word in speech_words(told) if word not in ARTICLES]
-    return words if words or text else speech_words(told)  # the answer "A" is no article
+def _holds(whole: list[str], part: list[str]) -> bool:
+    if short := [word for word in part if word not in ARTICLES]:  # else the answer is one, as in "Vitamin A"
+        whole, part = [word for word in whole if word not in ARTICLES], short
+    return _within(part, whole)
 
 
 def _within(part: list[str], whole: list[str]) -> bool:

@@ -230,7 +230,9 @@ def test_wandb_has_the_sound(questions, tmp_path, monkeypatch, hears, tiny_whisp
     (table,) = out.glob("wandb/offline-run-*/files/media/table/answers*.json")
     rows = json.loads(table.read_text())
     assert len(rows["data"]) == 5 and rows["columns"][:4] == ["model", "id", "kind", "question"]
-    assert len(list(out.glob("wandb/offline-run-*/files/media/audio/*"))) == 5  # 4 questions, and the answers, which are all alike
+    assert (
+        len(list(out.glob("wandb/offline-run-*/files/media/audio/*"))) == 5
+    )  # 4 questions, and the answers, which are all alike
 
 
 def test_who_is_asked_has_to_be_said(questions, tmp_path, capsys):

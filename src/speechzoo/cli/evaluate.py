@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     foreign.add_argument(
         "--endpoint", metavar="URL", help="such as http://localhost:8000/v1; sound goes as input_audio"
     )
-    for_models = {"action": "append", "default": [], "metavar": "NAME"}
-    foreign.add_argument("--endpoint-model", "--endpoint_model", **for_models, help="may be repeated")
+    model, told = ("--endpoint-model", "--endpoint_model"), "may be repeated"
+    foreign.add_argument(*model, action="append", default=[], metavar="NAME", help=told)
     foreign.add_argument("--endpoint-voice", default="", metavar="VOICE", help="ask for spoken answers too")
     judge = made.add_argument_group("judge (without one its columns are not measured)")
     judge.add_argument(

@@ -105,8 +105,10 @@ def verdict(kind: str, reply: str) -> float | None:
 class Judge(Protocol):
     """Whoever replies to a prompt."""
 
-    name: str
     parallel: int
+
+    @property
+    def name(self) -> str: ...
 
     def reply(self, prompt: str, seed: int) -> str:
         """Its reply.
@@ -152,10 +154,10 @@ class LocalJudge:
         source = self.name.removeprefix("hf:")
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").to(device).eval()
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
         except (OSError, ValueError) as error:
             raise UnreachableError(f"{self.name}: no model that can judge ({str(error).splitlines()[0]})") from error
-        return tokenizer, model
+        return tokenizer, model.to(device).eval()
 
     def reply(self, prompt: str, seed: int) -> str:
         """See `Judge`."""

@@ -189,8 +189,8 @@ def write_results(
         }
         facts["models"][result.name] = {"folder": safe(result.name), "scores": scores, **about}
     for a, b in combinations(systems, 2):
-        for key, (found, n) in pair_differences(a, b, seed, columns).items():
-            facts["differences"].append({"a": a.name, "b": b.name, "score": key, **found._asdict(), "n": n})
+        for key, (apart, n) in pair_differences(a, b, seed, columns).items():
+            facts["differences"].append({"a": a.name, "b": b.name, "score": key, **apart._asdict(), "n": n})
     if suite.paper:
         latency = {str(omega or "offline"): ms for omega, ms in PAPER.items()}
         facts["paper"] = {
@@ -237,7 +237,8 @@ def log_to_wandb(
         settings=wandb.Settings(silent=True),
     )
     columns: list[str | int] = [*"model id kind question sound references text heard speech scores".split()]
-    table, sounds = wandb.Table(columns=columns), {"questions": [], "speech": []}
+    table = wandb.Table(columns=columns)
+    sounds: dict[str, list[Any]] = {"questions": [], "speech": []}
 
     def sounding(kind: str, source: Any, caption: str) -> Any:
         """For the table, whose sounds stay in W&B's data folder until they are uploaded, and for the run's own."""

@@ -143,7 +143,9 @@ def answer_together(
     start, voice = time.perf_counter(), talker.sound.get("voice")
     made = {key: value for key, value in talker.sound.items() if key != "voice"}
     reply = answer(talker.model, conversations, **made, **generate)
-    sounds = [wave.float().cpu() for wave in reply.audio] if reply.audio is not None else [None] * len(conversations)
+    sounds: list[Tensor | None] = [None] * len(conversations)
+    if reply.audio is not None:
+        sounds = [wave.float().cpu() for wave in reply.audio]
     rate = reply.sample_rate or SAMPLE_RATE
     if voice is not None:
         sounds, rate = [_read_aloud(voice.speak, text) for text in reply.text], voice.sample_rate

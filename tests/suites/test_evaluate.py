@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from layouts import librispeech, parquet, sound, wav
 from loopback import chat_server
 
 from speechzoo.cli.evaluate import main
@@ -211,6 +212,49 @@ def test_a_full_disk_loses_nothing_that_was_written(questions, tmp_path, monkeyp
         monkeypatch.setattr(work, "save_answers", real)
         assert main(arguments(questions, tmp_path / "o", *asked)) == 0
         assert len(foreign.requests) == before + 3
+
+
+def result(out: Path, model: str = "m") -> dict:
+    return json.loads((out / "results.json").read_text())["models"][model]
+
+
+def test_recognition_by_instruction_and_word_errors(tmp_path, capsys):
+    with chat_server(lambda request, n: "He hoped there would be stews.") as foreign:
+        asked = ["--suite", "librispeech-test-clean", "--data", librispeech(tmp_path), "--out", tmp_path / "o"]
+        assert main([str(w) for w in [*asked, "--endpoint", foreign.url, "--endpoint-model", "m"]]) == 0
+    (request,) = foreign.requests
+    text, clip = request["messages"][0]["content"]
+    assert text == {"type": "text", "text": "Transcribe the following speech into text."}
+    assert clip["type"] == "input_audio"
+    scores = result(tmp_path / "o")["scores"]
+    assert scores["wer"]["value"] == pytest.approx(1 / 6)  # he hoped there would be stew
+    assert scores["cer"]["value"] == pytest.approx(1 / 28)
+    assert "4 not in the suite: 1089-134686-0001" in capsys.readouterr().out
+
+
+def test_voicebench_by_letter_and_by_judge(tmp_path, capsys):
+    clip = sound(wav(tmp_path / "a.wav"))
+    rows = [{"prompt": f"Which? {n}", "audio": clip, "reference": letter} for n, letter in enumerate("ABCD")]
+    parquet(tmp_path / "mmsu" / "law-00000-of-00001.parquet", rows)
+    for region, answer in (("usa", "Paris"), ("ind_n", "Rome")):
+        row = {"prompt": f"Where is {answer}?", "audio": clip, "reference": answer}
+        parquet(tmp_path / "sd-qa" / f"{region}-00000-of-00001.parquet", [row])
+
+    def out(name: str) -> list[str]:
+        return ["--suite", f"voicebench/{name}", "--data", str(tmp_path), "--out", str(tmp_path / f"o-{name}")]
+
+    says = ["The answer is A.", "B", "I am not sure", "(A)"]
+    with chat_server(lambda request, n: says[n] if n < 4 else "Paris, of course") as foreign:
+        asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--parallel", "1"]
+        assert main([*out("mmsu"), *asked]) == 0
+        with chat_server(lambda r, n: "yes" if "Where is Paris" in r["messages"][0]["content"] else "no") as judge:
+            assert main([*out("sd-qa"), *asked, "--judge", judge.url, "--judge-model", "j"]) == 0
+    scores = result(tmp_path / "o-mmsu")["scores"]
+    assert scores["choice"]["value"] == (1 + 1 + 0.25 + 0) / 4 and scores["no_choice"]["value"] == 0.25
+    scores = result(tmp_path / "o-sd-qa")["scores"]
+    assert scores["judged_s2t"]["value"] == scores["s2t"]["value"] == 0.5
+    told = capsys.readouterr().out
+    assert "| ind\\_n | 1 | 0.0 %" in told and "| usa | 1 | 100.0 %" in told
 
 
 def test_written_asks_the_words(questions, tmp_path):

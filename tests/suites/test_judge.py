@@ -137,8 +137,8 @@ def test_another_judge_or_seed_is_another_verdict(tmp_path: Path):
 
 
 def test_a_local_model_replies(tiny_llm_dir: Path, tmp_path: Path):
-    reply = LocalJudge(str(tiny_llm_dir), "cpu").reply("Reply with the number alone.", 0)
-    assert isinstance(reply, str) and reply == LocalJudge(str(tiny_llm_dir), "cpu").reply(
+    reply = LocalJudge(str(tiny_llm_dir), "cpu", tokens=8).reply("Reply with the number alone.", 0)
+    assert isinstance(reply, str) and reply == LocalJudge(str(tiny_llm_dir), "cpu", tokens=8).reply(
         "Reply with the number alone.", 1
     )
     with pytest.raises(UnreachableError, match="no model that can judge"):

@@ -5,37 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import soundfile
+from layouts import librispeech, lines, parquet, sound, wav
 
 from speechzoo.suites.catalogue import SUITES, suite
 from speechzoo.suites.questions import OWN, Question, read_sound, read_table
-
-
-def wav(path: Path, seconds: float = 0.5, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = 0.3 * np.sin(np.arange(int(16_000 * seconds)) * (0.05 + 0.01 * seed))
-    soundfile.write(path, samples, 16_000, format="FLAC" if path.suffix == ".flac" else "WAV")
-    return path
-
-
-def lines(path: Path, *rows: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def parquet(path: Path, rows: list[dict], groups: int = 1) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=max(1, len(rows) // groups))
-    return path
-
-
-def sound(path: Path) -> dict:
-    return {"bytes": path.read_bytes(), "path": path.name}
 
 
 def test_questions_of_ones_own(tmp_path: Path):
@@ -128,18 +102,13 @@ def test_trivia_qa_has_aliases_and_web_questions_lists(tmp_path: Path):
 
 
 def test_librispeech(tmp_path: Path):
-    root = tmp_path / "LibriSpeech" / "test-clean" / "1089" / "134686"
-    for number in range(3):
-        wav(root / f"1089-134686-000{number}.flac")
-    root.joinpath("1089-134686.trans.txt").write_text(
-        "1089-134686-0000 HE HOPED THERE WOULD BE STEW\n1089-134686-0001 \n1089-134686-0009 NOT THERE\n"
-    )
-    questions, missing = SUITES["librispeech-test-clean"].read(tmp_path / "LibriSpeech")
+    root = librispeech(tmp_path)
+    questions, missing = SUITES["librispeech-test-clean"].read(root)
     assert [(q.id, q.references) for q in questions] == [("1089-134686-0000", ("HE HOPED THERE WOULD BE STEW",))]
     assert [line.split(": ")[0][-4:] for line in missing] == ["0001", "0001", "0002", "0009"]
-    assert SUITES["librispeech-test-clean"].read(root.parents[1])[0] == questions  # the split's own folder
+    assert SUITES["librispeech-test-clean"].read(root / "test-clean")[0] == questions  # the split's own folder
     with pytest.raises(FileNotFoundError, match=r"no transcribed sound in SPEAKER/CHAPTER"):
-        SUITES["librispeech-test-other"].read(root)
+        SUITES["librispeech-test-other"].read(root / "test-clean" / "1089")
 
 
 def test_aishell(tmp_path: Path):

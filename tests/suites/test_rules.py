@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from speechzoo.suites import rules
@@ -118,9 +120,22 @@ def test_ifeval_strict_and_loose(monkeypatch: pytest.MonkeyPatch):
     assert rules.follows("", "Say it", more)["ifeval_loose"] == 0
 
 
-def test_ifeval_without_its_package_says_what_to_install():
-    try:
-        import ifbench  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match=r"pip install 'speechzoo\[ifeval\]'"):
-            rules.instructions()
+def test_ifeval_by_its_package():
+    """Google's checks themselves, where they are installed (extra `ifeval`)."""
+    pytest.importorskip("if_verifiable")
+    more = {
+        "instruction_id_list": ["punctuation:no_comma", "keywords:existence", "length_constraints:number_words"],
+        "kwargs": [{}, {"keywords": ["whale"], "num_words": None}, {"relation": "at least", "num_words": 4}],
+    }
+    found = rules.follows("The *whale*, it sings\nloud and long", "?", more)
+    # strictly all but the comma, which is gone without the first line
+    assert (found["ifeval_strict"], found["ifeval_loose"], found["ifeval_total"]) == (2, 3, 3)
+    assert (found["ifeval_strict_prompt"], found["ifeval_loose_prompt"]) == (0, 1)
+
+
+def test_ifeval_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    rules.instructions.cache_clear()
+    monkeypatch.setitem(sys.modules, "if_verifiable", None)
+    monkeypatch.setitem(sys.modules, "if_verifiable.ifeval", None)
+    with pytest.raises(ImportError, match=r"pip install 'speechzoo\[ifeval\]'"):
+        rules.instructions()

@@ -25,7 +25,7 @@ from speechzoo.metrics import (
 from speechzoo.metrics.normalise import ENGLISH, OTHERS, is_english
 from speechzoo.system.files import read_lines, write_jsonl
 
-Counts = list[tuple[float, float]]
+Counts = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,7 @@ class LocalJudge:
     name: str
     device: str | None = None
     parallel: int = 1
+    tokens: int = 512  # room for a thought before the verdict
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
@@ -165,7 +166,7 @@ class LocalJudge:
         chat = [{"role": "user", "content": prompt}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         ids = ids.to(model.device)
-        made = model.generate(**ids, do_sample=False, max_new_tokens=512)
+        made = model.generate(**ids, do_sample=False, max_new_tokens=self.tokens)
         return str(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
 
 

@@ -68,10 +68,10 @@ def kind_table(suite: Suite, done: Sequence[Evaluated], seed: int) -> Table | No
     column = next((c for c in shown(suite, done) if any(c.covered(result.answers) for result in done)), None)
     if len(kinds) < 2 or column is None:
         return None
-    table = Table(["Part", *(result.name for result in done)], caption=f"{column.name}, by part of the suite")
+    table = Table(["Part", "n", *(result.name for result in done)], caption=f"{column.name}, by part of the suite")
     for kind in kinds:
         parts = [[a for a in result.answers if a.kind == kind] for result in done]
-        table.add(kind or "–", *(_cell(column, part, seed) for part in parts))
+        table.add(kind or "–", str(max(map(len, parts))), *(_cell(column, part, seed) for part in parts))
     return table
 
 

@@ -96,16 +96,16 @@ def refuses(text: str) -> float:
 
 @lru_cache(maxsize=1)
 def instructions() -> Any:
-    """IFEval's checkers by name, of the package `ifbench` (Allen Institute for AI, Apache-2.0).
+    """IFEval's checkers by name, of the package `if-verifiable` (Apache-2.0), which are those of Google.
 
     Raises:
         ImportError: if the package that has them is not installed.
     """
     try:
-        from ifbench import instructions_registry
+        from if_verifiable.ifeval import INSTRUCTION_DICT
     except ImportError as error:
         raise ImportError("IFEval's checks need their package: pip install 'speechzoo[ifeval]'") from error
-    return instructions_registry.INSTRUCTION_DICT
+    return INSTRUCTION_DICT
 
 
 def follows(text: str, prompt: str, more: Mapping[str, Any]) -> dict[str, float]:
@@ -118,6 +118,7 @@ def follows(text: str, prompt: str, more: Mapping[str, Any]) -> dict[str, float]
 
     Raises:
         ImportError: see `instructions`.
+        ValueError: if nltk's data is missing, which some checks need.
     """
     lines = text.split("\n")
     cut = [text, *("\n".join(lines[part]).strip() for part in (slice(1, None), slice(-1), slice(1, -1)))]
@@ -129,7 +130,10 @@ def follows(text: str, prompt: str, more: Mapping[str, Any]) -> dict[str, float]
         if "prompt" in (check.get_instruction_args() or {}):
             check.build_description(prompt=prompt)
         for kind, texts in (("strict", [text]), ("loose", loose)):
-            counts[kind] += any(one.strip() and check.check_following(one) for one in texts)
+            try:
+                counts[kind] += any(one.strip() and check.check_following(one) for one in texts)
+            except LookupError as error:
+                raise ValueError(f"{name}: needs nltk's data: python -m nltk.downloader punkt_tab") from error
     total = len(more["instruction_id_list"])
     whole = {f"ifeval_{kind}_prompt": float(number == total) for kind, number in counts.items()}
     return whole | {f"ifeval_{kind}": float(number) for kind, number in counts.items()} | {"ifeval_total": float(total)}

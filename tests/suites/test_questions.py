@@ -92,7 +92,14 @@ def test_voicebench_ifeval_keeps_its_instructions(tmp_path: Path):
 def test_trivia_qa_has_aliases_and_web_questions_lists(tmp_path: Path):
     clip = sound(wav(tmp_path / "a.wav"))
     answer = {"value": "Sunset Boulevard", "aliases": ["Sunset Blvd", "Sunset Boulevard"], "type": "WikipediaEntity"}
-    row = {"question": "Where?", "question_id": "tc_33", "answer": answer, "question_audio": clip}
+    pages = [{"title": "Sunset", "wiki_context": "long"}]
+    row = {
+        "question": "Where?",
+        "question_id": "tc_33",
+        "answer": answer,
+        "question_audio": clip,
+        "entity_pages": pages,
+    }
     parquet(tmp_path / "trivia" / "rc.wikipedia" / "validation-00000-of-00001.parquet", [row])
     (trivia,), _ = SUITES["trivia-qa"].read(tmp_path / "trivia")
     assert (trivia.id, trivia.references) == ("tc_33", ("Sunset Boulevard", "Sunset Blvd"))

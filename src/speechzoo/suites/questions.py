@@ -118,7 +118,7 @@ def read_table(files: Sequence[Path], columns: Columns = OWN, keep: Sequence[str
     numbers = Counter({file.stem.split("-")[0]: 0 for file in files})
     for file in files:
         split = file.stem.split("-")[0]
-        for number, row, cell in _rows(file, columns["sound"]):
+        for number, row, cell in _rows(file, columns, keep):
             where = f"{file}:{number}"
             numbers[split] += 1
             name = f"{split}-{numbers[split]:05d}"
@@ -131,16 +131,17 @@ def read_table(files: Sequence[Path], columns: Columns = OWN, keep: Sequence[str
     return list(found.values())
 
 
-def _rows(file: Path, sounds: Sequence[str]) -> Iterator[tuple[int, dict[str, Any], Cell | None]]:
-    """Numbers from 1, rows without the bytes of their sound, and where these are."""
+def _rows(file: Path, columns: Columns, keep: Sequence[str]) -> Iterator[tuple[int, dict[str, Any], Cell | None]]:
+    """Numbers from 1, rows without the bytes of their sound, and where these are; of Parquet only what is asked for."""
     if file.suffix == ".parquet":
         parquet = needs("pyarrow.parquet")
         with parquet.ParquetFile(file) as table:
             names = table.schema_arrow.names
-            column = next((name for name in sounds if name in names), None)
+            column = next((name for name in columns["sound"] if name in names), None)
+            wanted = {"messages", *keep, *(name for given in columns.values() for name in given)} - {column}
             number = 0
             for group in range(table.num_row_groups):
-                part = table.read_row_group(group, columns=[name for name in names if name != column])
+                part = table.read_row_group(group, columns=[name for name in names if name in wanted])
                 for row, told in enumerate(part.to_pylist()):
                     number += 1
                     yield number, told, None if column is None else Cell(str(file), column, group, row)

@@ -187,11 +187,18 @@ def test_a_longer_limit_goes_on(questions, tmp_path):
         asked = ["--endpoint", foreign.url, "--endpoint-model", "m"]
         assert main(arguments(questions, tmp_path / "o", *asked, "--limit", 2)) == 0
         assert main(arguments(questions, tmp_path / "o", *asked)) == 0
+        with chat_server(lambda request, n: "5") as judge:  # a shorter one loses nothing
+            judged = ["--judge", judge.url, "--judge-model", "j"]
+            assert main(arguments(questions, tmp_path / "o", *asked, *judged, "--limit", 2)) == 0
+            assert len(judge.requests) == 4
     assert len(foreign.requests) == 5
+    scored = [(a.scores or {}).get("s2tif") for a in load_answers(tmp_path / "o" / "m" / "answers.jsonl")]
+    assert scored == [5, 5, None, None, None]
+    assert json.loads((tmp_path / "o" / "results.json").read_text())["models"]["m"]["answers"] == 2
 
 
 def test_a_full_disk_loses_nothing_that_was_written(questions, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(work, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(work, "SHARE", 1e9)  # written after each answer
     real, saved = work.save_answers, []
 
     def full(path, answers):

@@ -28,7 +28,7 @@ from speechzoo.system.endpoint import UnreachableError
 from speechzoo.system.files import discard, write_atomically, write_json
 from speechzoo.system.locks import claim
 
-SAVE_EVERY = 2.0  # seconds of answers that a killed process loses
+SHARE = 0.05  # of the time that writing answers may take: a killed process loses what came since the last time
 SETTINGS = "suite.json"
 Tell = Callable[[str], None]
 
@@ -69,7 +69,7 @@ class Options:
 
 
 class Store:
-    """The answers of one model in `FOLDER/answers.jsonl`, written every few seconds and always whole.
+    """The answers of one model in `FOLDER/answers.jsonl`, written again and again, always whole.
 
     Raises:
         ValueError: if the folder holds another model's answers.
@@ -81,21 +81,25 @@ class Store:
         self.rank = {question.id: number for number, question in enumerate(order)}
         found = load_answers(self.file) if self.file.is_file() else []
         self.answers = {answer.id: answer for answer in found}
-        self._saved, self._changed = time.monotonic(), False
+        self._saved, self._took, self._changed = time.monotonic(), 0.0, False
 
     def put(self, answer: Answer) -> None:
         """Take an answer, in the place of an earlier one to the same question."""
         if self.answers.get(answer.id) != answer:
             self.answers[answer.id], self._changed = answer, True
-        if time.monotonic() - self._saved > SAVE_EVERY:
+        if time.monotonic() - self._saved > self._took / SHARE:
             self.save()
 
     def save(self) -> None:
         """Write what is new."""
+        start = time.monotonic()
         if self._changed:
-            save_answers(self.file, self.all)
+            # also those to questions that are not asked this time
+            rest = [answer for answer in self.answers.values() if answer.id not in self.rank]
+            save_answers(self.file, [*self.all, *rest])
             self._changed = False
         self._saved = time.monotonic()
+        self._took = self._saved - start
 
     @property
     def all(self) -> list[Answer]:

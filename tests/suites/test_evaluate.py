@@ -15,8 +15,8 @@ from loopback import chat_server
 
 from speechzoo.cli.evaluate import main
 from speechzoo.evaluation.answers import load_answers
-from speechzoo.suites import evaluate as work
 from speechzoo.suites import scoring
+from speechzoo.suites import store as work
 from speechzoo.suites.systems import Local, fingerprint
 from speechzoo.system import endpoint
 

@@ -19,9 +19,10 @@ from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, markdown
 from speechzoo.suites import paper
 from speechzoo.suites.catalogue import Suite
 from speechzoo.suites.columns import COLUMNS, Column
-from speechzoo.suites.evaluate import Evaluated, safe
+from speechzoo.suites.evaluate import Evaluated
 from speechzoo.suites.questions import Question, read_sound
 from speechzoo.suites.scoring import JUDGED
+from speechzoo.suites.store import safe
 from speechzoo.system.files import write_atomically, write_json
 
 SPOKEN = ("s2sif", "s2s", "judged_s2s", "same_s2s", "asr_wer", "asr_cer", "utmos", "distill_mos", "wps")

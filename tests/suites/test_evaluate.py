@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from layouts import librispeech, parquet, sound, wav
 from loopback import chat_server
+from tiny_vocoders import GENERATOR, NET
 
 from speechzoo.cli.evaluate import main
 from speechzoo.evaluation.answers import load_answers
@@ -19,6 +22,7 @@ from speechzoo.suites import scoring
 from speechzoo.suites import store as work
 from speechzoo.suites.systems import Local, fingerprint
 from speechzoo.system import endpoint
+from speechzoo.vocoders import LatentVocoder
 
 
 @pytest.fixture(autouse=True)
@@ -309,3 +313,13 @@ def test_a_fingerprint_is_of_the_content(run_folder: Path):
     (run_folder / "model.safetensors").write_bytes(b"x")
     assert fingerprint(str(run_folder)) != before
     assert fingerprint("llasm-tiny") != fingerprint("llama-omni-tiny")
+
+
+def test_a_vocoder_goes_to_the_model_whose_units_it_knows(opened, run_folder, tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        LatentVocoder(NET, GENERATOR, sample_rate=4000).save(tmp_path / "fits")
+        LatentVocoder(replace(NET, num_units=5), GENERATOR, sample_rate=4000).save(tmp_path / "other")
+    assert Local("m", str(run_folder), str(tmp_path / "fits")).talker.sound["vocoder"].sample_rate == 4000
+    assert Local("m", str(run_folder), str(tmp_path / "other")).talker.sound["vocoder"].sample_rate == 8000
+    identities = [Local("m", str(run_folder), str(tmp_path / name)).identity() for name in ("fits", "other")]
+    assert identities[0] != identities[1]

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--recogniser", metavar="WHISPER", help="writes spoken answers down: name, file or folder")
     made.add_argument("--batch", type=_count, default=8, metavar="N", help="questions answered together (default 8)")
     made.add_argument("--max-new-tokens", type=_count, metavar="N", help="longest answer (default: the model's)")
-    made.add_argument("--vocoder", metavar="DIR", help="for the units of one model that brings none")
+    made.add_argument("--vocoder", metavar="DIR", help="for the models whose units it knows")
     made.add_argument("--latency", type=int, default=10, metavar="N", help="questions to time the first sound with")
     made.add_argument("--seed", type=int, default=0, help="of bootstrap and judge")
     made.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")

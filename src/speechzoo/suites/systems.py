@@ -28,7 +28,9 @@ from speechzoo.system.endpoint import Endpoint, text_of
 from speechzoo.talk.questions import check_audible, fitting
 from speechzoo.talk.session import MAX_NEW_TOKENS
 from speechzoo.talk.sources import CASCADE, Talker, open_talker
+from speechzoo.talk.sources import fitting as fitting_vocoder
 from speechzoo.text import Message
+from speechzoo.vocoders import open_vocoder
 
 DESCRIPTIONS = (".yaml", ".yml", ".json")
 
@@ -99,8 +101,14 @@ class Local:
 
     @cached_property
     def talker(self) -> Talker:
-        """The model, opened."""
-        return open_talker(self.source, self.vocoder, self.device, self.trust_code)
+        """The model, opened; with the vocoder where it speaks that one's units."""
+        talker = open_talker(self.source, None, self.device, self.trust_code)
+        if self.vocoder is not None and (units := getattr(talker.model, "num_units", None)) is not None:
+            vocoder = open_vocoder(self.vocoder)
+            if vocoder.num_units == units or not talker.sounds:
+                device = next(talker.model.parameters()).device
+                talker.sound["vocoder"] = fitting_vocoder(vocoder, talker.model, self.vocoder).to(device)
+        return talker
 
     def identity(self) -> dict[str, Any]:
         """See `System`."""

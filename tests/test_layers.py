@@ -31,6 +31,7 @@ LAYERS = [
     {"commands"},
     {"talk"},
     {"bench"},
+    {"suites"},
     {"cli"},
     {"__main__"},
 ]

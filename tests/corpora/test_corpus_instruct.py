@@ -160,7 +160,7 @@ def test_a_wrong_key_ends_it_and_what_is_done_stays(alpaca: Path, tmp_path: Path
         base += ["--llm", server.url, "--llm-model", "big", "--stages", "filter,rewrite"]
         server.write = lambda prompt: server.faults.append((401, b"no key", {})) or "Hello."
         assert main(base) == 1
-        assert "status 401 (no key): check address, model and key" in capsys.readouterr().err
+        assert "status 401 for model big: no key: check address, model and key" in capsys.readouterr().err
         server.write = llm
         before = len(server.requests)
         assert main(base) == 0

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from speechzoo.data.instructions import ASR_INSTRUCTIONS, asr_messages
 from speechzoo.quickstart import facts
-from speechzoo.quickstart.corpus import build_corpus, latents_of, write_manifests
+from speechzoo.quickstart.corpus import build_corpus, latents_of, speak_questions, write_manifests
 from speechzoo.quickstart.questions import KINDS, Pair, make_pairs
 
 
@@ -220,3 +220,17 @@ def test_recognition_instructions_stand_on_both_sides(language):
 def test_unknown_instruction_language_is_refused():
     with pytest.raises(ValueError, match="there are en, zh"):
         asr_messages("a.wav", "hola", "es")
+
+
+def test_questions_alone_are_spoken_as_in_a_corpus(tmp_path):
+    (whole,) = [
+        row for row in build_corpus(tmp_path / "whole", ToneVoice(), PAIRS, workers=1) if row["split"] == "test"
+    ]
+    speak_questions(tmp_path / "alone", ToneVoice(), PAIRS[2:], workers=1)
+    (alone,) = [json.loads(line) for line in (tmp_path / "alone" / "pairs.jsonl").read_text().splitlines()]
+    assert alone == {key: value for key, value in whole.items() if key != "answer_audio"}
+    sounds = [(tmp_path / place / alone["question_audio"]).read_bytes() for place in ("whole", "alone")]
+    assert sounds[0] == sounds[1]
+    again = ToneVoice()
+    speak_questions(tmp_path / "alone", again, PAIRS[2:], workers=1)
+    assert again.spoken == []

@@ -33,6 +33,7 @@ COMMANDS = {
     "demo": "a page in the browser: talk to one or several models",
     "bench": "measure streaming, latency, data loading or training on this machine",
     "sweep": "run a W&B sweep file on this machine, offline",
+    "evaluate": "put a test suite to models: speechzoo evaluate MODEL --suite NAME|FILE",
     "compare": "compare finished runs: tables, figures, a report",
     "quickstart": "train and compare both systems on real speech, in minutes on two CPU cores",
 }
@@ -53,6 +54,7 @@ FUNCTIONS = {
     "demo": "speechzoo.cli.demo:main",
     "bench": "speechzoo.cli.bench:main",
     "sweep": "speechzoo.cli.sweep:main",
+    "evaluate": "speechzoo.cli.evaluate:main",
     "compare": "speechzoo.cli.compare:main",
     "quickstart": "speechzoo.cli.quickstart:main",
 }

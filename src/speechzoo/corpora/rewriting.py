@@ -19,7 +19,7 @@ import regex
 
 from speechzoo.corpora.stage import Broken
 from speechzoo.corpora.texts import LISTED, UNSPEAKABLE, Turns
-from speechzoo.system.endpoint import Chat, Endpoint, EndpointError
+from speechzoo.system.endpoint import Chat, Endpoint, EndpointError, api_key
 from speechzoo.system.files import write_json
 from speechzoo.system.terminal import quiet
 
@@ -93,7 +93,7 @@ class LocalLLM:
             new = ids[given["input_ids"].shape[1] :]
             ended = "length" if len(new) >= settings.get("max_tokens", TOKENS) else "stop"
             text = tokenizer.decode(new, skip_special_tokens=True)
-        return Chat(text, ended, given["input_ids"].shape[1], len(new))
+        return Chat({"content": text}, ended, given["input_ids"].shape[1], len(new))
 
 
 class Rewriter:
@@ -131,12 +131,13 @@ class Rewriter:
         if reply is None:
             try:
                 reply = self.llm.chat(messages, max_tokens=TOKENS, **self.settings)
+                written = reply.text
             except EndpointError as error:
                 if not error.transient:
                     raise ValueError(f"{error}: check address, model and key") from error
                 raise Broken("LLM failed", str(error), transient=True) from error
             self._count(asked=1, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
-            if reply.text.strip():  # an empty one is asked for again
+            if written.strip():  # an empty one is asked for again
                 write_json(file, vars(reply))
         else:
             self._count(cached=1)
@@ -189,5 +190,5 @@ def open_llm(name: str, model: str, key_env: str, device: str) -> LLM:
     if name.startswith(("http://", "https://")):
         if not model:
             raise ValueError(f"--llm {name}: name the model of the endpoint with --llm-model")
-        return Endpoint(name, model, key_env)
+        return Endpoint(name, model, api_key(name, key_env))
     return LocalLLM(name, device)

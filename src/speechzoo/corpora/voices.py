@@ -21,7 +21,7 @@ from torch import Tensor
 from speechzoo.audio import SAMPLE_RATE, SoundError, check_question, read_audio, resample
 from speechzoo.corpora.stage import Broken
 from speechzoo.quickstart import voices as others
-from speechzoo.system.endpoint import Endpoint, EndpointError
+from speechzoo.system.endpoint import Endpoint, EndpointError, api_key
 from speechzoo.system.files import write_atomically
 
 FAILED = "text-to-speech failed"
@@ -136,7 +136,7 @@ def _decoded(content: bytes, named: str) -> Tensor:
         raise Broken(FAILED, str(error), transient=True) from error
 
 
-def open_speaker(name: str, model: str = "", key_env: str = "OPENAI_API_KEY") -> Speaker:
+def open_speaker(name: str, model: str = "", key_env: str = "SPEECHZOO_ENDPOINT_KEY") -> Speaker:
     """`quickstart`, `piper`, `command:TEMPLATE`, or the address of an endpoint.
 
     Raises:
@@ -145,7 +145,7 @@ def open_speaker(name: str, model: str = "", key_env: str = "OPENAI_API_KEY") ->
     if name == "quickstart":
         return QuickstartVoices()
     if name.startswith(("http://", "https://")):
-        return EndpointVoices(Endpoint(name, model or "tts-1", key_env))
+        return EndpointVoices(Endpoint(name, model or "tts-1", api_key(name, key_env)))
     if name in COMMANDS or name.startswith("command:"):
         return CommandVoices(COMMANDS.get(name) or name.removeprefix("command:"))
     raise ValueError(f"--tts {name}: give quickstart, piper, command:TEMPLATE or http://HOST:PORT/v1")

@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
+from speechzoo.evaluation.tables import points
 from speechzoo.metrics import (
     CharErrorRate,
     ExactMatch,
@@ -23,7 +25,7 @@ from speechzoo.metrics import (
 from speechzoo.metrics.normalise import ENGLISH, OTHERS, is_english
 from speechzoo.system.files import read_lines, write_jsonl
 
-Counts = list[tuple[float, int]]
+Counts = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Answer:
     spoken: str | None = None  # what a recogniser wrote down of the spoken answer
     quality: dict[str, float] | None = None  # predicted mean opinion scores of the spoken answer, by predictor
     stopped: bool | None = None  # by itself, not cut off at the longest answer allowed; None where nobody looked
+    references: list[str] | None = None  # all answers that count as right, where there are several
+    scores: dict[str, float] | None = None  # by rules and judges, by name; `suites.columns` has them
 
 
 def save_answers(path: str | Path, answers: Iterable[Answer]) -> None:
@@ -81,6 +85,28 @@ def load_answers(path: str | Path) -> list[Answer]:
     return list(answers.values())
 
 
+class Scored(Protocol):
+    """A score that is a ratio of sums over answers: one of `MEASURES`, or a column of a suite."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def covered(self, answers: Iterable[Answer]) -> list[Answer]:
+        """The answers it says something about."""
+        ...
+
+    def count(self, answers: Sequence[Answer]) -> Counts:
+        """Numerator and denominator of each of the answers, which are covered ones."""
+        ...
+
+    def difference(self, value: float) -> str:
+        """A difference of two values of it, as a table shows it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Measure:
     """A corpus-level score of answers: how it is called, and which two of their fields it compares by what metric."""
@@ -108,6 +134,10 @@ class Measure:
         """Numerator and denominator of each of the answers, which are covered ones."""
         predictions, references = ([getattr(a, name) for a in answers] for name in (self.prediction, self.reference))
         return self.metric().item_counts(predictions, references)
+
+    def difference(self, value: float) -> str:
+        """A difference of two values of it, in percentage points."""
+        return points(value)
 
 
 MEASURES: tuple[Measure, ...] = (

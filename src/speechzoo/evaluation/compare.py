@@ -12,7 +12,7 @@ from pathlib import Path
 from speechzoo.evaluation.answers import (
     MEASURES,
     Answer,
-    Measure,
+    Scored,
     cut_answers,
     normalisers,
     quality_names,
@@ -21,7 +21,7 @@ from speechzoo.evaluation.answers import (
     score_by,
     words_per_second,
 )
-from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, count, megabytes, number, percent, points, seconds
+from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, count, megabytes, number, percent, seconds
 from speechzoo.metrics import Difference, Interval, paired_bootstrap
 
 
@@ -157,10 +157,12 @@ def kind_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
     return table
 
 
-def pair_differences(a: SystemResult, b: SystemResult, seed: int = 0) -> dict[str, tuple[Difference, int]]:
+def pair_differences(
+    a: SystemResult, b: SystemResult, seed: int = 0, measures: Sequence[Scored] = MEASURES
+) -> dict[str, tuple[Difference, int]]:
     """Paired bootstrap of two systems on the questions both answered: measure key -> (A minus B, questions)."""
     result = {}
-    for measure in MEASURES:
+    for measure in measures:
         ours = {x.id: x for x in measure.covered(a.answers)}
         common = [(ours[x.id], x) for x in measure.covered(b.answers) if x.id in ours]
         if common:
@@ -171,12 +173,12 @@ def pair_differences(a: SystemResult, b: SystemResult, seed: int = 0) -> dict[st
     return result
 
 
-def pair_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
+def pair_table(systems: Sequence[SystemResult], seed: int = 0, measures: Sequence[Scored] = MEASURES) -> Table:
     """Differences of each pair of systems; those whose interval leaves out 0 stand out."""
-    pairs = [(a, b, pair_differences(a, b, seed)) for a, b in combinations(systems, 2)]
-    shown: list[Measure] = [m for m in MEASURES if m.key != "heard_wer" and any(m.key in d for _, _, d in pairs)]
+    pairs = [(a, b, pair_differences(a, b, seed, measures)) for a, b in combinations(systems, 2)]
+    shown = [m for m in measures if m.key != "heard_wer" and any(m.key in d for _, _, d in pairs)]
     caption = (
-        "First system minus second in percentage points on the n questions both answered; "
+        "First system minus second (rates in percentage points) on the n questions both answered; "
         "paired bootstrap, 95 % interval, two-sided p (not corrected for many comparisons). "
         "Measures that only one of a pair has are left out."
     )
@@ -186,7 +188,7 @@ def pair_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
         table.add(f"{a.name} − {b.name}")
         for measure in shown:
             if entry := differences.get(measure.key):
-                table.add(measure.name, str(entry[1]), _difference(entry[0]))
+                table.add(measure.name, str(entry[1]), _difference(entry[0], measure.difference))
     return table
 
 
@@ -227,6 +229,6 @@ def _interval(interval: Interval | None, show: Callable[[float], str]) -> Cell:
     return Cell(show(interval.value), f"[{low}, {high}]")
 
 
-def _difference(d: Difference) -> Cell:
+def _difference(d: Difference, show: Callable[[float], str]) -> Cell:
     p = "p < 0.001" if d.p < 0.001 else f"p = {d.p:.3f}"
-    return Cell(points(d.value), f"[{points(d.low)}, {points(d.high)}], {p}", strong=d.low > 0 or d.high < 0)
+    return Cell(show(d.value), f"[{show(d.low)}, {show(d.high)}], {p}", strong=d.low > 0 or d.high < 0)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from whisper.decoding import DecodingOptions, decode
+from whisper.model import Whisper
 
 from speechzoo.audio import log_mel
 from speechzoo.encoders.whisper_weights import load_whisper
@@ -23,6 +24,31 @@ from speechzoo.types import AUDIO, SpeechBatch, SpeechReply, StreamEvents
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 REPEATS = 2.4
 """Length over compressed length from which a transcription counts as a loop (both from openai-whisper's transcribe)."""
+
+
+@torch.no_grad()
+def transcribe(recognizer: Whisper, audio: Tensor, audio_lens: Tensor, language: str = "en") -> list[str]:
+    """What Whisper hears in clips of at most 30 s. Shape: `[N, T], [N] -> N texts`.
+
+    Greedy; a transcription that repeats itself is made again by sampling, at rising temperatures, as openai-whisper
+    does for long recordings. The same clips always give the same texts.
+    """
+    mel, _ = log_mel(audio, audio_lens, recognizer.dims.n_mels)
+    options = DecodingOptions(language=language, without_timestamps=True, fp16=mel.is_cuda)
+    texts = [""] * len(mel)
+    left = list(range(len(mel)))
+    devices = [mel.device] if mel.is_cuda else []
+    # whisper checks that its states have its own dtype
+    with torch.autocast(mel.device.type, enabled=False), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        for temperature in TEMPERATURES:
+            results = decode(recognizer, mel[left], replace(options, temperature=temperature))
+            for row, result in zip(left, results, strict=True):
+                texts[row] = result.text.strip()
+            left = [row for row, r in zip(left, results, strict=True) if r.compression_ratio > REPEATS]
+            if not left:
+                break
+    return texts
 
 
 class Cascade(nn.Module):
@@ -53,29 +79,9 @@ class Cascade(nn.Module):
         self.language, self.generation = language, Decoding.defaults(generation)
         self.eval()
 
-    @torch.no_grad()
     def transcribe(self, audio: Tensor, audio_lens: Tensor) -> list[str]:
-        """What Whisper hears in clips of at most 30 s. Shape: `[N, T], [N] -> N texts`.
-
-        Greedy; a transcription that repeats itself is made again by sampling, at rising temperatures, as openai-whisper
-        does for long recordings. The same clips always give the same texts.
-        """
-        mel, _ = log_mel(audio, audio_lens, self.recognizer.dims.n_mels)
-        options = DecodingOptions(language=self.language, without_timestamps=True, fp16=mel.is_cuda)
-        texts = [""] * len(mel)
-        left = list(range(len(mel)))
-        devices = [mel.device] if mel.is_cuda else []
-        # whisper checks that its states have its own dtype
-        with torch.autocast(mel.device.type, enabled=False), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(0)
-            for temperature in TEMPERATURES:
-                results = decode(self.recognizer, mel[left], replace(options, temperature=temperature))
-                for row, result in zip(left, results, strict=True):
-                    texts[row] = result.text.strip()
-                left = [row for row, r in zip(left, results, strict=True) if r.compression_ratio > REPEATS]
-                if not left:
-                    break
-        return texts
+        """What Whisper hears in clips of at most 30 s, see `transcribe`. Shape: `[N, T], [N] -> N texts`."""
+        return transcribe(self.recognizer, audio, audio_lens, self.language)
 
     @torch.no_grad()
     def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:

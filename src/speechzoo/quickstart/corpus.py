@@ -70,14 +70,24 @@ def build_corpus(
     numbers = {"train": 0, "test": 0}
     records = []
     for pair, (question, answer) in zip(pairs, planned, strict=True):
-        records.append(
-            {"id": f"{pair.split}-{numbers[pair.split]:04d}"}
-            | asdict(pair)
-            | {"question_audio": question.file, "answer_audio": answer.file, "rate": question.speed}
-        )
+        record = _record(pair, numbers[pair.split], question)
+        records.append(record | {"answer_audio": answer.file})
         numbers[pair.split] += 1
     write_jsonl(out_dir / "pairs.jsonl", records)
     return records
+
+
+def speak_questions(out_dir: Path, voice: PiperVoice, pairs: Sequence[Pair], workers: int) -> None:
+    """Speak the questions alone, as `build_corpus` does, and write `pairs.jsonl` with one record for each.
+
+    What an interrupted call finished is kept.
+    """
+    (out_dir / "audio").mkdir(parents=True, exist_ok=True)
+    planned = [_plan(pair, voice)[0] for pair in pairs]
+    for _ in speak_all(out_dir, voice, [u for u in planned if not (out_dir / u.file).is_file()], workers):
+        pass
+    records = [_record(pair, number, said) for number, (pair, said) in enumerate(zip(pairs, planned, strict=True))]
+    write_jsonl(out_dir / "pairs.jsonl", records)
 
 
 def write_manifests(out_dir: str | Path, seed: int = 0) -> dict[str, Path]:
@@ -136,6 +146,11 @@ def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _written(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+
+
+def _record(pair: Pair, number: int, question: Utterance) -> dict[str, Any]:
+    named = {"id": f"{pair.split}-{number:04d}"} | asdict(pair)
+    return named | {"question_audio": question.file, "rate": question.speed}
 
 
 def _plan(pair: Pair, voice: PiperVoice) -> tuple[Utterance, Utterance]:

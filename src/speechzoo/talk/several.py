@@ -24,7 +24,7 @@ def open_all(
     talkers: dict[str, Talker] = {}
     for source in sources:
         name, _, rest = source.rpartition("=")
-        name = name or _short(rest)
+        name = name or short(rest)
         while name in talkers:
             name += "'"
         talkers[name] = open_talker(rest, device=device, trust_code=trust_code)
@@ -38,6 +38,7 @@ def open_all(
     return talkers
 
 
-def _short(source: str) -> str:
+def short(source: str) -> str:
+    """The name of a model that is given none."""
     kind = "cascade " if source.startswith(CASCADE) else ""
     return kind + (Path(source.removeprefix(CASCADE)).name or source)

@@ -1,0 +1,128 @@
+"""Test sets in the folders they are published in: LibriSpeech, AISHELL-1, AlpacaEval with Vicuna, the quickstart's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from speechzoo.parts.registry import cache_folder, fetch
+from speechzoo.suites.questions import Question, read_table
+
+Found = tuple[list[Question], list[str]]
+"""Questions, and a line for each item that cannot be one."""
+
+
+def librispeech(folder: Path, split: str) -> Found:
+    """`SPLIT/SPEAKER/CHAPTER/*.trans.txt` beside `*.flac`; `folder` is LibriSpeech's or the split's own."""
+    root = folder / split if (folder / split).is_dir() else folder
+    lines = (
+        (name, words, file.parent / f"{name}.flac")
+        for file in sorted(root.glob("*/*/*.trans.txt"))
+        for name, _, words in (line.partition(" ") for line in file.read_text(encoding="utf-8").splitlines())
+    )
+    return _transcribed(lines, sorted(root.glob("*/*/*.flac")), root, "SPEAKER/CHAPTER/*.trans.txt")
+
+
+def aishell(folder: Path, split: str) -> Found:
+    """`wav/SPLIT/SPEAKER/*.wav` with `transcript/aishell_transcript_v0.8.txt`; `folder`: `data_aishell`, or above."""
+    root = folder / "data_aishell" if (folder / "data_aishell").is_dir() else folder
+    sounds = {sound.stem: sound for sound in sorted((root / "wav" / split).glob("*/*.wav"))}
+    file = root / "transcript" / "aishell_transcript_v0.8.txt"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; give the folder that AISHELL-1 unpacks to")
+    lines = (
+        (name, words.replace(" ", ""), sounds[name])
+        for name, _, words in (line.strip().partition(" ") for line in file.read_text(encoding="utf-8").splitlines())
+        if name in sounds
+    )
+    return _transcribed(lines, list(sounds.values()), root, f"wav/{split}/*/*.wav (unpack wav/*.tar.gz)")
+
+
+def _transcribed(lines: Iterator[tuple[str, str, Path]], sounds: list[Path], root: Path, layout: str) -> Found:
+    found, faults = {}, []
+    for name, words, sound in lines:
+        if not words.strip():
+            faults.append(f"{name}: its transcript is empty")
+        elif not sound.is_file():
+            faults.append(f"{name}: there is no {sound}")
+        else:
+            found[name] = Question(name, sound=str(sound), references=(words.strip(),))
+    faults += [f"{sound.stem}: there is no transcript" for sound in sounds if sound.stem not in found]
+    if not found:
+        raise FileNotFoundError(f"{root}: no transcribed sound in {layout}")
+    return list(found.values()), sorted(set(faults))
+
+
+CODE = ("math", "coding")  # categories of Vicuna's questions that are not for listening to
+
+
+def instructs2s(folder: Path, _: str) -> Found:
+    """InstructS2S-Eval (LLaMA-Omni, section 4.2): AlpacaEval's helpful_base and vicuna without mathematics and code.
+
+    Reads `alpaca_eval.json` of tatsu-lab/alpaca_eval, Vicuna's own `question.jsonl` for its categories, and
+    `audio/ID.wav` or `.flac`, the spoken questions. Ids are `helpful_base-000` ... and `vicuna-000` ..., in the file's
+    order, which is also that of the numbers. 199 questions in the paper.
+
+    Raises:
+        FileNotFoundError: naming the file that is missing, and where it is from.
+    """
+    sources = {"alpaca_eval.json": "the hub's tatsu-lab/alpaca_eval", "question.jsonl": "lm-sys/vicuna-blog-eval"}
+    for name, source in sources.items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: no such file; it is from {source}")
+    vicuna = [json.loads(line) for line in (folder / "question.jsonl").read_text(encoding="utf-8").splitlines()]
+    left_out = {_words(row["text"]) for row in vicuna if row["category"] in CODE}
+    counts = {"helpful_base": 0, "vicuna": 0}
+    found = []
+    rows: list[dict[str, Any]] = json.loads((folder / "alpaca_eval.json").read_text(encoding="utf-8"))
+    for row in rows:
+        kind, words = row["dataset"], row["instruction"]
+        if kind not in counts or (kind == "vicuna" and _words(words) in left_out):
+            continue
+        name = f"{kind}-{counts[kind]:03d}"
+        counts[kind] += 1
+        sound = next((f for f in (folder / "audio" / f"{name}{end}" for end in (".wav", ".flac")) if f.is_file()), None)
+        found.append(Question(name, words, None if sound is None else str(sound), kind=kind))
+    return found, []
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def quickstart(folder: Path | None, _: str) -> Found:
+    """The quickstart's held-out questions: those of a corpus folder, else those the zoo's models were tested with.
+
+    The latter, 200 questions in the voice `piper-joe`, are spoken once and kept in `$SPEECHZOO_CACHE`.
+
+    Raises:
+        FileNotFoundError: if a folder is given, and it holds no corpus of the quickstart.
+        RuntimeError: if the voice cannot be fetched.
+    """
+    from speechzoo.quickstart.corpus import speak_questions
+    from speechzoo.quickstart.questions import make_pairs
+    from speechzoo.quickstart.scale import ZOO
+    from speechzoo.quickstart.voice import PiperVoice
+
+    if folder is None:
+        folder = cache_folder() / "suites" / f"quickstart-{ZOO.test_pairs}"
+        if not (folder / "pairs.jsonl").is_file():
+            pairs = [pair for pair in make_pairs(ZOO.train_pairs, ZOO.test_pairs) if pair.split == "test"]
+            joe = fetch("piper-joe")
+            voice = PiperVoice(joe / "voice.onnx", joe / "voice.onnx.json", fetch("english-lexicon"))
+            speak_questions(folder, voice, pairs, os.cpu_count() or 1)
+    folder = folder / "corpus" if (folder / "corpus").is_dir() else folder
+    if not (folder / "pairs.jsonl").is_file():
+        raise FileNotFoundError(f"{folder}: no corpus; `speechzoo quickstart --only corpus` makes one")
+    columns = {
+        "id": ("id",),
+        "text": ("question",),
+        "sound": ("question_audio",),
+        "references": ("answer",),
+        "kind": ("kind",),
+    }
+    rows = read_table([folder / "pairs.jsonl"], columns, keep=("split", "unseen"))
+    return [row for row in rows if row.more["split"] == "test"], []

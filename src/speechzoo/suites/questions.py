@@ -1,0 +1,212 @@
+"""Questions of a suite: what is asked, where its sound is, what counts as right; read from JSONL, JSON and Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from speechzoo.audio import MAX_SECONDS, SAMPLE_RATE, check_question, read_audio
+from speechzoo.data.sources.base import needs
+from speechzoo.system.digests import file_digest
+from speechzoo.system.files import read_lines
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Sound inside a Parquet file, by row group and row."""
+
+    file: str
+    column: str
+    group: int
+    row: int
+
+    def content(self) -> bytes | str:
+        """The bytes of a sound file, or its path beside the Parquet file."""
+        found = _group(self.file, self.column, self.group)[self.row]
+        told = found if isinstance(found, dict) else {"path": found}
+        content: bytes | None = told.get("bytes")
+        return content or str(Path(self.file).parent / str(told.get("path")))
+
+
+@lru_cache(maxsize=2)
+def _group(file: str, column: str, group: int) -> list[Any]:
+    from pyarrow import parquet
+
+    return list(parquet.ParquetFile(file).read_row_group(group, columns=[column])[column].to_pylist())
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        text: its words, where they are known.
+        sound: file or place of its sound; None: it is asked in writing.
+        references: answers that count as right; the first one is what error rates compare with.
+        kind: part of the suite it belongs to.
+        more: what a rule needs beside, such as IFEval's instructions.
+    """
+
+    id: str
+    text: str = ""
+    sound: str | Cell | None = None
+    references: tuple[str, ...] = ()
+    kind: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def digest(self) -> str | None:
+        """What changes when the question does, its sound included; None where the sound is not there."""
+        sound = self.sound.content() if isinstance(self.sound, Cell) else self.sound
+        if isinstance(sound, str) and not Path(sound).is_file():
+            return None
+        content = file_digest(sound) if isinstance(sound, str) else hashlib.sha256(sound or b"").hexdigest()
+        told = [self.id, self.text, content, list(self.references), self.kind, dict(self.more)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def read_sound(question: Question) -> Tensor | None:
+    """Samples `[T]` at 16 kHz; None for a question in writing.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        SoundError, ValueError: if it cannot be read, is silent, or longer than the 30 s that Whisper hears.
+    """
+    if question.sound is None:
+        return None
+    sound = question.sound.content() if isinstance(question.sound, Cell) else question.sound
+    name = sound if isinstance(sound, str) else question.id
+    audio = check_question(read_audio(io.BytesIO(sound) if isinstance(sound, bytes) else sound, name=name), name)
+    if len(audio) > MAX_SECONDS * SAMPLE_RATE:
+        raise ValueError(f"{len(audio) / SAMPLE_RATE:.1f} s long, and a clip takes at most {MAX_SECONDS:.0f} s")
+    return audio
+
+
+Columns = Mapping[str, Sequence[str]]
+"""Names that a field of a question may have in files, the first one that is there counts."""
+
+OWN: Columns = {
+    "id": ("id", "question_id", "key"),
+    "text": ("question", "text", "instruction", "prompt"),
+    "sound": ("audio", "question_audio", "sound"),
+    "references": ("references", "reference", "answers", "answer", "output"),
+    "kind": ("kind", "category", "dataset"),
+}
+
+
+def read_table(files: Sequence[Path], columns: Columns = OWN, keep: Sequence[str] = ()) -> list[Question]:
+    """The questions of JSONL, JSON (a list) and Parquet files; of conversations (`messages`) the last user turn.
+
+    Paths of sounds are relative to the file. The kind of a question that names none is its file's split
+    (`test-00000-of-00001.parquet` -> `test`).
+
+    Args:
+        keep: further columns, for `Question.more`.
+
+    Raises:
+        ValueError: for a row that is no question, or two of one id; names file and row.
+    """
+    found: dict[str, Question] = {}
+    numbers = Counter({file.stem.split("-")[0]: 0 for file in files})
+    for file in files:
+        split = file.stem.split("-")[0]
+        for number, row, cell in _rows(file, columns, keep):
+            where = f"{file}:{number}"
+            numbers[split] += 1
+            name = f"{split}-{numbers[split]:05d}"
+            question = _question(row, columns, keep, name, file.parent, cell, where)
+            if not question.kind and len(numbers) > 1:
+                question = replace(question, kind=split)
+            if question.id in found:
+                raise ValueError(f"{where}: the id {question.id!r} comes twice")
+            found[question.id] = question
+    return list(found.values())
+
+
+def _rows(file: Path, columns: Columns, keep: Sequence[str]) -> Iterator[tuple[int, dict[str, Any], Cell | None]]:
+    """Numbers from 1, rows without the bytes of their sound, and where these are; of Parquet only what is asked for."""
+    if file.suffix == ".parquet":
+        parquet = needs("pyarrow.parquet")
+        with parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            column = next((name for name in columns["sound"] if name in names), None)
+            wanted = {"messages", *keep, *(name for given in columns.values() for name in given)} - {column}
+            number = 0
+            for group in range(table.num_row_groups):
+                part = table.read_row_group(group, columns=[name for name in names if name in wanted])
+                for row, told in enumerate(part.to_pylist()):
+                    number += 1
+                    yield number, told, None if column is None else Cell(str(file), column, group, row)
+    elif file.suffix == ".json":
+        for number, row in enumerate(_parse(file.read_text(encoding="utf-8"), str(file)), start=1):
+            yield number, row, None
+    else:
+        for number, line in read_lines(file):
+            yield number, _parse(line, f"{file}:{number}"), None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from error
+
+
+def _question(
+    row: Any, columns: Columns, keep: Sequence[str], name: str, folder: Path, cell: Cell | None, where: str
+) -> Question:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a question is an object with `question` or `audio`, not {type(row).__name__}")
+    if isinstance(row.get("messages"), list):
+        row = _of_messages(row, where)
+    told = {key: next((row[n] for n in names if row.get(n) is not None), None) for key, names in columns.items()}
+    sound: Any = cell or told["sound"]
+    if isinstance(sound, dict):
+        sound = sound.get("path")
+    text = told["text"]
+    if sound is None and not text:
+        raise ValueError(f"{where}: neither words nor sound; a question has `question`, `audio` or both")
+    if not isinstance(text or "", str) or not isinstance(sound or "", str | Cell):
+        raise ValueError(f"{where}: `question` is a text, `audio` the path of a file")
+    return Question(
+        id=str(name if told["id"] is None else told["id"]),
+        text=text or "",
+        sound=str(folder / sound) if isinstance(sound, str) else sound,
+        references=tuple(_texts(told["references"], where)),
+        kind=str(told["kind"] or ""),
+        more={key: row[key] for key in keep if key in row},
+    )
+
+
+def _of_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """The last question of a conversation, and the answer to it."""
+    asked = [
+        n for n, message in enumerate(row["messages"]) if isinstance(message, dict) and message.get("role") == "user"
+    ]
+    if len(asked) != 1:
+        raise ValueError(f"{where}: {len(asked)} user turns; a question of a suite has one")
+    content = row["messages"][asked[0]].get("content") or ""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    told: dict[str, Any] = {"id": row.get("id"), "kind": row.get("kind")}
+    told["question"] = "\n".join(part.get("text", "") for part in parts if part.get("type") == "text")
+    told["audio"] = next((part.get("path") for part in parts if part.get("type") == "audio"), None)
+    told["reference"] = next(
+        (m.get("content") for m in row["messages"][asked[0] + 1 :] if m.get("role") == "assistant"), None
+    )
+    return told
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    """Right answers: a text, a list of them, or TriviaQA's `{value, aliases}`."""
+    if isinstance(value, dict):
+        value = [value.get("value"), *(value.get("aliases") or [])]
+    found = [str(one) for one in (value if isinstance(value, list) else [value]) if one not in (None, "")]
+    return list(dict.fromkeys(found))

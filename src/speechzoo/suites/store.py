@@ -1,0 +1,115 @@
+"""What an evaluation keeps in its folder: whose answers to which questions, written so that nothing is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from speechzoo.evaluation.answers import Answer, load_answers, save_answers
+from speechzoo.suites.questions import Question
+from speechzoo.system.files import discard, write_atomically, write_json
+
+SHARE = 0.05  # of the time that writing answers may take: a killed process loses what came since the last time
+SETTINGS = "suite.json"
+
+
+class Store:
+    """The answers of one model in `FOLDER/answers.jsonl`, written again and again, always whole.
+
+    Raises:
+        ValueError: if the folder holds another model's answers.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], order: Sequence[Question], overwrite: bool) -> None:
+        same(folder / "model.json", identity, overwrite, folder)
+        self.folder, self.file = folder, folder / "answers.jsonl"
+        self.rank = {question.id: number for number, question in enumerate(order)}
+        found = load_answers(self.file) if self.file.is_file() else []
+        self.answers = {answer.id: answer for answer in found}
+        self._saved, self._took, self._changed = time.monotonic(), 0.0, False
+
+    def put(self, answer: Answer) -> None:
+        """Take an answer, in the place of an earlier one to the same question."""
+        if self.answers.get(answer.id) != answer:
+            self.answers[answer.id], self._changed = answer, True
+        if time.monotonic() - self._saved > self._took / SHARE:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is new."""
+        start = time.monotonic()
+        if self._changed:
+            # also those to questions that are not asked this time
+            rest = [answer for answer in self.answers.values() if answer.id not in self.rank]
+            save_answers(self.file, [*self.all, *rest])
+            self._changed = False
+        self._saved = time.monotonic()
+        self._took = self._saved - start
+
+    @property
+    def all(self) -> list[Answer]:
+        """All answers to questions of the suite, in its order."""
+        return sorted((a for a in self.answers.values() if a.id in self.rank), key=lambda a: self.rank[a.id])
+
+
+def same(file: Path, told: Mapping[str, Any], overwrite: bool, folder: Path) -> None:
+    """See that a folder was made with these settings; write them where it is new.
+
+    Raises:
+        ValueError: naming what is otherwise; with `overwrite` the folder is emptied instead.
+    """
+    told = json.loads(json.dumps(told))
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        other = sorted(key for key in {*before, *told} if before.get(key) != told.get(key))
+        if not other:
+            return
+        if not overwrite:
+            shown = "; ".join(f"{key} was {_brief(before.get(key))}, is {_brief(told.get(key))}" for key in other)
+            raise ValueError(f"{folder}: made otherwise ({shown}): give another --out, or --overwrite to begin anew")
+        _empty(folder)
+    write_json(file, told)
+
+
+def same_questions(folder: Path, questions: Sequence[Question], overwrite: bool) -> None:
+    """See that the questions a folder knows are still what they were; further ones may come.
+
+    Raises:
+        ValueError: naming one that is otherwise; with `overwrite` the folder is emptied instead.
+    """
+    file = folder / "questions.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    now = {question.id: digest for question in questions if (digest := question.digest()) is not None}
+    changed = [name for name, digest in now.items() if before.get(name, digest) != digest]
+    if changed and not overwrite:
+        told = f"{len(changed)} questions are not what they were, such as {changed[0]!r}"
+        raise ValueError(f"{folder}: {told}: give another --out, or --overwrite to begin anew")
+    if changed:
+        settings = (folder / SETTINGS).read_bytes()
+        _empty(folder)
+        write_atomically(folder / SETTINGS, settings)
+        before = {}
+    if before != {**before, **now}:
+        write_json(file, {**before, **now})
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if not entry.name.startswith(".lock"):  # ours: see `claim`
+            discard(entry)
+
+
+def safe(name: str) -> str:
+    """A name for a file or folder that tells ids apart, whatever characters they hold."""
+    plain = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 60 else f"{text[:57]}..."

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, LlamaConfig, PreTrainedModel
 
 from speechzoo.generation.cache import growing_cache
 from speechzoo.generation.sampling import Decoding
@@ -19,6 +19,7 @@ from speechzoo.llms.lora import add_lora
 from speechzoo.llms.splice import Spliced, splice
 from speechzoo.names.hugging_face import hub_options
 from speechzoo.names.renamed import cache_argument, recompute_layers
+from speechzoo.names.shapes import LLAMAS, unread
 from speechzoo.system.ranks import any_rank, in_pieces
 from speechzoo.types import AUDIO, IGNORE
 
@@ -50,11 +51,7 @@ class HFCausalLM(LLM):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        # None would ask on the terminal whether to run a model's own code, and do so after a y.
-        options = {**hub_options(model), "trust_remote_code": False}
-        if attn_implementation is not None:
-            options["attn_implementation"] = attn_implementation
-        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), **options)
+        lm = _pretrained(model, getattr(torch, dtype), attn_implementation)
         table: Any = lm.get_input_embeddings()  # transformers calls it any module
         self.dim = int(table.weight.shape[1])
         self.new_tokens = new_tokens
@@ -195,3 +192,22 @@ class HFCausalLM(LLM):
         """As `_read`, of weights that all processes gather for it; see `_in_step`."""
         any_rank(True, embeds.device)
         return self._read(embeds, *rest)
+
+
+def _pretrained(model: str, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
+    """A pretrained LM; inside `names.shapes.without_reading` one of its configuration, with random numbers."""
+    # None would ask on the terminal whether to run a model's own code, and do so after a y.
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if not unread():
+        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, **hub_options(model), **options)
+        return lm
+    try:
+        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=False, **hub_options(model))
+    except FileNotFoundError:
+        if model not in LLAMAS:
+            raise
+        config = LlamaConfig(**LLAMAS[model], bos_token_id=None, eos_token_id=None)
+    lm = AutoModelForCausalLM.from_config(config, **options)
+    return lm

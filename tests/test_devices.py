@@ -5,6 +5,7 @@ Bounds hold for both devices.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from lightning import Trainer
 from tiny_runs import saved, write_config, zoo
 from torch.nn import functional as F
 
 from speechzoo.callbacks import FreeFrozen
+from speechzoo.data import SpeechDataModule
 from speechzoo.fidelity.checks import Checks, Golden
 from speechzoo.fidelity.llasm_case import LlasmCase
 from speechzoo.fidelity.omni_case import OmniCase
@@ -31,8 +33,8 @@ from speechzoo.types import SpeechBatch
 from speechzoo.units import CTCUnitDecoder
 
 ROOT = Path(__file__).parent
-CASES = {"llama_omni": "lm", "llasm": "lm"}
-LOGITS, LOSS, GRADIENT = 3e-2, 1e-2, 6e-2
+CASES = ("llama_omni", "llasm")
+LOGITS, LOSS, GRADIENT = 3e-2, 1e-2, 0.15
 """What bfloat16 may move of the golden cases: relative, of the norm where it is a tensor. Its mantissa has 8 bits, 4e-3."""
 
 
@@ -48,13 +50,14 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Golden, Path]]:
     """The held values of a system, and its official checkpoint in our form."""
-    from fidelity.test_golden import need  # where the data is looked for
-
+    root = Path(os.environ.get("SPEECHZOO_GOLDEN", ROOT.parents[1] / "shared" / "golden"))
     made: dict[str, tuple[Golden, Path]] = {}
 
     def get(name: str) -> tuple[Golden, Path]:
         if name not in made:
-            folder = need(name)
+            folder = root / name
+            if not (folder / "golden.safetensors").is_file():
+                pytest.skip(f"no golden data in {folder} (set SPEECHZOO_GOLDEN)")
             _, checkpoint = find_checkpoint(folder)
             out = tmp_path_factory.mktemp(name) / "model"
             if name == "llasm":
@@ -97,7 +100,7 @@ def test_bfloat16_beside_float32_on_the_golden_cases(golden, name: str, device: 
             loss = model(batch).losses["lm"]
         loss.backward()
         weight = next(p for p in model.adaptor.parameters() if p.dim() > 1)
-        found[dtype] = out.logits[out.mask].detach().float(), float(loss), weight.grad.float()
+        found[dtype] = out.logits[out.mask].detach().float(), loss.item(), weight.grad.float()
     exact, rounded = found["float32"], found["bfloat16"]
     official = held["eval.lm_loss" if name == "llama_omni" else "asr.loss"]
     assert exact[1] == pytest.approx(float(official), rel=1e-4)
@@ -119,7 +122,8 @@ def config(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_fsdp2_of_one_process_goes_on_exactly(config: Path, device: str, precision: str) -> None:
     """Over NCCL or gloo: two steps and two more are four steps, to the bit."""
-    options = ["--trainer.strategy=fsdp2", f"--trainer.precision={precision}"]
+    # A schedule would know how many steps there are.
+    options = ["--trainer.strategy=fsdp2", f"--trainer.precision={precision}", "--model.init_args.lr_scheduler=null"]
     files = {}
     for name, steps in (("whole", [4]), ("halves", [2, 4])):
         for step in steps:
@@ -149,8 +153,7 @@ def test_a_step_that_is_not_finite_is_skipped_under_bf16(config: Path, device: s
 
     monkeypatch.setattr(LLaSM, "training_step", broken)
     callback = '[{"class_path": "NonFiniteGuard", "init_args": {"policy": "skip"}}]'
-    with pytest.warns(UserWarning, match="step skipped") if False else _quiet():
-        cli = run(config, f"guard_{device}", device, "--vars.steps=3", "--trainer.precision=bf16-mixed",
+    cli = run(config, f"guard_{device}", device, "--vars.steps=3", "--trainer.precision=bf16-mixed",
                   f"--trainer.callbacks={callback}", "--trainer.enable_checkpointing=false")  # fmt: skip
     before, bad, after = seen
     learning = [name for name, weight in cli.model.named_parameters() if weight.requires_grad]
@@ -176,7 +179,7 @@ def test_ctc_beside_the_cpus_in_float64(device: str) -> None:
         given = [t.to(place) for t in (lens, units, unit_lens)]
         out = twin(states.to(place, dtype), *given)
         out.loss_sum.backward()
-        found[dtype] = float(out.loss_sum), twin.output_proj.weight.grad
+        found[dtype] = out.loss_sum.item(), twin.output_proj.weight.grad
     exact, ours = found[torch.float64], found[torch.float32]
     assert ours[0] == pytest.approx(exact[0], rel=1e-5)
     assert moved(ours[1], exact[1]) < 1e-4
@@ -194,18 +197,25 @@ def test_stage_2_learns_the_same_with_its_frozen_parts_freed(
     tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest: Path, device: str
 ) -> None:
     """From cached states; what is freed on a GPU is free there."""
-    from data.standin import trainer as make_trainer
-    from data.test_states import Keep, omni
-
-    from speechzoo.data import SpeechDataModule
+    from test_states import Keep, omni
 
     losses = {}
     for frees in (False, True):
         keep, module = Keep(), omni(tiny_llm_dir, tiny_whisper_pt)
         torch.manual_seed(7)
-        engine = make_trainer(tmp_path, max_epochs=2, callbacks=[*([FreeFrozen()] if frees else []), keep],
-                              enable_checkpointing=False, limit_val_batches=0, precision="bf16-mixed",
-                              accelerator="gpu" if device == "cuda" else "cpu")  # fmt: skip
+        engine = Trainer(
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
+            precision="bf16-mixed",
+            max_epochs=2,
+            limit_val_batches=0,
+            callbacks=[*([FreeFrozen()] if frees else []), keep],
+            default_root_dir=tmp_path,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         data = SpeechDataModule(train=str(manifest), batch_size=2, state_cache=str(tmp_path / "states"))
         engine.fit(module, datamodule=data)
         losses[frees] = keep.train
@@ -217,8 +227,12 @@ def test_stage_2_learns_the_same_with_its_frozen_parts_freed(
 
 EXPORT = """
 import resource, sys
+from functools import partial
 from pathlib import Path
+from speechzoo.interop import transfer
 from speechzoo.interop.llama_omni import export_llama_omni
+plain = transfer.ShardWriter
+transfer.ShardWriter = lambda folder, kind, _: plain(folder, kind, int(sys.argv[3]))
 def peak():
     text = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in text.splitlines() if line.startswith("VmHWM"))) * 1024
@@ -227,8 +241,19 @@ export_llama_omni(sys.argv[1], sys.argv[2])
 print(peak() - before)
 """
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory of a process is read from /proc")
+def test_export_needs_little_more_memory_than_the_checkpoint_has(
+    tmp_path: Path, tiny_whisper_pt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the released layout, at most 1.3 times its bytes; shards are as large a part of it as 5 GB are of 16."""
+    import released
 
-def _quiet() -> Any:
-    import warnings
-
-    return warnings.catch_warnings()
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 7, "max_position_embeddings": 512}
+    monkeypatch.setattr(released, "LLAMA", {**released.LLAMA, **sizes, "torch_dtype": "bfloat16"})
+    state = released.omni(tmp_path / "release", tiny_whisper_pt, dtype=torch.bfloat16, shards=4)
+    import_llama_omni(tmp_path / "release", tiny_whisper_pt, tmp_path / "saved")
+    size = sum(tensor.nbytes for tensor in state.values())
+    command = [sys.executable, "-c", EXPORT, str(tmp_path / "saved"), str(tmp_path / "out"), str(size * 5 // 16)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert size > 2e8 and int(done.stdout) < 1.3 * size

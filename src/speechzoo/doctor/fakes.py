@@ -63,12 +63,14 @@ class Ledger(TorchDispatchMode):
     Attributes:
         live: bytes now, by kind.
         most: the most of each kind.
-        peak: the most of all together.
+        summed: bytes of gradients that were summed over processes, whole.
+        peaks: the most of all together, by the number of processes that hold a part of `summed` each.
     """
 
-    def __init__(self, outside: list[Tensor], wide: set[int]) -> None:
+    def __init__(self, outside: list[Tensor], wide: set[int], shards: Collection[int] = (1,)) -> None:
         super().__init__()
-        self.wide, self.live, self.peak = wide, dict.fromkeys(KINDS, 0), 0
+        self.wide, self.live, self.summed = wide, dict.fromkeys(KINDS, 0), 0
+        self.peaks = dict.fromkeys(shards, 0)
         self.most = dict(self.live)
         self._held: Any = WeakIdKeyDictionary()
         for tensor in outside:
@@ -77,11 +79,21 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _INDEXED:  # a fake tensor cannot be indexed by a mask: how much comes out is not in its shape
             args = (args[0], _places(args[1]), *args[2:])
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._see, out)
+        if func is _aten._ctc_loss.Tensor:  # which torch takes for one whose result has an unknown shape
+            log_probs, targets = args[:2]
+            out = log_probs.new_empty(log_probs.shape[1]), log_probs.new_empty(*_alphas(log_probs, targets))
+        elif func is _aten._ctc_loss_backward.Tensor:
+            log_probs, alphas = args[1], args[6]
+            out = torch.empty_like(log_probs)
+            self.add("activations", alphas.nbytes)  # the betas, which the kernel makes and lets go
+            self.add("activations", -alphas.nbytes)
+        else:
+            out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.see, out)
         return out
 
-    def _see(self, tensor: Tensor) -> None:
+    def see(self, tensor: Tensor) -> None:
+        """Count a tensor, unless its memory is counted already."""
         storage = tensor.untyped_storage()
         if storage in self._held:
             return
@@ -98,7 +110,13 @@ class Ledger(TorchDispatchMode):
         """Count so many bytes more."""
         self.live[kind] += number
         self.most[kind] = max(self.most[kind], self.live[kind])
-        self.peak = max(self.peak, sum(self.live.values()))
+        self.look()
+
+    def look(self) -> None:
+        """Compare what lives now with the peaks."""
+        total = sum(self.live.values())
+        for shards, peak in self.peaks.items():
+            self.peaks[shards] = max(peak, total + self.summed // shards)
 
     def claim(self, tensor: Tensor, kind: str) -> None:
         """Count a tensor as another kind from now on."""
@@ -107,6 +125,11 @@ class Ledger(TorchDispatchMode):
             self.live[entry[0]] -= entry[1]
             entry[0] = kind
             self.add(kind, entry[1])
+
+
+def _alphas(log_probs: Tensor, targets: Tensor) -> tuple[int, int, int]:
+    """Shape of CTC's forward variables: rows, positions, and the targets with a blank around each."""
+    return log_probs.shape[1], log_probs.shape[0], 2 * targets.shape[1] + 1
 
 
 def _places(indices: Any) -> list[Any]:
@@ -211,7 +234,8 @@ def count_step(
     work: Work,
     half: torch.dtype | None,
     mode: FakeTensorMode,
-    shares: Mapping[str, int] | None = None,
+    shards: Collection[int] = (1,),
+    bytes_of: Mapping[str, int] | None = None,
     loose: Collection[str] = (),
     repeats: int = 1,
 ) -> Ledger:
@@ -219,24 +243,28 @@ def count_step(
 
     Args:
         half: what autocast computes in; None for none.
-        shares: where weights are cut over processes, what stays of each one's gradient once it is summed over them, in
-            bytes by name.
+        shards: numbers of processes to work out the peak for.
+        bytes_of: where weights are cut over processes, how large each one's gradient is once it is summed over them, by
+            name; each process keeps its part of that.
         loose: names of those outside of blocks, whose gradients are summed at the end.
         repeats: passes before the optimizer's step: gradients stand beside the activations of all but the first.
     """
     batch = fake_batch(model, work, mode)
     vocabulary = model.llm.lm.get_input_embeddings().weight.shape[0] if hasattr(model.llm, "lm") else 0
     wide = {int(vocabulary), (model.num_units or -1) + 1} - {0}
-    given = [value for value in vars(batch).values() if isinstance(value, Tensor)]
-    ledger = Ledger([*model.parameters(), *model.buffers(), *given], wide)
+    ledger = Ledger([*model.parameters(), *model.buffers()], wide, shards)
+    for value in vars(batch).values():
+        if isinstance(value, Tensor):
+            ledger.see(value)
     done: set[str] = set()
 
     def summed(name: str, weight: Tensor) -> None:
         assert weight.grad is not None
-        if shares is not None and name not in done:
-            ledger.add("gradients", shares[name])
+        if bytes_of is not None and name not in done:
+            ledger.summed += bytes_of[name]
+            ledger.look()
             done.add(name)
-        if shares is None or name in loose:
+        if bytes_of is None or name in loose:
             ledger.claim(weight.grad, "gradients")
         else:
             weight.grad = None

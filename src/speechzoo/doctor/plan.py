@@ -83,6 +83,10 @@ class Setting:
     accumulate: int = 1
     frees: bool = False
 
+    def shards(self, devices: int) -> int:
+        """Processes that weights are cut over."""
+        return max(1, devices // self.replicas) if self.strategy == "fsdp2" else 1
+
     @property
     def half(self) -> torch.dtype | None:
         """What autocast computes in."""
@@ -176,29 +180,27 @@ def plan(
     if setting.all_half:
         hollow = hollow.to(setting.all_half)
     work = work_of(hollow, data, positions, answer)
-    steps: dict[int, Ledger] = {}
-    found = []
-    for machine in machines:
-        shards = max(1, machine.devices // setting.replicas) if setting.strategy == "fsdp2" else 1
-        if shards not in steps:
-            steps[shards] = _step(hollow, setting, work, shards)
-        found.append(_on(machine, hollow, setting, work, shards, steps[shards]))
-    return found
+    steps: dict[bool, Ledger] = {}
+    shards = {machine: setting.shards(machine.devices) for machine in machines}
+    for cut in {number > 1 for number in shards.values()}:
+        numbers = {number for number in shards.values() if (number > 1) == cut}
+        steps[cut] = _step(hollow, setting, work, numbers)
+    return [_on(machine, hollow, setting, work, shards[machine], steps[shards[machine] > 1]) for machine in machines]
 
 
-def _step(hollow: SpeechLLM, setting: Setting, work: Work, shards: int) -> Ledger:
-    model = copy.deepcopy(hollow)
-    gathered = setting.half if shards > 1 else None
+def _step(hollow: SpeechLLM, setting: Setting, work: Work, shards: set[int]) -> Ledger:
+    model, cut = copy.deepcopy(hollow), max(shards) > 1
+    gathered = setting.half if cut else None
     blocked: set[str] = set()
-    for part_name, part in model.named_children() if shards > 1 else ():
+    for part_name, part in model.named_children() if cut else ():
         if gathered:
             restore_embedded(part)
         inside = {id(weight) for block in blocks(part) for weight in block.parameters()}
         blocked |= {f"{part_name}.{name}" for name, weight in part.named_parameters() if id(weight) in inside}
-    shares = {name: weight.nbytes // shards for name, weight in model.named_parameters()} if shards > 1 else None
+    bytes_of = {name: weight.nbytes for name, weight in model.named_parameters()} if cut else None
     loose = {name for name, _ in model.named_parameters()} - blocked
     mode = fill_with_fakes(model, gathered)
-    return count_step(model, work, setting.half, mode, shares, loose, min(2, setting.accumulate))
+    return count_step(model, work, setting.half, mode, shards, bytes_of, loose, min(2, setting.accumulate))
 
 
 def _on(machine: Machine, hollow: SpeechLLM, setting: Setting, work: Work, shards: int, step: Ledger) -> Plan:
@@ -220,20 +222,20 @@ def _on(machine: Machine, hollow: SpeechLLM, setting: Setting, work: Work, shard
     during = end = learning if setting.strategy == "ddp" else 0  # its buckets
     if shards > 1:
         gathered = [_gathered(part, setting.half) for part in hollow.children()]
-        # Of blocks: the one that is computed, the next one and the buffer it comes in; where they learn also a block's
-        # gradients and two more, in float32, on their way.
-        during = max(loose + (8 if learns else 3) * block for loose, block, learns in gathered)
+        # Of blocks: the one that is computed, the next one and the buffer it comes in; of what learns in a block its
+        # gradients, and once more in float32 on their way.
+        during = max(loose + 3 * block + 3 * learns for loose, block, learns in gathered)
         end = max((3 * loose for loose, _, learns in gathered if learns), default=0)  # gathered, gradients in float32
     copied = learning if _copies(hollow.any_optimizer()) else 0
-    gradients = step.live["gradients"]
-    peak = held + moments + max(step.peak + during, gradients + end, gradients + copied)
+    gradients = step.live["gradients"] + step.summed // shards
+    peak = held + moments + max(step.peaks[shards] + during, gradients + end, gradients + copied)
     return Plan(
         machine, memory, step.most["activations"], step.most["logits"], max(during, end, copied), max(peak, loaded)
     )
 
 
-def _gathered(part: nn.Module, half: torch.dtype | None) -> tuple[int, int, bool]:
-    """Bytes of a part's loose weights and of its largest block once they are gathered, and whether it learns."""
+def _gathered(part: nn.Module, half: torch.dtype | None) -> tuple[int, int, int]:
+    """Bytes, once they are gathered, of a part's loose weights, of its largest block, and of what learns there."""
 
     def size(weights: Iterable[nn.Parameter]) -> int:
         return sum(p.numel() * (half.itemsize if half and p.requires_grad else p.itemsize) for p in weights)
@@ -241,7 +243,9 @@ def _gathered(part: nn.Module, half: torch.dtype | None) -> tuple[int, int, bool
     inner = list(blocks(part))
     own = {id(p) for block in inner for p in block.parameters()}
     loose = size(p for p in part.parameters() if id(p) not in own)
-    return loose, max((size(b.parameters()) for b in inner), default=0), any(p.requires_grad for p in part.parameters())
+    largest = max((size(block.parameters()) for block in inner), default=0)
+    learns = max((size(p for p in block.parameters() if p.requires_grad) for block in inner), default=0)
+    return loose, largest, learns
 
 
 def _copies(optimizer: Optimizer) -> bool:

@@ -1,9 +1,9 @@
 """What one GPU does with the papers' sizes: `python benchmarks/gpu.py --budget 600 --out FOLDER`.
 
-The most valuable step comes first. After each a line goes to FOLDER/results.jsonl and a row to FOLDER/table.md, so that a
-run that is cut off still tells. A step runs in a process of its own, with what is left of the budget as its limit; one that
-fails or runs out of memory is recorded with its last lines, and the next goes on. Weights are random, drawn on the device;
-nothing is downloaded. `--size tiny` runs every step on a CPU.
+The most valuable step comes first. After each a line goes to FOLDER/results.jsonl and a row to FOLDER/table.md, so that
+a run that is cut off still tells. A step runs in a process of its own, with what is left of the budget as its limit;
+one that fails or runs out of memory is recorded with its last lines, and the next goes on. Weights are random, drawn on
+the device; nothing is downloaded. `--size tiny` runs every step on a CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,13 +46,14 @@ from speechzoo.names.shapes import without_reading
 from speechzoo.talk.sources import Talker
 from speechzoo.vocoders import open_vocoder
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 TRAINING: dict[str, list[str]] = {"": []}
 """Ways to train: name -> further arguments of `speechzoo fit`; each training step is run in each way."""
 
 ANSWERING: dict[str, dict[str, dict[str, Any]]] = {"plain": {}}
 """Ways to answer: name -> further settings: `llm` of `HFCausalLM`, `generation` of the model."""
 
+PUBLISHED = "published algorithm re-timed with our parts: units of the whole answer anew at each token"
 FREEZE_LLM = '--model.init_args.freeze=["^encoder","^llm","^unit_decoder"]'
 BF16 = "--model.init_args.llm.init_args.dtype=bfloat16"
 LORA = "--model.init_args.llm.init_args.lora={r: 16}"
@@ -172,7 +173,9 @@ class StepTimer(pl.Callback):
         return found
 
 
-def train(options: Options, stage: str, size: str, *changes: str, cached: bool = False, trace: str = "") -> dict[str, Any]:
+def train(
+    options: Options, stage: str, size: str, *changes: str, cached: bool = False, trace: str = ""
+) -> dict[str, Any]:
     """Steps of a recipe with random parts: the recipe's own Trainer, loader and precision."""
     full = options.size == "full"
     timer = StepTimer(20 if full else 3, 5 if full else 2, options.out / trace if trace else None)
@@ -203,7 +206,7 @@ def train(options: Options, stage: str, size: str, *changes: str, cached: bool =
 
 
 def answer_times(options: Options, way: str) -> dict[str, Any]:
-    """First text, unit and sound at Omega 10, 20, 40 and offline; a token's time over what reading the weights takes."""
+    """First text and sound at Omega 10, 20, 40 and offline; a token's time over what reading the weights takes."""
     changes = ANSWERING[way]
     latency.OMEGAS = (10, 20, 40, 0)
     start = time.perf_counter()
@@ -214,9 +217,10 @@ def answer_times(options: Options, way: str) -> dict[str, Any]:
     found = latency.report(Talker(way, model, {"vocoder": vocoder}), asked, options.tokens)
     rows = found["omegas"]
     roof = found["roofline"]
+    sounds = {omega: 1000 * row["first_audio"]["median"] for omega, row in rows.items() if "first_audio" in row}
     return {
         "build_seconds": built,
-        "first_sound_ms": {omega: 1000 * row["first_audio"]["median"] for omega, row in rows.items() if "first_audio" in row},
+        "first_sound_ms": sounds,
         "first_text_ms": 1000 * rows["offline"]["first_text"]["median"],
         "ms_a_token": 1000 * roof["measured_seconds"],
         "least_ms_a_token": 1000 * roof["least_seconds"],
@@ -229,12 +233,13 @@ def answer_times(options: Options, way: str) -> dict[str, Any]:
 def random_omni(options: Options, size: str, llm: Any = None, generation: Any = None) -> LLaMAOmni:
     """The model of a recipe with random numbers, drawn on the device, in eval mode."""
     folder = options.parts(size)
-    args = ["fit", f"--config={recipe('llama_omni/stage2.yaml')}", f"--config={folder / 'overlay.yaml'}", "--trainer.logger=false"]
+    args = ["fit", f"--config={recipe('llama_omni/stage2.yaml')}", f"--config={folder / 'overlay.yaml'}"]
+    args += ["--trainer.logger=false", "--trainer.callbacks=[]", "--trainer.accelerator=cpu"]
     args += [f"--model.init_args.llm.init_args.{key}={json.dumps(value)}" for key, value in (llm or {}).items()]
     if generation:
         args.append(f"--model.init_args.generation={json.dumps(generation)}")
     with without_reading(), torch.device(options.device):
-        model: Any = command([*args, "--trainer.callbacks=[]", "--trainer.accelerator=cpu"], WithoutRunning).model
+        model: Any = command(args, WithoutRunning).model
         model.configure_model()
     model = model.to(options.device).eval()
     enliven(model)
@@ -248,15 +253,15 @@ def official(options: Options) -> dict[str, Any]:
     """
     if options.official is not None:
         script = options.official / "time_generate.py"
-        done = subprocess.run([sys.executable, str(script), "--tokens", str(options.tokens)], capture_output=True,
-                              text=True, check=False, cwd=options.official)  # fmt: skip
+        asked = [sys.executable, str(script), "--tokens", str(options.tokens)]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=options.official)
         if done.returncode:
             raise RuntimeError("\n".join(done.stderr.splitlines()[-8:]))
         return {"of": "official code", **json.loads(done.stdout.splitlines()[-1])}
     size = "8b" if options.size == "full" else "tiny"
     model = random_omni(options, "8b")
     batch = noise_question(SIZES[size].llm["vocab_size"]).to(options.device)
-    found: dict[str, Any] = {"of": "published algorithm re-timed with our parts: units of the whole answer anew at each token"}
+    found: dict[str, Any] = {"of": PUBLISHED}
     for name, arm in (("ours", stream), ("published", rerun)):
         arm(model, batch, 4)
         start = time.perf_counter()
@@ -269,10 +274,11 @@ def gpu_tests(options: Options) -> dict[str, Any]:
     """`pytest -m gpu`; with `tiny` the same bodies on the CPU."""
     chosen = ["-m", "gpu"] if options.size == "full" else ["-k", "cpu and ctc"]
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", str(HERE.parent / "tests" / "test_devices.py"), *chosen],
-                          capture_output=True, text=True, check=False, cwd=HERE.parent)  # fmt: skip
+    asked = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / "test_devices.py"), *chosen]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=ROOT)
     lines = done.stdout.splitlines()
-    found = {"seconds": time.perf_counter() - start, "exit_code": done.returncode, "summary": lines[-1] if lines else ""}
+    found: dict[str, Any] = {"seconds": time.perf_counter() - start, "exit_code": done.returncode}
+    found["summary"] = lines[-1] if lines else ""
     if done.returncode:
         found["failed_tests"] = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
         found["last"] = lines[-60:]
@@ -341,7 +347,8 @@ def run_step(name: str, work: Callable[[], dict[str, Any]], limit: float, out: P
 
 def row(found: dict[str, Any]) -> str:
     """A line of the table: the numbers of a step, without nested ones."""
-    shown = {key: value for key, value in found.items() if key not in ("step", "wall_seconds", "last", "report", "profile")}
+    apart = ("step", "wall_seconds", "last", "report", "profile")
+    shown = {key: value for key, value in found.items() if key not in apart}
 
     def text(value: Any) -> str:
         if isinstance(value, dict):
@@ -370,7 +377,8 @@ def machine(size: str) -> dict[str, Any]:
         with suppress(OSError):
             card = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or card
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "transformers": transformers.__version__}
-    return {"step": "machine", "wall_seconds": 0, "card": card, "processor": platform.processor() or platform.machine(), **versions}
+    versions["processor"] = platform.processor() or platform.machine()
+    return {"step": "machine", "wall_seconds": 0, "card": card, **versions}
 
 
 def main() -> int:
@@ -380,8 +388,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for results.jsonl, table.md, trace and logs")
     parser.add_argument("--size", choices=("tiny", "full"), default="full")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
-    parser.add_argument("--official", type=Path, metavar="FOLDER", help="holds time_generate.py beside the official code")
-    parser.add_argument("--train", nargs="+", default=[], metavar="ARG", help="further arguments of every training step")
+    parser.add_argument("--official", type=Path, metavar="FOLDER", help="the official code, with a time_generate.py")
+    parser.add_argument("--train", nargs="+", default=[], metavar="ARG", help="for every training step")
     options = parser.parse_args()
     began = time.monotonic()
     full = options.size == "full"

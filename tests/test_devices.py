@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from speechzoo.units import CTCUnitDecoder
 ROOT = Path(__file__).parent
 CASES = ("llama_omni", "llasm")
 LOGITS, LOSS, GRADIENT = 3e-2, 1e-2, 0.15
-"""What bfloat16 may move of the golden cases: relative, of the norm where it is a tensor. Its mantissa has 8 bits, 4e-3."""
+"""What bfloat16 (of 8 bits: 4e-3) may move of the golden cases: relative, of the norm where it is a tensor."""
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -129,7 +128,8 @@ def test_fsdp2_of_one_process_goes_on_exactly(config: Path, device: str, precisi
         for step in steps:
             torch.use_deterministic_algorithms(True, warn_only=True)
             try:
-                run(config, f"{name}_{precision}_{device}", device, *options, f"--vars.steps={step}", "--ckpt_path=last")
+                more = f"--vars.steps={step}", "--ckpt_path=last"
+                run(config, f"{name}_{precision}_{device}", device, *options, *more)
             finally:
                 torch.use_deterministic_algorithms(False)
             torch.distributed.destroy_process_group()
@@ -165,7 +165,7 @@ def test_a_step_that_is_not_finite_is_skipped_under_bf16(config: Path, device: s
 
 
 def test_ctc_beside_the_cpus_in_float64(device: str) -> None:
-    """The unit decoder's loss and gradient; on a GPU also what torch's own kernels (cuDNN's, native) give in float32."""
+    """The unit decoder's loss and gradient; on a GPU also torch's own kernels in float32 (cuDNN's, native)."""
     torch.manual_seed(0)
     decoder = CTCUnitDecoder(16, num_units=50, upsample=12, dim=32, num_layers=1, num_heads=2, ffn_dim=32)
     states, lens = torch.randn(3, 20, 16), torch.tensor([20, 11, 5])
@@ -240,6 +240,7 @@ before = peak()
 export_llama_omni(sys.argv[1], sys.argv[2])
 print(peak() - before)
 """
+
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory of a process is read from /proc")
 def test_export_needs_little_more_memory_than_the_checkpoint_has(

@@ -56,8 +56,8 @@ def training_flops(model: SpeechLLM, batch: SpeechBatch, out: SpeechOutput) -> T
 
 
 DENSE = {"H200": 989.4e12, "H100 NVL": 835.5e12, "L40S": 362.05e12, "L40": 181.05e12}
-"""Peak rates in bfloat16 and float16 without sparsity (NVIDIA's data sheets) where Lightning 2.6 has those with it, or takes
-the card for another one; in the order in which names are looked for."""
+"""Peak rates in bfloat16 and float16 without sparsity (NVIDIA's data sheets) where Lightning 2.6 has those with it, or
+takes the card for another one; in the order in which names are looked for."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

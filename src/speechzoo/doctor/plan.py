@@ -1,4 +1,4 @@
-"""What a configuration needs on each device, worked out before any weight is loaded; for machines that are not there too.
+"""What a configuration needs on each device, worked out before a weight is loaded; also for machines that are not there.
 
 States are arithmetic over the parts' shapes; activations and logits are counted in a step of fake numbers (`fakes`), so
 that every part and setting counts as it is. What a GPU needs beside tensors (CUDA's context, workspaces, fragmentation:
@@ -61,7 +61,7 @@ class Machine:
         found = re.fullmatch(r"(?:(\d+)x)?(?:(\d+(?:\.\d+)?)GB|(\w+))", text.strip(), re.IGNORECASE)
         kind = (found[3] or "").upper() if found else ""
         if found is None or (kind and kind not in GPUS) or found[1] == "0":
-            raise ValueError(f"{text!r} is no machine: 8xH100, 4x48GB or one of {', '.join(GPUS)}, with a number before")
+            raise ValueError(f"{text!r} is no machine: 8xH100, 4x48GB or another of {', '.join(GPUS)}")
         return cls(text, int(found[1] or 1), int(float(found[2] or GPUS.get(kind, 0)) * 1e9))
 
 

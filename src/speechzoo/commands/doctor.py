@@ -35,7 +35,7 @@ class WithoutTrainer(WithoutRunning):
 
 def setting_of(trainer: dict[str, Any]) -> Setting:
     """What the Trainer's arguments, its parts being made, say about memory."""
-    strategy = trainer.get("strategy") or "auto"
+    strategy: Any = trainer.get("strategy") or "auto"
     replicas = 1
     if isinstance(strategy, FSDP2Strategy):
         strategy, replicas = "fsdp2", strategy.replicate_size

@@ -68,7 +68,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, outside: list[Tensor], wide: set[int], shards: Collection[int] = (1,)) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.wide, self.live, self.summed = wide, dict.fromkeys(KINDS, 0), 0
         self.peaks = dict.fromkeys(shards, 0)
         self.most = dict(self.live)
@@ -79,6 +79,7 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _INDEXED:  # a fake tensor cannot be indexed by a mask: how much comes out is not in its shape
             args = (args[0], _places(args[1]), *args[2:])
+        out: Any
         if func is _aten._ctc_loss.Tensor:  # which torch takes for one whose result has an unknown shape
             log_probs, targets = args[:2]
             out = log_probs.new_empty(log_probs.shape[1]), log_probs.new_empty(*_alphas(log_probs, targets))
@@ -98,7 +99,7 @@ class Ledger(TorchDispatchMode):
         if storage in self._held:
             return
         wide = tensor.dim() > 1 and tensor.shape[-1] in self.wide and tensor.is_floating_point()
-        entry = ["logits" if wide else "activations", storage.nbytes()]
+        entry: list[Any] = ["logits" if wide else "activations", storage.nbytes()]
         self._held[storage] = entry
         weakref.finalize(storage, self._let_go, entry)
         self.add(entry[0], entry[1])
@@ -250,7 +251,8 @@ def count_step(
         repeats: passes before the optimizer's step: gradients stand beside the activations of all but the first.
     """
     batch = fake_batch(model, work, mode)
-    vocabulary = model.llm.lm.get_input_embeddings().weight.shape[0] if hasattr(model.llm, "lm") else 0
+    llm: Any = model.llm
+    vocabulary = llm.lm.get_input_embeddings().weight.shape[0] if hasattr(llm, "lm") else 0
     wide = {int(vocabulary), (model.num_units or -1) + 1} - {0}
     ledger = Ledger([*model.parameters(), *model.buffers()], wide, shards)
     for value in vars(batch).values():

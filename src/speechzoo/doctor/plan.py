@@ -1,4 +1,4 @@
-"""What a configuration needs on each device, worked out before a weight is loaded; also for machines that are not there.
+"""What a configuration needs on each device, worked out before a weight is loaded, also for machines not at hand.
 
 States are arithmetic over the parts' shapes; activations and logits are counted in a step of fake numbers (`fakes`), so
 that every part and setting counts as it is. What a GPU needs beside tensors (CUDA's context, workspaces, fragmentation:

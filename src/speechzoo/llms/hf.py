@@ -209,4 +209,4 @@ def _pretrained(model: str, dtype: torch.dtype, attn_implementation: str | None)
         if model not in LLAMAS:
             raise
         config = LlamaConfig(**LLAMAS[model], bos_token_id=None, eos_token_id=None)
-    return AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-any-return]
+    return AutoModelForCausalLM.from_config(config, **options)

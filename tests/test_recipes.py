@@ -191,6 +191,24 @@ def test_full_scale_recipes_hold_the_numbers_of_the_papers(name: str) -> None:
     assert batch == trainer["global_batch"]
 
 
+SINGLE = {  # overlay for one GPU -> its recipe
+    "llama_omni_stage1_lora": "llama_omni/stage1.yaml",
+    "llama_omni_stage2_one": "llama_omni/stage2.yaml",
+    "llasm_pretrain_one": "llasm/pretrain.yaml",
+    "llasm_finetune_lora": "llasm/finetune.yaml",
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_overlays_for_one_gpu_keep_the_global_batch(name: str) -> None:
+    config = printed("fit", f"--config={recipe(SINGLE[name])}", f"--config={recipe(f'cluster/{name}.yaml')}")
+    given = config["trainer"]
+    assert (given["devices"], given["strategy"]) == (1, "auto")
+    batch = config["data"]["init_args"]["batch_size"] * given["accumulate_grad_batches"]
+    assert batch == PAPERS[SINGLE[name]][1]["global_batch"]
+    assert bool(config["model"]["init_args"]["llm"]["init_args"]["lora"]) == name.endswith("_lora")
+
+
 def test_all_full_scale_recipes_are_checked() -> None:
     assert sorted(PAPERS) == [name for name in NAMES if not name.startswith("quickstart/")]
     small = [f"quickstart/{name}.yaml" for name in (*STAGES, "ultravox")]

@@ -81,7 +81,7 @@ def test_utilisation_is_logged_where_the_device_is_known(
 ) -> None:
     """FLOPs of the batches over the time between two logs, over the peak of the device."""
     asked = []
-    monkeypatch.setattr(cost, "get_available_flops", lambda device, dtype: asked.append(dtype) or 1e9)
+    monkeypatch.setattr(cost, "peak_flops", lambda device, dtype: asked.append(dtype) or 1e9)
     clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(cost, "time", clock)
     model, batch = staged("stage1", tiny_llm_dir, tiny_whisper_pt)

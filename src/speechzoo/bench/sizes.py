@@ -17,6 +17,7 @@ from speechzoo.audio import SAMPLE_RATE
 from speechzoo.encoders import WhisperEncoder
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import LLaMAOmni
+from speechzoo.names.shapes import LLAMAS, llama
 from speechzoo.system.files import write_json
 from speechzoo.text import ChatPrompt
 from speechzoo.types import AUDIO, SpeechBatch
@@ -25,14 +26,6 @@ from speechzoo.vocoders.unit_hifigan import networks
 
 END = "<|eot_id|>"
 SPECIAL = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", END, "<|finetune_right_pad_id|>")
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 
 
 @dataclass(frozen=True)
@@ -58,36 +51,23 @@ class Size:
     adaptor_dim: int = 2048
 
 
-def _llama(dim: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int, **more: Any) -> dict[str, Any]:
-    return {
-        "hidden_size": dim,
-        "intermediate_size": ffn,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab,
-        "max_position_embeddings": 131_072,
-        **more,
-    }
-
-
 SIZES = {
     # Whisper-large-v3 and Llama-3.1-8B with the released unit decoder (2, 4096, 32, 11008)
     "8b": Size(
         (128, 1280, 20, 32),
-        _llama(4096, 14_336, 32, 32, 8, 128_256, rope_parameters=LLAMA3_ROPE),
+        LLAMAS["meta-llama/Llama-3.1-8B-Instruct"],
         {"dim": 4096, "num_heads": 32, "ffn_dim": 11_008},
     ),
     # the same around Llama-3.2-1B
     "1b": Size(
         (128, 1280, 20, 32),
-        _llama(2048, 8192, 16, 32, 8, 128_256, head_dim=64, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True),
+        LLAMAS["meta-llama/Llama-3.2-1B-Instruct"],
         {"dim": 4096, "num_heads": 32, "ffn_dim": 11_008},
     ),
     # what the official code's CPU seconds were taken with, Whisper-base's size
     "mid": Size(
         (128, 512, 8, 6),
-        _llama(512, 1792, 8, 8, 4, 32_000),
+        llama(512, 1792, 8, 8, 4, 32_000),
         {"dim": 512, "num_heads": 8, "ffn_dim": 1376},
         vocoder_channels=64,
         dtype="float32",
@@ -95,7 +75,7 @@ SIZES = {
     # to try a command on anything
     "tiny": Size(
         (80, 32, 4, 2),
-        _llama(32, 64, 2, 4, 2, 400),
+        llama(32, 64, 2, 4, 2, 400),
         {"dim": 32, "num_heads": 2, "ffn_dim": 64},
         vocoder_channels=32,
         dtype="float32",
@@ -136,12 +116,17 @@ def random_model(folder: Path, size: Size, seed: int = 0, device: str = "cpu") -
             unit_decoder=partial(CTCUnitDecoder, num_units=size.units, **size.decoder),
         )
         model.configure_model()
-        with torch.no_grad():  # the best path of untrained layers hardly changes; so it does, every few positions
-            for layer in cast(Any, model.unit_decoder).transformer.layers:
-                layer.self_attn.q_proj.weight *= 16
-                layer.self_attn.k_proj.weight *= 16
-                layer.self_attn.o_proj.weight *= 8
+        enliven(model)
     return model.eval()
+
+
+@torch.no_grad()
+def enliven(model: LLaMAOmni) -> None:
+    """Make the best path of an untrained unit decoder change every few positions; else it hardly does."""
+    for layer in cast(Any, model.unit_decoder).transformer.layers:
+        layer.self_attn.q_proj.weight *= 16
+        layer.self_attn.k_proj.weight *= 16
+        layer.self_attn.o_proj.weight *= 8
 
 
 def noise_question(vocab: int, prompt: int = 62, seconds: float = 3.0) -> SpeechBatch:

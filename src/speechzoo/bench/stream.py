@@ -49,7 +49,8 @@ def rerun(model: LLaMAOmni, batch: SpeechBatch, tokens: int) -> list[int]:
     options: dict[str, Any] = {"max_new_tokens": tokens, "eos_token_id": []}
     for step in model.llm.steps(batch.input_ids, batch.attention_mask, *model.encode(batch), **options):
         states.append(step.states)
-        units = model.unit_decoder.decode(torch.stack(states, dim=1), torch.tensor([len(states)]))[0]
+        lens = torch.tensor([len(states)], device=step.states.device)
+        units = model.unit_decoder.decode(torch.stack(states, dim=1), lens)[0]
     return units.tolist()
 
 

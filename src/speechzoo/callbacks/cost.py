@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from speechzoo.callbacks.flops import training_flops
+from speechzoo.callbacks.flops import peak_flops, training_flops
 from speechzoo.models import SpeechLLM
 from speechzoo.system.files import write_json
 from speechzoo.types import SpeechBatch, SpeechOutput
@@ -67,7 +66,7 @@ class StageCost(Callback):
         self._now = {name: torch.zeros((), dtype=torch.long, device=trainer.strategy.root_device) for name in COUNTS}
         self._started, self._validation, self._logged = None, 0.0, (0.0, 0.0, 0.0)
         self._flops = torch.zeros((), dtype=torch.float64, device=trainer.strategy.root_device)
-        self._peak_flops = get_available_flops(trainer.strategy.root_device, _compute_dtype(trainer.precision))
+        self._peak_flops = peak_flops(trainer.strategy.root_device, _compute_dtype(trainer.precision))
         _reset_peak(trainer.strategy.root_device)
         # The only place that knows how many positions a row takes once its clips are spliced in.
         self._hook = pl_module.register_forward_hook(self._count_positions)

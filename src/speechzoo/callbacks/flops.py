@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor, nn
 
 from speechzoo.encoders import Encoder, WhisperEncoder
@@ -52,6 +53,21 @@ def training_flops(model: SpeechLLM, batch: SpeechBatch, out: SpeechOutput) -> T
         decoder = cast(UnitDecoder, model.unit_decoder)
         add(decoder, *_unit_decoder(decoder, out.unit_logit_lens))
     return total
+
+
+DENSE = {"H200": 989.4e12, "H100 NVL": 835.5e12, "L40S": 362.05e12, "L40": 181.05e12}
+"""Peak rates in bfloat16 and float16 without sparsity (NVIDIA's data sheets) where Lightning 2.6 has those with it, or
+takes the card for another one; in the order in which names are looked for."""
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Operations a second that a device could do in matrix products of a type; None if that is not known."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        name = torch.cuda.get_device_name(device)
+        for card, rate in DENSE.items():
+            if card in name:
+                return rate
+    return get_available_flops(device, dtype)
 
 
 def _encoder(encoder: Encoder, frames: Tensor) -> tuple[Tensor, Tensor | float]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from speechzoo.doctor.findings import Finding, error, ok, warning
 from speechzoo.doctor.weights import local
@@ -44,20 +47,22 @@ class Memory:
     def of(cls, trainer: Trainer, model: SpeechLLM) -> Memory:
         """That of a model that is built (and cut, where it is to be).
 
-        Moments of torch's Adam and its kin are counted; those of other libraries, which may be smaller, are not.
+        What the optimizer keeps is found by a step of it on a few numbers (`state_bytes`).
         """
-        optimizer = model.any_optimizer()
-        moments = 2 if "betas" in optimizer.defaults and type(optimizer).__module__.startswith("torch.") else 0
-        weights = learning = whole = 0
+        weights = learning = moments = whole = 0
+        dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+        keeps = {dtype: state_bytes(model.optimizer_factory, dtype) for dtype in dtypes}
         for parameter in model.parameters():
             own = local(parameter)
-            weights += own.numel() * own.element_size()
+            weights += own.nbytes
             if parameter.requires_grad:
-                learning += own.numel() * own.element_size()
-                whole += parameter.numel() * parameter.element_size()
+                kept = keeps[parameter.dtype]
+                learning += own.nbytes
+                moments += int(own.numel() * kept)
+                whole += int(parameter.numel() * (own.element_size() + kept))
         there = device_bytes(trainer.strategy.root_device, getattr(trainer.strategy, "num_processes", 1))
         sharded = isinstance(trainer.strategy, FSDP2Strategy)
-        return cls(weights, learning, moments * learning, (1 + moments) * whole, there, trainer.world_size, sharded)
+        return cls(weights, learning, moments, whole, there, trainer.world_size, sharded)
 
     @property
     def states(self) -> int:
@@ -95,6 +100,29 @@ class Memory:
         elif self.world >= devices:
             cut = f"trainer.strategy: fsdp2 ({_gb(self.states / self.world)} GB on each of {self.world} devices)"
         return f"{cut}, or {LORA}"
+
+
+def state_bytes(make: Callable[[list[nn.Parameter]], Optimizer], dtype: torch.dtype) -> float:
+    """Bytes that an optimizer keeps for each weight of a type, found by a step on a few of them.
+
+    Args:
+        make: the optimizer of some weights.
+    """
+    weight = nn.Parameter(torch.zeros(64, 256, dtype=dtype))
+    weight.grad = torch.zeros_like(weight)
+    optimizer = make([weight])
+    # Those of torchao compile their step, which takes longer than all the rest.
+    with torch.compiler.set_stance("force_eager"):
+        optimizer.step(lambda: 0.0)
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(_bytes(value) for value in kept if value.numel() > 1) / weight.numel()
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, or of those that one of fewer bits is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.nbytes
 
 
 def device_bytes(device: torch.device, processes: int = 1) -> int:

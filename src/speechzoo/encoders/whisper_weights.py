@@ -13,7 +13,9 @@ import torch
 import whisper
 from safetensors.torch import load_file
 from torch import nn
-from whisper.model import Linear, ModelDimensions, Whisper
+from whisper.model import AudioEncoder, Linear, ModelDimensions, TextDecoder, Whisper
+
+from speechzoo.names.shapes import unread, whisper_dims
 
 # Where openai-whisper keeps its downloads.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper"
@@ -44,6 +46,8 @@ RENAMES = [
 def load_whisper(model: str) -> tuple[Whisper, int]:
     """A Whisper in eval mode on the CPU in fp32, and the id that starts its decoder.
 
+    Inside `names.shapes.without_reading` its numbers are random, and nothing is read but its description.
+
     Args:
         model: `tiny.en` ... `large-v3` (downloaded and hash-checked by openai-whisper), an openai-whisper `.pt` file,
             or a Hugging Face folder with `config.json`.
@@ -57,6 +61,8 @@ def load_whisper(model: str) -> tuple[Whisper, int]:
         return _from_hugging_face(path)
     if path.is_file():
         dims, state = _read_openai(path)
+        if unread():
+            return (shapes := _Shapes(dims)), _start_token(shapes)
         net = Whisper(dims)
         _load(net, state, path)
         return net.float().eval(), _start_token(net)
@@ -64,6 +70,8 @@ def load_whisper(model: str) -> tuple[Whisper, int]:
         raise FileNotFoundError(
             f"{model}: no such file, and not a Whisper model name ({', '.join(whisper.available_models())})"
         )
+    if unread() and (known := whisper_dims(model)) is not None:
+        return (shapes := _Shapes(ModelDimensions(**known))), _start_token(shapes)
     try:
         net = whisper.load_model(model, device="cpu").float().eval()
     except (OSError, RuntimeError) as error:  # the download failed, or came out wrong
@@ -72,6 +80,16 @@ def load_whisper(model: str) -> tuple[Whisper, int]:
             "path of a .pt file or of a Hugging Face folder, or copy the cache from a machine that has them"
         ) from error
     return net, _start_token(net)
+
+
+class _Shapes(Whisper):
+    """Encoder and decoder; Whisper's own constructor makes a sparse tensor, which the meta device has not."""
+
+    def __init__(self, dims: ModelDimensions) -> None:
+        nn.Module.__init__(self)
+        d = self.dims = dims
+        self.encoder = AudioEncoder(d.n_mels, d.n_audio_ctx, d.n_audio_state, d.n_audio_head, d.n_audio_layer)
+        self.decoder = TextDecoder(d.n_vocab, d.n_text_ctx, d.n_text_state, d.n_text_head, d.n_text_layer)
 
 
 def fingerprint(state: dict[str, torch.Tensor], settings: str) -> str:
@@ -93,7 +111,8 @@ def _start_token(net: Whisper) -> int:
 
 def _read_openai(path: Path) -> tuple[ModelDimensions, dict[str, torch.Tensor]]:
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that who wants the description alone reads no more.
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=unread() or None)
         return ModelDimensions(**held["dims"]), held["model_state_dict"]
     except Exception as error:  # torch raises many kinds for a foreign, hostile or truncated file
         raise ValueError(f"{path}: not an openai-whisper checkpoint ({_first_line(error)})") from error
@@ -108,16 +127,6 @@ def _from_hugging_face(folder: Path) -> tuple[Whisper, int]:
     config = json.loads((folder / "config.json").read_text())
     if config.get("model_type") != "whisper":
         raise ValueError(f"{folder}: config.json describes a {config.get('model_type')!r} model, not whisper")
-    state: dict[str, torch.Tensor] = {}
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise ValueError(f"{folder}: holds no .safetensors or pytorch_model.bin")
-    for file in files:
-        try:
-            part = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        except Exception as error:  # safetensors and torch raise many kinds for a damaged or hostile file
-            raise ValueError(f"{file}: cannot be read as weights ({_first_line(error)})") from error
-        state.update(part)
     dims = ModelDimensions(
         n_mels=config["num_mel_bins"],
         n_audio_ctx=config["max_source_positions"],
@@ -130,9 +139,21 @@ def _from_hugging_face(folder: Path) -> tuple[Whisper, int]:
         n_text_head=config["decoder_attention_heads"],
         n_text_layer=config["decoder_layers"],
     )
-    net = Whisper(dims)
+    net = _Shapes(dims) if unread() else Whisper(dims)
     _set_ffn(net.encoder, config["encoder_ffn_dim"])
     _set_ffn(net.decoder, config["decoder_ffn_dim"])
+    if unread():
+        return net, config["decoder_start_token_id"]
+    state: dict[str, torch.Tensor] = {}
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ValueError(f"{folder}: holds no .safetensors or pytorch_model.bin")
+    for file in files:
+        try:
+            part = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        except Exception as error:  # safetensors and torch raise many kinds for a damaged or hostile file
+            raise ValueError(f"{file}: cannot be read as weights ({_first_line(error)})") from error
+        state.update(part)
     renamed = {}
     for name, tensor in state.items():
         for pattern, new in RENAMES:

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, LlamaConfig, PreTrainedModel
 
 from speechzoo.generation.cache import GrowingLayer, growing_cache
 from speechzoo.generation.refill import slot_steps
@@ -24,6 +24,7 @@ from speechzoo.llms.lora import add_lora, merged
 from speechzoo.llms.splice import Spliced, splice
 from speechzoo.names.hugging_face import hub_options
 from speechzoo.names.renamed import cache_argument, recompute_layers
+from speechzoo.names.shapes import LLAMAS, unread
 from speechzoo.names.spec import at_least
 from speechzoo.system.ranks import any_rank, in_pieces, is_sharded
 from speechzoo.types import AUDIO, IGNORE
@@ -65,11 +66,7 @@ class HFCausalLM(LLM):
         if loss_chunk is not None:
             at_least(1, "HFCausalLM", loss_chunk=loss_chunk)
         self.loss_chunk = loss_chunk
-        # None would ask on the terminal whether to run a model's own code, and do so after a y.
-        options = {**hub_options(model), "trust_remote_code": False}
-        if attn_implementation is not None:
-            options["attn_implementation"] = attn_implementation
-        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), **options)
+        lm = _pretrained(model, getattr(torch, dtype), attn_implementation)
         table: Any = lm.get_input_embeddings()  # transformers calls it any module
         self.dim = int(table.weight.shape[1])
         self.new_tokens = new_tokens
@@ -306,3 +303,21 @@ class HFCausalLM(LLM):
         """As `_read`, of weights that all processes gather for it; see `_in_step`."""
         any_rank(True, embeds.device)
         return self._read(embeds, *rest)
+
+
+def _pretrained(model: str, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
+    """A pretrained LM; inside `names.shapes.without_reading` one of its configuration, with random numbers."""
+    # None would ask on the terminal whether to run a model's own code, and do so after a y.
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if not unread():
+        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, **hub_options(model), **options)
+        return lm
+    try:
+        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=False, **hub_options(model))
+    except FileNotFoundError:
+        if model not in LLAMAS:
+            raise
+        config = LlamaConfig(**LLAMAS[model], bos_token_id=None, eos_token_id=None)
+    return AutoModelForCausalLM.from_config(config, **options)

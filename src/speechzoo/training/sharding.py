@@ -72,7 +72,7 @@ def shard(
             _refuse_dtypes(name, unit)
             fill(unit, device)
             if policy.param_dtype:
-                _restore_embedded(unit)
+                restore_embedded(unit)
             fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=policy)
         if isinstance(part, nn.ModuleList | nn.ModuleDict):
             own.append(name)  # never called itself
@@ -135,7 +135,7 @@ def _takes_half(unit: nn.Module, device: torch.device) -> bool:
     return not any(isinstance(module, stubborn) for module in _own(unit))
 
 
-def _restore_embedded(unit: nn.Module) -> None:
+def restore_embedded(unit: nn.Module) -> None:
     """Give embeddings of a table that is gathered in half precision the table's own dtype.
 
     Autocast leaves it alone, and the residual stream and the angles of rotary embeddings take it over from there.

@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart_seeds.py --seeds 0 1 2 3 4 --kernels native default --out checkpoints/seeds
 
-Runs that are finished are not made again; `--table` only reads them. `kernels` is torch's ATEN_CPU_CAPABILITY (`default`,
-`avx2`, `avx512`), which does not bind the matrix products of its BLAS; `native` leaves it unset.
+Runs that are finished are not made again; `--table` only reads them. `kernels` is torch's ATEN_CPU_CAPABILITY
+(`default`, `avx2`, `avx512`), which does not bind the matrix products of its BLAS; `native` leaves it unset.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from torch.nn import functional as F
 
 from speechzoo.adaptors import Adaptor, ConcatMLP, Conv, CrossAttention, Linear, MeanPool, QFormer, StackSwiGLU

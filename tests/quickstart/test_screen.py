@@ -67,7 +67,9 @@ def run(folder: Path, console: Console, monkeypatch: pytest.MonkeyPatch) -> None
         if args[0] in ("llasm_finetune", "llama_omni_stage1"):
             both.wait()
             live = quickstart.screen.table()
-            assert {f"{name} 7/450 steps" for name in ("llasm_finetune", "llama_omni_stage1")} <= set(live.columns[2].cells)
+            assert {f"{name} 7/450 steps" for name in ("llasm_finetune", "llama_omni_stage1")} <= set(
+                live.columns[2].cells
+            )
             both.wait()
 
     monkeypatch.setattr(pipeline, "run_apart", run_apart)

@@ -23,10 +23,10 @@ def groups(states: Tensor, k: int) -> Tensor:
 
 
 class MeanPool(Adaptor):
-    """Qwen2-Audio's way (arXiv 2407.10759, section 2): the mean of every k frames, a LayerNorm, a map to the LLM's width.
+    """Qwen2-Audio's way (arXiv 2407.10759, section 2): the mean of every k frames, a LayerNorm, a map to the LLM.
 
-    There pooling and norm end the encoder, k is 2, and the map is linear. A last group with fewer frames is averaged over
-    those it has.
+    There pooling and norm end the encoder, k is 2, and the map is linear. A last group with fewer frames is averaged
+    over those it has.
 
     Args:
         stack: k.

@@ -82,7 +82,9 @@ def _instruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--estimate", action="store_true", help="say what the LLM will cost, and stop before it")
     parser.add_argument("--prices", nargs=2, type=float, metavar=("READ", "WRITTEN"), help="of a million tokens")
-    parser.add_argument("--key-env", default="SPEECHZOO_ENDPOINT_KEY", metavar="VARIABLE", help="that holds the endpoint's key")
+    parser.add_argument(
+        "--key-env", default="SPEECHZOO_ENDPOINT_KEY", metavar="VARIABLE", help="that holds the endpoint's key"
+    )
     tts = "quickstart, piper, 'command:PROGRAM --out {out} {text}', or an OpenAI-compatible speech endpoint"
     parser.add_argument("--tts", default="quickstart", help=tts)
     parser.add_argument("--tts-model", default="", help="name of the endpoint's model")

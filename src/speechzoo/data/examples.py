@@ -151,7 +151,9 @@ class Examples(Sequence[Example]):
         words = backend.to_str() if backend is not None else repr(sorted(self.prompt.tokenizer.get_vocab().items()))
         settings = {key: value for key, value in vars(self.prompt).items() if isinstance(value, (str, int, list))}
         template = self.prompt.tokenizer.chat_template
-        digest = hashlib.sha256(repr((FORMAT, self.records.fingerprint(), settings, template, self.answer, self.written)).encode())
+        digest = hashlib.sha256(
+            repr((FORMAT, self.records.fingerprint(), settings, template, self.answer, self.written)).encode()
+        )
         digest.update(words.encode())
         digest.update(b"" if positions is None else positions.astype(np.int64).tobytes())
         assert self.records.folder is not None

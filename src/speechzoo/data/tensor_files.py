@@ -97,7 +97,7 @@ def share(
 
     A rank without a batch repeats the last one: a sharded model needs all ranks in each forward pass.
     """
-    # Not rich: it allows one live display, and Lightning's may already run when loaders are made. None: by the terminal.
-    hidden = None if progress and rank == 0 else True
+    # Not rich: it allows one live display, and Lightning's may already run when loaders are made.
+    hidden = None if progress and rank == 0 else True  # None: shown on a terminal alone
     for step in tqdm(range(0, len(batches), world_size), name, disable=hidden):
         yield batches[min(step + rank, len(batches) - 1)], step + rank < len(batches)

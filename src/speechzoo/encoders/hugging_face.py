@@ -33,8 +33,8 @@ class HFSpeechEncoder(Encoder):
     Args:
         model: name or folder for `AutoModel`, with a `preprocessor_config.json`.
         layer: states after this many layers; None: the model's last state; `mix`: a learned weighted mean of all layers
-            and the input of the first (SUPERB, arXiv 2105.01051), whose weights are `encoder.mix`. To train them and not
-            the model, freeze `^encoder\\.net\\.`.
+            and the input of the first (SUPERB, arXiv 2105.01051), whose weights are `encoder.mix`. To train them and
+            not the model, freeze `^encoder\\.net\\.`.
         dtype: of the weights; the states come out in it.
 
     Raises:
@@ -68,8 +68,8 @@ class HFSpeechEncoder(Encoder):
         self.out_dim = int(net.config.hidden_size)
 
     def train(self, mode: bool = True) -> HFSpeechEncoder:
-        """Training mode; a net whose weights are frozen stays in eval mode, also where the mix learns: no dropout, and no
-        masking of what is heard."""
+        """Training mode; a net whose weights are frozen stays in eval mode, also where the mix learns: no dropout, and
+        no masking of what is heard."""
         super().train(mode)
         if not any(weight.requires_grad for weight in self.net.parameters()):
             self.net.eval()

@@ -103,7 +103,7 @@ class HFCausalLM(LLM):
             return
         lm.resize_token_embeddings(size, mean_resizing=False)
         for layer in {lm.get_input_embeddings(), lm.get_output_embeddings()}:
-            # In float64: the order of a float32 sum differs between CPUs, and checkpoints know frozen weights by a hash.
+            # In float64: the order of a float32 sum differs between CPUs, and frozen weights are known by a hash.
             total = torch.stack([rows.double().sum(dim=0) for rows in layer.weight[:old].split(8192)]).sum(dim=0)
             layer.weight[old:] = (total / old).to(layer.weight.dtype)
 

@@ -1,4 +1,4 @@
-"""Ultravox (fixie-ai/ultravox, versions 0.4 to 0.6): a frozen LLM that is to answer speech as it answers its transcript."""
+"""Ultravox (fixie-ai/ultravox, versions 0.4 to 0.6): a frozen LLM is to answer speech as it answers its transcript."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Ultravox(SpeechLLM):
 
 
 def predicting(turns: Tensor, number: int) -> Tensor:
-    """Positions that predict a supervised token, row by row, of which there are so many. Shape: `[B, S] -> [number]`."""
+    """Positions that predict a supervised token, row by row: so many. Shape: `[B, S] -> [number]`."""
     others = F.pad(turns[:, 1:] <= 0, (0, 1), value=True).flatten()
     return others.byte().argsort(stable=True)[:number]  # a boolean index would wait for the device
 

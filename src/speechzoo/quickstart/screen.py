@@ -1,4 +1,4 @@
-"""What the person at the screen sees: a live line for each stage that runs, or, without a terminal, a line as each ends."""
+"""What is seen while stages run: a live line for each on a terminal, a line at its end where there is none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TAIL = 2000  # bytes of a log that are read for its last line
 class Screen:
     """The live display of stages, which are processes of their own and write into a log file each.
 
-    Two stages that run at the same time would overwrite each other's bars, and bars in a file are a line for each redraw.
+    Two stages that run at the same time would overwrite each other's bars, and bars in a file are a line a redraw.
 
     Args:
         logs: folder of the log files, `NAME.log`.

@@ -114,8 +114,8 @@ def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
 def _where_speech_fails(out: Path) -> str:
     wrong = read_facts(out)["true_answers_asr_wer"]
     return (
-        f"Where the speech goes wrong: true answers spoken from their true units are heard with {wrong['true']:.1%} WER, "
-        f"which is the vocoder's and the recogniser's share; from the units decoded after them with "
+        f"Where the speech goes wrong: true answers spoken from their true units are heard with {wrong['true']:.1%} "
+        f"WER, which is the vocoder's and the recogniser's share; from the units decoded after them with "
         f"{wrong['decoded']:.1%}."
     )
 

@@ -81,10 +81,10 @@ class Endpoint:
         model: its name there.
         key: sent as bearer token, and shown nowhere.
         timeout: seconds for one try.
-        tries: of one request: after refusals that may pass (408, 409, 425, 429, 5xx), broken connections and replies that
-            are none.
-        first_wait, longest: seconds before the second try, and the most before any; each wait is twice as long, by chance
-            a little less or more. `Retry-After` is obeyed.
+        tries: of one request: after refusals that may pass (408, 409, 425, 429, 5xx), broken connections and replies
+            that are none.
+        first_wait, longest: seconds before the second try, and the most before any; each wait is twice as long, by
+            chance a little less or more. `Retry-After` is obeyed.
 
     Raises:
         ValueError: if the address is none of http or https.

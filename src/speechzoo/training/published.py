@@ -59,7 +59,7 @@ def read_published(folder: Path) -> dict[str, Any]:
 
 
 def base_values(model: nn.Module, parts: Iterable[str] = FROZEN) -> dict[str, str]:
-    """SHA-256 of the frozen floats of each part, rounded to bfloat16: the same whether a part is held in it or wider."""
+    """SHA-256 of the frozen floats of each part, rounded to bfloat16: the same for a part that is held wider."""
     held: dict[str, list[tuple[str, Tensor]]] = {part: [] for part in parts}
     for name, parameter in model.named_parameters():
         part, _, rest = name.partition(".")

@@ -24,10 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 IGNORE = -100
 """Label of a position that is not supervised, and padding of unit targets (never 0, which is a unit)."""
@@ -36,7 +38,7 @@ AUDIO = -200
 """Token id that stands for one whole clip until the LLM splices its frames in (the official LLaMA-Omni value)."""
 
 
-def present(value: Tensor | None, name: str) -> Tensor:
+def present(value: T | None, name: str) -> T:
     """A field of a batch or an output that has to be there.
 
     Raises:

@@ -110,13 +110,13 @@ class ConversationDataset(Dataset[Item]):
             units={} if filler else {t: torch.from_numpy(u.astype(np.int64)) for t, u in example.units.items()},
             states=states,
             positions=example.length,
-            written=None if example.written is None else _read(*example.written, filler),
+            written=None if example.written is None else _read(example.written, filler),
         )
 
 
-def _read(ids: np.ndarray, turns: np.ndarray, filler: bool) -> tuple[Tensor, Tensor]:
-    supervised = torch.from_numpy(turns.astype(np.int64))
-    return torch.from_numpy(ids.astype(np.int64)), torch.zeros_like(supervised) if filler else supervised
+def _read(written: tuple[np.ndarray, np.ndarray], filler: bool) -> tuple[Tensor, Tensor]:
+    ids, turns = (torch.from_numpy(values.astype(np.int64)) for values in written)
+    return ids, torch.zeros_like(turns) if filler else turns
 
 
 def encode_batch(

@@ -24,7 +24,7 @@ from speechzoo.models.checkpoint import find
 from speechzoo.names.published import entry, is_name
 from speechzoo.suites.questions import Question, read_sound
 from speechzoo.system.digests import file_digest
-from speechzoo.system.endpoint import Endpoint
+from speechzoo.system.endpoint import Endpoint, UnreachableError
 from speechzoo.talk.questions import check_audible, fitting
 from speechzoo.talk.session import MAX_NEW_TOKENS
 from speechzoo.talk.sources import CASCADE, Talker, open_talker
@@ -225,6 +225,8 @@ class Foreign:
             audio = None
             if isinstance(sound, dict) and sound.get("data"):
                 audio = read_audio(io.BytesIO(base64.b64decode(sound["data"], validate=True)), name="its spoken answer")
+        except UnreachableError:
+            raise
         except (ValueError, FileNotFoundError) as error:  # a sound or a reply that is no good
             return str(error)
         return Reply(text, time.perf_counter() - start, audio)

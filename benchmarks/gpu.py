@@ -47,10 +47,13 @@ from speechzoo.talk.sources import Talker
 from speechzoo.vocoders import open_vocoder
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING: dict[str, list[str]] = {"": []}
-"""Ways to train: name -> further arguments of `speechzoo fit`; each training step is run in each way."""
+COMPILED = "--model.init_args.compile=[encoder,llm]"
 
-ANSWERING: dict[str, dict[str, dict[str, Any]]] = {"plain": {}}
+ANSWERING: dict[str, dict[str, dict[str, Any]]] = {
+    "plain": {},
+    "graph": {"generation": {"cache_implementation": "static"}},
+    "graph_compiled": {"generation": {"cache_implementation": "static", "compile": True}},
+}
 """Ways to answer: name -> further settings: `llm` of `HFCausalLM`, `generation` of the model."""
 
 PUBLISHED = "published algorithm re-timed with our parts: units of the whole answer anew at each token"
@@ -289,15 +292,14 @@ def steps(options: Options) -> dict[str, tuple[float, Callable[[], dict[str, Any
     """Name -> (most seconds, what runs), the most valuable first."""
     # Under the overlay's `strategy: auto`: one device.
     found: dict[str, tuple[float, Callable[[], dict[str, Any]]]] = {"gpu_tests": (150, partial(gpu_tests, options))}
-    for way, more in TRAINING.items():
-        told = replace(options, train=[*options.train, *more])
-        end = f"_{way}" if way else ""
-        found[f"train_1b_full{end}"] = 120, partial(train, told, "stage1", "1b")
-        found[f"train_8b_lora{end}"] = 150, partial(train, told, "stage1", "8b", BF16, LORA)
-        found[f"train_8b_adaptor{end}"] = 120, partial(train, told, "stage1", "8b", BF16, FREEZE_LLM)
-        found[f"train_8b_stage2{end}"] = 150, partial(train, told, "stage2", "8b", cached=True)
+    found["train_1b_full"] = 120, partial(train, options, "stage1", "1b")
+    found["train_8b_lora"] = 150, partial(train, options, "stage1", "8b", BF16, LORA)
+    found["train_8b_adaptor"] = 120, partial(train, options, "stage1", "8b", BF16, FREEZE_LLM)
+    found["train_8b_stage2"] = 150, partial(train, options, "stage2", "8b", cached=True)
     for way in ANSWERING:
         found[f"answer_8b_{way}"] = 150, partial(answer_times, options, way)
+    found["train_1b_full_compiled"] = 180, partial(train, options, "stage1", "1b", COMPILED)
+    found["train_8b_lora_compiled"] = 180, partial(train, options, "stage1", "8b", BF16, LORA, COMPILED)
     found["official"] = 120, partial(official, options)
     found["profile"] = 150, partial(train, options, "stage1", "8b", BF16, LORA, trace="trace.json.gz")
     return found

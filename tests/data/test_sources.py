@@ -93,7 +93,7 @@ def test_large_sources_tokenise_on_demand(kind, stored, manifest, prompt, tmp_pa
     (lengths,) = (tmp_path / "indexes").glob("lengths-*.npz")
     encode = examples._example
     seen = []
-    monkeypatch.setattr(examples, "_example", lambda *args: seen.append(args) or encode(*args))
+    monkeypatch.setattr(examples, "_example", lambda *args, **more: seen.append(args) or encode(*args, **more))
     data = ConversationDataset(read_manifest(stored[kind], memory=memory), prompt, positions, num_units=10)
     assert len(data) == 6 and not seen  # lengths come from disk
     assert data.examples[3].heard == 25 and len(seen) == 1

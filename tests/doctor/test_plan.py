@@ -141,7 +141,7 @@ def test_a_step_cut_over_four_processes_takes_at_most_what_was_planned(
     model.train()
     shard(model, init_device_mesh("cpu", (4,), mesh_dim_names=("shard",)), torch.device("cpu"), half=torch.bfloat16)
     real = tracked(model, replace(WORK, encoded=True), True)
-    assert real < found.peak < 1.15 * real
+    assert real < found.peak < 1.2 * real
 
 
 def sized(folder: Path, tokenizer: Path, width: int, ffn: int, layers: int) -> Path:

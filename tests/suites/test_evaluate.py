@@ -27,7 +27,7 @@ from speechzoo.vocoders import LatentVocoder
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint.Endpoint.__init__, "__defaults__", (None, 120.0, 2, 0.001))
+    monkeypatch.setattr(endpoint.Endpoint.__init__, "__defaults__", (None, 120.0, 2, 0.001, 60.0))
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
 

@@ -58,7 +58,9 @@ SLOTS = {
         ("speechzoo.vocoders.hifigan",),
         ("speechzoo.quickstart.piper_generator.piper_generator",),
     ),
-    "optimizer": Slot("torch.optim.Optimizer", ("torch.optim",), ("transformers.Adafactor",), given=1),
+    "optimizer": Slot(
+        "torch.optim.Optimizer", ("torch.optim",), ("transformers.Adafactor", "torchao.optim._AdamW"), given=1
+    ),
     "lr_scheduler": Slot(
         "torch.optim.lr_scheduler.LRScheduler",
         ("speechzoo.training", "torch.optim.lr_scheduler"),

@@ -145,7 +145,7 @@ def test_one_bad_reply_or_sound_is_named_and_the_rest_is_kept(questions, tmp_pat
     lines = questions.read_text().splitlines()
     bad = json.dumps({"id": "gone", "audio": "gone.wav", "reference": "x"})
     questions.write_text("\n".join([*lines, bad]) + "\n")
-    with chat_server(lambda request, n: (200, "garbage", {}) if n == 1 else "Paris") as foreign:
+    with chat_server(lambda request, n: (200, "garbage", {}) if n in (1, 2) else "Paris") as foreign:  # both tries
         asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--parallel", 1]
         assert main(arguments(questions, tmp_path / "o", *asked)) == 0
         assert "2 m has no answer to: q1: http" in capsys.readouterr().out
@@ -154,7 +154,7 @@ def test_one_bad_reply_or_sound_is_named_and_the_rest_is_kept(questions, tmp_pat
             facts["models"]["m"]["answers"] == 4 and "gone.wav: no such audio file" in facts["models"]["m"]["faults"][1]
         )
         assert main(arguments(questions, tmp_path / "o", *asked)) == 0  # only q1 is asked again
-    assert len(foreign.requests) == 6
+    assert len(foreign.requests) == 7
 
 
 def test_a_judge_that_is_away_costs_its_columns_only(questions, tmp_path, capsys):

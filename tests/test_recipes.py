@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lightning import LightningModule
 from rich.console import Console
-from tiny_runs import printed, saved
+from tiny_runs import printed, saved, zoo
 from transformers import AutoTokenizer
 
 from speechzoo.interop.hub import load_run
@@ -270,7 +270,7 @@ def corpus(tmp_path_factory, manifest: Path) -> Path:
         for message in row["messages"]:
             for part in message["content"] if isinstance(message["content"], list) else []:
                 if part["type"] == "audio":
-                    part["path"] = str(manifest.parent / part["path"])
+                    part |= {"path": str(manifest.parent / part["path"]), "transcript": "how are you"}
     for kind in ("asr", "qa", "qa_units"):
         for split in ("train", "test"):
             text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -309,3 +309,16 @@ def test_every_quickstart_stage_trains(tiny_parts, corpus: Path, monkeypatch: py
         (metrics,) = (folder / "csv").glob("version_*/metrics.csv")
         assert "val/loss" in metrics.read_text()
         assert len(list((folder / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_the_small_ultravox_trains_and_is_read_again(tiny_parts, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    few = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
+    config = recipe("quickstart/ultravox.yaml")
+    zoo("fit", f"--config={config}", f"--vars.out={corpus}", *few, "--data.init_args.batch_size=2")
+    model = load_run(corpus / "ultravox")
+    learned = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert sorted(saved(corpus / "ultravox" / "last.ckpt")["state_dict"]) == sorted(learned)
+    assert {name.split(".")[0] for name in learned} == {"adaptor"}
+    (metrics,) = (corpus / "ultravox" / "csv").glob("version_*/metrics.csv")
+    assert {"val/kl_loss", "val/kl_end_loss", "val/lm_loss"} <= set(metrics.read_text().splitlines()[0].split(","))

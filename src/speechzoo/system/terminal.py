@@ -36,6 +36,7 @@ ADVICE = [
     ".*does not have many workers",
     ".*in eval mode at the start of training",  # frozen parts: the model sees to it
     r".*isinstance\(treespec, LeafSpec\)",
+    ".*You have overridden `transfer_batch_to_device` in `LightningModule`",  # sizes are taken before a batch moves
 ]
 
 

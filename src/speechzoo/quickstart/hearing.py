@@ -30,6 +30,7 @@ from speechzoo.system.files import read_jsonl, write_jsonl
 JOE = "joe"  # the corpus's own voice
 READINGS = 3  # of each everyday sentence, in different voices
 HELD_OUT = 100  # everyday sentences
+NAMED = 2  # sentences with other names for each everyday one, as far as there are any
 RATES = (0.85, 1.25)
 CLEAN = 0.3  # of the clips are not distorted
 
@@ -61,7 +62,7 @@ def build_hearing(
     Args:
         corpus: a folder that `speechzoo.quickstart.corpus.build_corpus` filled.
         voice: the corpus's own voice, which reads those sentences whose words its lexicon holds.
-        sentences: everyday English, e.g. from `speechzoo.quickstart.sentences`.
+        sentences: everyday English, e.g. from `speechzoo.quickstart.sentences`; their number is that of the names too.
         seed: draws voices, readings and instructions.
         workers: processes; all cores by default.
         progress: called as ``progress(done, total)`` with numbers of clips.
@@ -75,6 +76,7 @@ def build_hearing(
     if others:
         clips["train"] += [Clip(text, rng.choice(others), rng.randrange(1 << 30)) for text in sorted(answers)]
     names = [text for text in named_sentences(rng) if _known(voice, text)]
+    names = rng.sample(names, min(len(names), NAMED * len(sentences)))
     clips["train"] += [Clip(text, JOE, rng.randrange(1 << 30)) for text in names]
     (corpus / "hearing").mkdir(parents=True, exist_ok=True)
     every = clips["test"] + clips["train"]

@@ -9,16 +9,59 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from speechzoo.audio import SAMPLE_RATE, SoundError
 from speechzoo.corpora.clusters import convert_pickle, judge, phones_of_frames
-from speechzoo.corpora.hubert import HubertLayer, batches, frame_times
 from speechzoo.corpora.stage import Broken, Item, Result
 from speechzoo.data.record import all_audio
 from speechzoo.data.sources import open_source, read_clip, resolve
+from speechzoo.data.tensor_files import batches_within
+from speechzoo.encoders import HFSpeechEncoder
 from speechzoo.system.files import read_jsonl, write_json
+from speechzoo.system.terminal import quiet
 from speechzoo.units import KMeansUnits
+
+
+CHUNK = 100 * SAMPLE_RATE
+"""Longer clips are cut into pieces that do not see each other, as fairseq's `dump_hubert_feature.py` does."""
+
+
+class HubertLayer:
+    """States of a HuBERT layer, 50 a second, as fairseq extracts them for LLaMA-Omni's units (mHuBERT, layer 11).
+
+    Args:
+        model: a folder or a name on the hub (`voidful/mhubert-base` for LLaMA-Omni), of HuBERT's kin.
+        layer: from 1, see `HFSpeechEncoder`.
+        device: torch's name of it.
+
+    Raises:
+        ValueError: if it is a model that does not hear raw sound, or has fewer layers.
+    """
+
+    def __init__(self, model: str, layer: int, device: str = "cpu") -> None:
+        quiet()
+        self.encoder, self.device = HFSpeechEncoder(model, layer).to(device).eval().requires_grad_(False), device
+        if not self.encoder.raw:
+            raise ValueError(f"{model}: units are made of HuBERT's kin, which hears raw sound")
+
+    @torch.inference_mode()
+    def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Shape: `[T]` at 16 kHz each -> `[F, D]` each, F = 0 for clips of less than 25 ms."""
+        pieces = [(index, piece) for index, clip in enumerate(clips) for piece in clip.split(CHUNK)]
+        lens = torch.tensor([len(piece) for _, piece in pieces])
+        states, frames = self.encoder(pad_sequence([p for _, p in pieces], batch_first=True).to(self.device), lens)
+        found: list[list[Tensor]] = [[] for _ in clips]
+        for (index, _), row, size in zip(pieces, states.cpu(), frames.tolist(), strict=True):
+            found[index].append(row[:size])
+        return [torch.cat(some) for some in found]
+
+
+def frame_times(frames: int) -> Tensor:
+    """The middle of each frame in seconds `[F]`: it sees 400 samples, the next one begins 320 later."""
+    return (torch.arange(frames) * 320 + 200) / SAMPLE_RATE
 
 
 class UnitWork:
@@ -38,9 +81,9 @@ class UnitWork:
         self, hubert: str, layer: int, kmeans: Path, device: str = "cpu", batch_seconds: float = 240.0, threads: int = 4
     ) -> None:
         self.encoder, self.kmeans = HubertLayer(hubert, layer, device), KMeansUnits.load(kmeans)
-        width = self.kmeans.centroids.shape[1]
-        if width != self.encoder.dim:
-            raise ValueError(f"{kmeans}: its centroids have width {width}, the states of {hubert} {self.encoder.dim}")
+        width, dim = self.kmeans.centroids.shape[1], self.encoder.encoder.out_dim
+        if width != dim:
+            raise ValueError(f"{kmeans}: its centroids have width {width}, the states of {hubert} {dim}")
         self.samples, self.threads = int(batch_seconds * SAMPLE_RATE), threads
 
     def __call__(self, items: Sequence[Item]) -> Iterator[Result]:
@@ -70,7 +113,7 @@ class UnitWork:
     def _units(self, clips: Sequence[Tensor | Broken]) -> list[list[int] | Broken]:
         found: list[list[int] | Broken] = [clip if isinstance(clip, Broken) else [] for clip in clips]
         whole = [(at, clip) for at, clip in enumerate(clips) if not isinstance(clip, Broken)]
-        for batch in batches([len(clip) for _, clip in whole], self.samples):
+        for batch in batches_within(range(len(whole)), [len(clip) for _, clip in whole], self.samples):
             states = self.encoder([whole[index][1] for index in batch])
             for index, state in zip(batch, states, strict=True):
                 found[whole[index][0]] = self.kmeans(state) if len(state) else Broken("too short for a unit")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    AutoConfig,
     AutoFeatureExtractor,
     AutoModel,
     SeamlessM4TFeatureExtractor,
@@ -26,15 +28,16 @@ KALDI_WINDOW, KALDI_HOP = 400, 160  # samples; transformers' extractor of w2v-BE
 class HFSpeechEncoder(Encoder):
     """States of a speech encoder of transformers, heard through its own feature extractor.
 
-    Each clip runs alone: the group norm of wav2vec 2.0's first models and the extractors' normalisation look at whole
-    padded rows, and would let a clip's neighbours change its states. Of a frozen encoder the feature cache
-    (`data.feature_cache`) makes that a cost of the first epoch.
+    Rows do not influence each other. The group norm of wav2vec 2.0's first models and all extractors' normalisation look
+    at whole rows, so these run on each clip alone; of models that hear raw sound the transformer then runs on all clips
+    together, with a mask, and the others on each clip alone (as with `mix`). SpecAugment does not happen here.
 
     Args:
-        model: name or folder for `AutoModel`, with a `preprocessor_config.json`.
-        layer: states after this many layers; None: the model's last state; `mix`: a learned weighted mean of all layers
-            and the input of the first (SUPERB, arXiv 2105.01051), whose weights are `encoder.mix`. To train them and
-            not the model, freeze `^encoder\\.net\\.`.
+        model: name or folder for `AutoModel`. Where it has no `preprocessor_config.json`, raw sound is brought to mean 0
+            and variance 1 if its convolutions end in layer norms, as fairseq trained these models.
+        layer: states after this many layers, before a norm that ends the encoder (fairseq's `output_layer`); None: the
+            model's last state; `mix`: a learned weighted mean of all layers and the input of the first (SUPERB, arXiv
+            2105.01051), whose weights are `encoder.mix`. To train them and not the model, freeze `^encoder\\.net\\.`.
         dtype: of the weights; the states come out in it.
 
     Raises:
@@ -49,23 +52,23 @@ class HFSpeechEncoder(Encoder):
     ) -> None:
         super().__init__()
         options: dict[str, Any] = {**hub_options(model), "trust_remote_code": False}
-        self.extractor: Any = AutoFeatureExtractor.from_pretrained(model, **options)
-        known = (Wav2Vec2FeatureExtractor, WhisperFeatureExtractor, SeamlessM4TFeatureExtractor)
-        if not isinstance(self.extractor, known):
-            names = ", ".join(kind.__name__ for kind in known)
-            raise ValueError(f"{model} hears by {type(self.extractor).__name__}; HFSpeechEncoder knows {names}")
-        if self.extractor.sampling_rate != SAMPLE_RATE:
-            raise ValueError(f"{model} takes sound at {self.extractor.sampling_rate} Hz, not {SAMPLE_RATE}")
-        net: Any = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), **options)
-        if getattr(net.config, "add_adapter", False):
+        config = AutoConfig.from_pretrained(model, **options)
+        self.raw = hasattr(config, "conv_kernel")  # hears samples
+        self.extractor = _extractor(model, config, options)
+        if getattr(config, "add_adapter", False):
             raise ValueError(f"{model} ends in layers that shorten (config.add_adapter), which an adaptor here does")
-        self.net: Any = net.get_encoder() if net.config.is_encoder_decoder else net
-        layers = int(net.config.encoder_layers if net.config.is_encoder_decoder else net.config.num_hidden_layers)
+        layers = int(config.encoder_layers if config.is_encoder_decoder else config.num_hidden_layers)
         if isinstance(layer, int) and not 1 <= layer <= layers:
             raise ValueError(f"{model} has {layers} layers: layer {layer} does not exist")
+        net: Any = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), **options)
+        self.net: Any = net.get_encoder() if config.is_encoder_decoder else net
+        if self.raw and isinstance(layer, int):
+            self.net.encoder.layers = self.net.encoder.layers[:layer]  # those after it are not needed
+            if getattr(config, "do_stable_layer_norm", False):
+                self.net.encoder.layer_norm = nn.Identity()
         self.layer = layer
         self.mix = nn.Parameter(torch.zeros(layers + 1)) if layer == "mix" else None
-        self.out_dim = int(net.config.hidden_size)
+        self.out_dim = int(config.hidden_size)
 
     def train(self, mode: bool = True) -> HFSpeechEncoder:
         """Training mode; a net whose weights are frozen stays in eval mode, also where the mix learns: no dropout, and
@@ -82,31 +85,51 @@ class HFSpeechEncoder(Encoder):
             RuntimeError: if the net gives another number of frames than `out_lens` says.
         """
         lens = self.out_lens(audio_lens)
-        rows = [
-            self._states(clip[:samples], frames)
-            for clip, samples, frames in zip(audio, audio_lens.tolist(), lens.tolist(), strict=True)
-        ]
+        heard = [row for row, frames in enumerate(lens.tolist()) if frames]
+        learns = any(parameter.requires_grad for parameter in self.net.parameters())
+        clips = [audio[row, : int(audio_lens[row])] for row in heard]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            together = self.raw and self.mix is None
+            found = self._together(clips) if together and clips else [self._alone(clip) for clip in clips]
+        rows = list(next(self.net.parameters()).new_zeros(len(lens), 0, self.out_dim))
+        for row, states in zip(heard, found, strict=True):
+            # w2v-BERT's extractor fills up to an even number of frames, and leaves out of its mask what it filled.
+            if not 0 <= states.shape[-2] - int(lens[row]) <= (not self.raw):
+                kind = type(self.net).__name__
+                raise RuntimeError(f"{kind} gave {states.shape[-2]} frames where {int(lens[row])} were expected")
+            rows[row] = self._mixed(states)[: int(lens[row])]
         return pad_sequence(rows, batch_first=True) if rows else audio.new_zeros(0, 1, self.out_dim), lens
 
-    def _states(self, clip: Tensor, frames: int) -> Tensor:
-        weight = next(self.net.parameters())
-        if not frames:
-            return weight.new_zeros(0, self.out_dim)
+    def _inputs(self, clip: Tensor) -> dict[str, Tensor]:
+        """What the extractor makes of samples `[T]`, as a batch of one."""
+        dtype = next(self.net.parameters()).dtype
         heard = self.extractor(clip.float().cpu().numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
         inputs = {name: value.to(clip.device) for name, value in heard.items()}
-        inputs = {name: v.to(weight.dtype) if v.is_floating_point() else v for name, v in inputs.items()}
-        learns = any(parameter.requires_grad for parameter in self.net.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            out = self.net(**inputs, output_hidden_states=self.layer is not None)
+        return {name: v.to(dtype) if v.is_floating_point() else v for name, v in inputs.items()}
+
+    def _together(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """States of raw clips. Shape: N times `[T] -> [F, D]`."""
+        features = [self.net.feature_extractor(self._inputs(clip)["input_values"])[0].T for clip in clips]
+        lens = torch.tensor([len(feature) for feature in features])
+        hidden = self.net.feature_projection(pad_sequence(features, batch_first=True))
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # wav2vec 2.0 gives its input beside it
+        whole = bool((lens == lens.max()).all())
+        mask = None if whole else (torch.arange(int(lens.max())) < lens[:, None]).to(hidden.device)
+        states = self.net.encoder(hidden, attention_mask=mask).last_hidden_state
+        return [row[:frames] for row, frames in zip(states, lens.tolist(), strict=True)]
+
+    def _alone(self, clip: Tensor) -> Tensor:
+        """States of a clip, with `mix` of all layers. Shape: `[T] -> [F, D]` or `[L + 1, F, D]`."""
+        out = self.net(**self._inputs(clip), output_hidden_states=self.layer is not None)
         if self.mix is not None:
-            share = self.mix.softmax(0).to(weight.dtype)
-            states = torch.einsum("l,lfd->fd", share, torch.stack([layer[0] for layer in out.hidden_states]))
-        else:
-            states = out.last_hidden_state[0] if self.layer is None else out.hidden_states[self.layer][0]
-        # w2v-BERT's extractor fills up to an even number of frames, and leaves out of its mask what it filled.
-        if not frames <= len(states) <= frames + 1:
-            raise RuntimeError(f"{type(self.net).__name__} gave {len(states)} frames where {frames} were expected")
-        return states[:frames]
+            return torch.stack([layer[0] for layer in out.hidden_states])
+        states: Tensor = out.last_hidden_state[0] if self.layer is None else out.hidden_states[self.layer][0]
+        return states
+
+    def _mixed(self, states: Tensor) -> Tensor:
+        if self.mix is None:
+            return states
+        return torch.einsum("l,lfd->fd", self.mix.softmax(0).to(states.dtype), states)
 
     def out_lens(self, audio_lens: Tensor) -> Tensor:
         if isinstance(self.extractor, WhisperFeatureExtractor):
@@ -127,3 +150,19 @@ class HFSpeechEncoder(Encoder):
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.state_dict(), f"{type(self).__name__} {self.layer} {self.extractor.to_json_string()}")
+
+
+def _extractor(model: str, config: Any, options: dict[str, Any]) -> Any:
+    try:
+        found: Any = AutoFeatureExtractor.from_pretrained(model, **options)
+    except (OSError, ValueError):
+        if not hasattr(config, "conv_kernel"):
+            raise
+        found = Wav2Vec2FeatureExtractor(do_normalize=config.feat_extract_norm == "layer")
+    known = (Wav2Vec2FeatureExtractor, WhisperFeatureExtractor, SeamlessM4TFeatureExtractor)
+    if not isinstance(found, known):
+        names = ", ".join(kind.__name__ for kind in known)
+        raise ValueError(f"{model} hears by {type(found).__name__}; HFSpeechEncoder knows {names}")
+    if found.sampling_rate != SAMPLE_RATE:
+        raise ValueError(f"{model} takes sound at {found.sampling_rate} Hz, not {SAMPLE_RATE}")
+    return found

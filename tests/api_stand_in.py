@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on loopback: chat and speech, with whatever faults a test asks for."""
+"""An OpenAI-compatible endpoint on loopback: chat and speech, with faults in place of replies, or a script of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 import soundfile
+from served import serving
 
 Fault = tuple[int, bytes, dict[str, str]]
 """Status, body and headers in place of a reply."""
@@ -56,13 +59,50 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def endpoint(write: Callable[[str], str] = lambda prompt: "Fine.") -> Iterator[ThreadingHTTPServer]:
     """A server with `url`, `requests` (path, body, headers) and `faults`, which are used up first."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.write, server.requests, server.faults, server.lock = write, [], [], threading.Lock()
-    server.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as server:
+        server.write, server.requests, server.faults, server.lock = write, [], [], threading.Lock()
+        server.url = f"{server.address}/v1"
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+
+
+Script = Callable[[dict[str, Any], int], Any]
+"""Of a request and its number, from 0: a text, a message, `(status, body, headers)`, or None to hang up."""
+
+
+@dataclass
+class Seen:
+    """What came in."""
+
+    url: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+
+
+@contextmanager
+def chat_server(script: Script) -> Iterator[Seen]:
+    """Serves `/v1/chat/completions` by a script until the block ends."""
+    seen, lock = Seen(), threading.Lock()
+
+    class Scripted(Handler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                number = len(seen.requests)
+                seen.requests.append(body)
+                seen.keys.append(self.headers.get("Authorization"))
+            reply = script(body, number) if self.path == "/v1/chat/completions" else (404, "no such path", {})
+            if reply is None:
+                self.close_connection = True
+                return
+            status, headers = 200, {}
+            if isinstance(reply, tuple):
+                status, reply, headers = reply
+            elif isinstance(reply, str):
+                reply = {"role": "assistant", "content": reply}
+            if isinstance(reply, dict):
+                reply = json.dumps({"choices": [{"index": 0, "message": reply}]})
+            self._send(status, reply.encode(), headers)
+
+    with serving(Scripted) as server:
+        seen.url = f"{server.address}/v1"
+        yield seen

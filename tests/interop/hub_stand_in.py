@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from served import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -99,12 +100,6 @@ def _oid(body):
 @contextmanager
 def running():
     """A hub, with `repos` and `address`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.repos, server.address = {}, f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Hub) as server:
+        server.repos = {}
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from loopback import chat_server
+from api_stand_in import chat_server
 
+from speechzoo.corpora.llm import LocalLLM
 from speechzoo.evaluation.answers import Answer
-from speechzoo.suites.judge import SCALE, Court, EndpointJudge, LocalJudge, Task, agreement, verdict
+from speechzoo.suites.judge import SCALE, Court, LLMJudge, Task, agreement, verdict
 from speechzoo.suites.questions import Question
 from speechzoo.suites.scoring import judge
 from speechzoo.system.endpoint import Endpoint, UnreachableError
@@ -21,8 +22,8 @@ def answers(*texts: str, **more) -> dict[str, Answer]:
     return {f"q{n}": Answer(f"q{n}", "", f"question {n}?", "yes", text, **more) for n, text in enumerate(texts)}
 
 
-def endpoint(url: str) -> EndpointJudge:
-    return EndpointJudge(Endpoint(url, "gpt", first_wait=0.001, tries=2), parallel=2)
+def endpoint(url: str) -> LLMJudge:
+    return LLMJudge(Endpoint(url, "gpt", first_wait=0.001, tries=2), parallel=2)
 
 
 @pytest.mark.parametrize(
@@ -130,19 +131,19 @@ def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path):
 
 def test_another_judge_or_seed_is_another_verdict(tmp_path: Path):
     task = Task("m", "q", "s2tif", "instruction", "why?", "so")
-    one = Court(EndpointJudge(Endpoint("http://x/v1", "gpt")), tmp_path / "j")
-    assert one.key(task) == Court(EndpointJudge(Endpoint("http://y/v1", "gpt")), tmp_path / "j").key(task)
-    assert one.key(task) != Court(EndpointJudge(Endpoint("http://x/v1", "other")), tmp_path / "j").key(task)
+    one = Court(LLMJudge(Endpoint("http://x/v1", "gpt")), tmp_path / "j")
+    assert one.key(task) == Court(LLMJudge(Endpoint("http://y/v1", "gpt")), tmp_path / "j").key(task)
+    assert one.key(task) != Court(LLMJudge(Endpoint("http://x/v1", "other")), tmp_path / "j").key(task)
     assert one.key(task) != Court(one.judge, tmp_path / "j", seed=1).key(task)
 
 
 def test_a_local_model_replies(tiny_llm_dir: Path, tmp_path: Path):
-    reply = LocalJudge(str(tiny_llm_dir), "cpu", tokens=8).reply("Reply with the number alone.", 0)
-    assert isinstance(reply, str) and reply == LocalJudge(str(tiny_llm_dir), "cpu", tokens=8).reply(
+    reply = LLMJudge(LocalLLM(str(tiny_llm_dir), "cpu"), tokens=8).reply("Reply with the number alone.", 0)
+    assert isinstance(reply, str) and reply == LLMJudge(LocalLLM(str(tiny_llm_dir), "cpu"), tokens=8).reply(
         "Reply with the number alone.", 1
     )
-    with pytest.raises(UnreachableError, match="no model that can judge"):
-        LocalJudge(str(tmp_path / "none"), "cpu").reply("x", 0)
+    with pytest.raises(UnreachableError, match="no LLM that can be asked"):
+        LLMJudge(LocalLLM(str(tmp_path / "none"), "cpu")).reply("x", 0)
 
 
 def test_agreement_by_hand():

@@ -112,9 +112,9 @@ def test_librispeech(tmp_path: Path):
     root = librispeech(tmp_path)
     questions, missing = SUITES["librispeech-test-clean"].read(root)
     assert [(q.id, q.references) for q in questions] == [("1089-134686-0000", ("HE HOPED THERE WOULD BE STEW",))]
-    assert [line.split(": ")[0][-4:] for line in missing] == ["0001", "0001", "0002", "0009"]
+    assert [line.split(": ")[0][-4:] for line in missing] == ["0001", "0002", "0009"]
     assert SUITES["librispeech-test-clean"].read(root / "test-clean")[0] == questions  # the split's own folder
-    with pytest.raises(FileNotFoundError, match=r"no transcribed sound in SPEAKER/CHAPTER"):
+    with pytest.raises(FileNotFoundError, match="has no part test-other"):
         SUITES["librispeech-test-other"].read(root / "test-clean" / "1089")
 
 
@@ -129,7 +129,8 @@ def test_aishell(tmp_path: Path):
     )
     questions, missing = SUITES["aishell-1"].read(tmp_path)
     assert [(q.id, q.references) for q in questions] == [("BAC009S0764W0121", ("甚至出现交易",))]
-    assert missing == ["BAC009S0764W0122: there is no transcript"]
+    (fault,) = missing
+    assert fault.startswith("BAC009S0764W0122: no transcript")
     assert "转写" in SUITES["aishell-1"].words
 
 

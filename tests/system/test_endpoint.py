@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from api_stand_in import endpoint
-from loopback import chat_server
+from api_stand_in import chat_server, endpoint
 
 from speechzoo.system.endpoint import Chat, Endpoint, ReplyError, UnreachableError, api_key
 

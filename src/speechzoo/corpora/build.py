@@ -14,7 +14,8 @@ from typing import Any
 
 from speechzoo.corpora import layouts, released
 from speechzoo.corpora.card import ABOUT, DATA, join
-from speechzoo.corpora.rewriting import Rewriter, cost, expected_tokens, open_llm
+from speechzoo.corpora.llm import open_llm
+from speechzoo.corpora.rewriting import Rewriter, cost, expected_tokens
 from speechzoo.corpora.sounds import kept_sound
 from speechzoo.corpora.stage import Broken, Item, Shard, Stage, check_settings, each
 from speechzoo.corpora.tables import rows

@@ -24,7 +24,6 @@ from speechzoo.system.files import read_jsonl, write_json
 from speechzoo.system.terminal import quiet
 from speechzoo.units import KMeansUnits
 
-
 CHUNK = 100 * SAMPLE_RATE
 """Longer clips are cut into pieces that do not see each other, as fairseq's `dump_hubert_feature.py` does."""
 

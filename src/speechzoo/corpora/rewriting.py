@@ -10,18 +10,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
 
 import regex
 
+from speechzoo.corpora.llm import LLM
 from speechzoo.corpora.stage import Broken
 from speechzoo.corpora.texts import LISTED, UNSPEAKABLE, Turns
-from speechzoo.system.endpoint import Chat, Endpoint, EndpointError, api_key
+from speechzoo.system.endpoint import Chat, EndpointError
 from speechzoo.system.files import write_json
-from speechzoo.system.terminal import quiet
 
 ASK = """Below is a written instruction. Say the same as somebody would say it aloud to a voice assistant.
 - Where it sounds natural, use words of spontaneous speech, such as "hey", "so", "well" or "you know"; not too many.
@@ -43,57 +41,6 @@ Question:
 TOKENS = 512
 ANSWER_WORDS = 60  # expected, with the paper's mean of 39.5 and what models add
 WRAPPED = regex.compile(r"^[\s\"“”']+|[\s\"“”']+$")
-
-
-class LLM(Protocol):
-    """What writes: `model` names it in the cache."""
-
-    model: str
-
-    def chat(self, messages: Sequence[dict[str, Any]], **settings: Any) -> Chat: ...
-
-
-class LocalLLM:
-    """A causal LM of Hugging Face, in this process.
-
-    Args:
-        model: a folder, a name on the hub, or one of speechzoo's small parts.
-        device: torch's name of it.
-    """
-
-    def __init__(self, model: str, device: str = "cpu") -> None:
-        self.model, self.device = model, device
-        self._lock = threading.Lock()
-
-    @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from speechzoo.parts.registry import PARTS, fetch
-
-        quiet()
-        name = str(fetch(self.model)) if self.model in PARTS else self.model
-        causal: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=False)
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False), causal.to(self.device).eval()
-
-    def chat(self, messages: Sequence[dict[str, Any]], **settings: Any) -> Chat:
-        """Reply; `temperature` 0 takes the likeliest token, else `seed` decides."""
-        import torch
-
-        with self._lock:
-            tokenizer, causal = self._loaded
-            torch.manual_seed(settings.get("seed", 0))
-            given = tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
-            ).to(self.device)
-            heat = settings.get("temperature", 0.0)
-            drawn = {"do_sample": True, "temperature": heat} if heat else {"do_sample": False}
-            with torch.inference_mode():
-                ids = causal.generate(**given, max_new_tokens=settings.get("max_tokens", TOKENS), **drawn)[0]
-            new = ids[given["input_ids"].shape[1] :]
-            ended = "length" if len(new) >= settings.get("max_tokens", TOKENS) else "stop"
-            text = tokenizer.decode(new, skip_special_tokens=True)
-        return Chat({"content": text}, ended, given["input_ids"].shape[1], len(new))
 
 
 class Rewriter:
@@ -183,12 +130,3 @@ def cost(prompts: int, answers: int, prices: Sequence[float] | None) -> str:
     return (
         told if not prices else f"{told}, {(prompts * prices[0] + answers * prices[1]) / 1e6:,.2f} at the given prices"
     )
-
-
-def open_llm(name: str, model: str, key_env: str, device: str) -> LLM:
-    """An endpoint by its address, else a local model by its name."""
-    if name.startswith(("http://", "https://")):
-        if not model:
-            raise ValueError(f"--llm {name}: name the model of the endpoint with --llm-model")
-        return Endpoint(name, model, api_key(name, key_env))
-    return LocalLLM(name, device)

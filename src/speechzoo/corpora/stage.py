@@ -13,14 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from speechzoo.system.files import json_line, sha256, telling_room, write_json
+from speechzoo.system.files import cut_half_line, json_line, read_lines, sha256, telling_room, write_json
 from speechzoo.system.locks import claim
+from speechzoo.system.settings import changed
 
 RECORDS, BROKEN, DONE, SETTINGS = "records.jsonl", "broken.jsonl", "done.json", "settings.json"
 PATIENCE = 20
@@ -227,30 +227,13 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: if they differ, naming what does.
     """
-    settings = json.loads(json.dumps(settings))
-    marker = folder / SETTINGS
-    if not marker.is_file():
-        write_json(marker, settings)
-        return
-    before = json.loads(marker.read_text(encoding="utf-8"))
-    changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
-    if changed:
-        told = ", ".join(f"{key}: {before.get(key)!r} there, {settings.get(key)!r} asked" for key in changed)
-        raise ValueError(f"{folder} was made with other settings ({told}): give another folder, or delete it")
+    if other := changed(folder / SETTINGS, settings):
+        raise ValueError(f"{folder} was made with other settings ({other}): give another folder, or delete it")
 
 
 def _finished(path: Path) -> set[str]:
     """Ids of finished records; half a line, left by a full disk or a kill, is cut off."""
-    ids: set[str] = set()
-    end = 0
-    with suppress(FileNotFoundError), path.open("r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            ids.add(json.loads(line)["id"])
-            end += len(line)
-        file.truncate(end)
-    return ids
+    return {json.loads(line)["id"] for _, line in read_lines(path)} if cut_half_line(path) else set()
 
 
 def _windows(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

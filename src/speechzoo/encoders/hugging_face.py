@@ -28,13 +28,13 @@ KALDI_WINDOW, KALDI_HOP = 400, 160  # samples; transformers' extractor of w2v-BE
 class HFSpeechEncoder(Encoder):
     """States of a speech encoder of transformers, heard through its own feature extractor.
 
-    Rows do not influence each other. The group norm of wav2vec 2.0's first models and all extractors' normalisation look
-    at whole rows, so these run on each clip alone; of models that hear raw sound the transformer then runs on all clips
-    together, with a mask, and the others on each clip alone (as with `mix`). SpecAugment does not happen here.
+    Rows do not influence each other. The group norm of wav2vec 2.0's first models and all extractors' normalisation
+    look at whole rows, so these run on each clip alone; of models that hear raw sound the transformer then runs on all
+    clips together, with a mask, and the others on each clip alone (as with `mix`). SpecAugment does not happen here.
 
     Args:
-        model: name or folder for `AutoModel`. Where it has no `preprocessor_config.json`, raw sound is brought to mean 0
-            and variance 1 if its convolutions end in layer norms, as fairseq trained these models.
+        model: name or folder for `AutoModel`. Where it has no `preprocessor_config.json`, raw sound is brought to mean
+            0 and variance 1 if its convolutions end in layer norms, as fairseq trained these models.
         layer: states after this many layers, before a norm that ends the encoder (fairseq's `output_layer`); None: the
             model's last state; `mix`: a learned weighted mean of all layers and the input of the first (SUPERB, arXiv
             2105.01051), whose weights are `encoder.mix`. To train them and not the model, freeze `^encoder\\.net\\.`.

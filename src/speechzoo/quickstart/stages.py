@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from speechzoo.system.files import write_json
+from speechzoo.system.settings import changed
 
 
 class Stages:
@@ -32,17 +33,8 @@ class Stages:
         self.state = folder / "state"
         self.state.mkdir(parents=True, exist_ok=True)
         self.console = console
-        marker = self.state / "settings.json"
-        if marker.is_file():
-            before = json.loads(marker.read_text())
-            changed = {
-                k: (before.get(k), settings.get(k)) for k in {*before, *settings} if before.get(k) != settings.get(k)
-            }
-            if changed:
-                text = ", ".join(f"{k}: {old!r} there, {new!r} asked" for k, (old, new) in sorted(changed.items()))
-                raise ValueError(f"{folder} holds a run with other settings ({text}): give another --out, or delete it")
-        else:
-            write_json(marker, settings)
+        if other := changed(self.state / "settings.json", settings):
+            raise ValueError(f"{folder} holds a run with other settings ({other}): give another --out, or delete it")
 
     def seconds(self, name: str) -> float | None:
         """Wall seconds of a finished stage, None if it is not finished."""

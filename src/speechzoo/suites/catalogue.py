@@ -100,10 +100,11 @@ def _qa(about: str, source: str) -> Suite:
     return Suite(about, columns, patterns, names=names, rules=("contains",), source=source, note=note)
 
 
-def _asr(about: str, reader: Callable[[Path, str], corpora.Found], split: str, source: str, **more: str) -> Suite:
+def _asr(about: str, corpus: str, split: str, source: str, **more: str) -> Suite:
     words = ASR_INSTRUCTIONS[more.get("language", "en")][0]
     note = "Error rates after Whisper's normaliser. Clips longer than 30 s are named and left out."
-    return Suite(about, ("wer", "cer"), reader=reader, split=split, words=words, source=source, note=note, **more)  # type: ignore[arg-type]
+    told = {"split": split, "words": words, "source": source, "note": note, **more}
+    return Suite(about, ("wer", "cer"), reader=corpora.transcribed(corpus), **told)  # type: ignore[arg-type]
 
 
 JUDGED = (
@@ -172,9 +173,9 @@ SUITES: dict[str, Suite] = {
         rules=("refusal",),
         note="Refusals are told by set phrases, as in VoiceBench.",
     ),
-    "librispeech-test-clean": _asr("ASR, LibriSpeech test-clean", corpora.librispeech, "test-clean", "openslr.org/12"),
-    "librispeech-test-other": _asr("ASR, LibriSpeech test-other", corpora.librispeech, "test-other", "openslr.org/12"),
-    "aishell-1": _asr("ASR, AISHELL-1 test", corpora.aishell, "test", "openslr.org/33", language="zh"),
+    "librispeech-test-clean": _asr("ASR, LibriSpeech test-clean", "librispeech", "test-clean", "openslr.org/12"),
+    "librispeech-test-other": _asr("ASR, LibriSpeech test-other", "librispeech", "test-other", "openslr.org/12"),
+    "aishell-1": _asr("ASR, AISHELL-1 test", "aishell", "test", "openslr.org/33", language="zh"),
 }
 
 QUESTIONS = Suite(

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from speechzoo.corpora.llm import LocalLLM
 from speechzoo.suites.catalogue import suite
 from speechzoo.suites.evaluate import Options, evaluate
-from speechzoo.suites.judge import EndpointJudge, Judge, LocalJudge
+from speechzoo.suites.judge import Judge, LLMJudge
 from speechzoo.suites.results import log_to_wandb, write_results
 from speechzoo.suites.systems import Foreign, Local, System
 from speechzoo.system.endpoint import Endpoint, api_key
@@ -67,9 +68,9 @@ def _judge(args: argparse.Namespace) -> Judge | None:
     if not args.judge:
         return None
     if not args.judge.startswith(("http://", "https://")):
-        return LocalJudge(args.judge, args.device)
+        return LLMJudge(LocalLLM(args.judge, args.device), parallel=1)
     key = api_key(args.judge, "SPEECHZOO_JUDGE_KEY")
-    return EndpointJudge(Endpoint(args.judge, args.judge_model, key, args.timeout), args.parallel)
+    return LLMJudge(Endpoint(args.judge, args.judge_model, key, args.timeout), args.parallel)
 
 
 def _tell(line: str) -> None:

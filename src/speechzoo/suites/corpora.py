@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from speechzoo.corpora.layouts import CORPORA
+from speechzoo.corpora.stage import Broken
 from speechzoo.parts.registry import cache_folder, fetch
 from speechzoo.suites.questions import Question, read_table
 
@@ -15,45 +17,21 @@ Found = tuple[list[Question], list[str]]
 """Questions, and a line for each item that cannot be one."""
 
 
-def librispeech(folder: Path, split: str) -> Found:
-    """`SPLIT/SPEAKER/CHAPTER/*.trans.txt` beside `*.flac`; `folder` is LibriSpeech's or the split's own."""
-    root = folder / split if (folder / split).is_dir() else folder
-    lines = (
-        (name, words, file.parent / f"{name}.flac")
-        for file in sorted(root.glob("*/*/*.trans.txt"))
-        for name, _, words in (line.partition(" ") for line in file.read_text(encoding="utf-8").splitlines())
-    )
-    return _transcribed(lines, sorted(root.glob("*/*/*.flac")), root, "SPEAKER/CHAPTER/*.trans.txt")
+def transcribed(corpus: str) -> Callable[[Path, str], Found]:
+    """A reader of one of `corpora.layouts`; its folder is the corpus's, or the split's own."""
 
+    def read(folder: Path, split: str) -> Found:
+        found, faults = [], []
+        for name, clip in CORPORA[corpus](folder.parent if folder.name == split else folder, split):
+            if isinstance(clip, Broken):
+                faults.append(f"{name}: {clip}")
+            else:
+                found.append(Question(name, sound=clip["audio"], references=(clip["text"],)))
+        if not found:
+            raise FileNotFoundError(f"{folder}: no transcribed sound of {split}")
+        return found, faults
 
-def aishell(folder: Path, split: str) -> Found:
-    """`wav/SPLIT/SPEAKER/*.wav` with `transcript/aishell_transcript_v0.8.txt`; `folder`: `data_aishell`, or above."""
-    root = folder / "data_aishell" if (folder / "data_aishell").is_dir() else folder
-    sounds = {sound.stem: sound for sound in sorted((root / "wav" / split).glob("*/*.wav"))}
-    file = root / "transcript" / "aishell_transcript_v0.8.txt"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; give the folder that AISHELL-1 unpacks to")
-    lines = (
-        (name, words.replace(" ", ""), sounds[name])
-        for name, _, words in (line.strip().partition(" ") for line in file.read_text(encoding="utf-8").splitlines())
-        if name in sounds
-    )
-    return _transcribed(lines, list(sounds.values()), root, f"wav/{split}/*/*.wav (unpack wav/*.tar.gz)")
-
-
-def _transcribed(lines: Iterator[tuple[str, str, Path]], sounds: list[Path], root: Path, layout: str) -> Found:
-    found, faults = {}, []
-    for name, words, sound in lines:
-        if not words.strip():
-            faults.append(f"{name}: its transcript is empty")
-        elif not sound.is_file():
-            faults.append(f"{name}: there is no {sound}")
-        else:
-            found[name] = Question(name, sound=str(sound), references=(words.strip(),))
-    faults += [f"{sound.stem}: there is no transcript" for sound in sounds if sound.stem not in found]
-    if not found:
-        raise FileNotFoundError(f"{root}: no transcribed sound in {layout}")
-    return list(found.values()), sorted(set(faults))
+    return read
 
 
 CODE = ("math", "coding")  # categories of Vicuna's questions that are not for listening to

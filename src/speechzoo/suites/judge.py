@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from speechzoo.system.endpoint import Endpoint, ReplyError, UnreachableError
-from speechzoo.system.files import json_line, telling_room
+from speechzoo.corpora.llm import LLM
+from speechzoo.system.endpoint import ReplyError
+from speechzoo.system.files import cut_half_line, json_line, read_jsonl, telling_room
 
 VERSION = "1"
 """Of the prompts. A change of wording gets a new one: verdicts of another version are not mixed with these."""
@@ -121,53 +121,21 @@ class Judge(Protocol):
 
 
 @dataclass
-class EndpointJudge:
-    """A judge behind an OpenAI-compatible endpoint, at temperature 0."""
+class LLMJudge:
+    """An LLM at temperature 0: an endpoint, or a local model."""
 
-    endpoint: Endpoint
+    llm: LLM
     parallel: int = 4
+    tokens: int = 512  # room for a thought before the verdict
 
     @property
     def name(self) -> str:
-        return self.endpoint.model
+        return self.llm.model
 
     def reply(self, prompt: str, seed: int) -> str:
         """See `Judge`."""
         asked = [{"role": "user", "content": prompt}]
-        return self.endpoint.chat(asked, temperature=0, seed=seed).text
-
-
-@dataclass
-class LocalJudge:
-    """A chat model of transformers on this machine, by folder or hub name; greedy."""
-
-    name: str
-    device: str | None = None
-    parallel: int = 1
-    tokens: int = 512  # room for a thought before the verdict
-
-    @cached_property
-    def _parts(self) -> tuple[Any, Any]:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        source = self.name.removeprefix("hf:")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-        except (OSError, ValueError) as error:
-            raise UnreachableError(f"{self.name}: no model that can judge ({str(error).splitlines()[0]})") from error
-        return tokenizer, model.to(device).eval()
-
-    def reply(self, prompt: str, seed: int) -> str:
-        """See `Judge`."""
-        tokenizer, model = self._parts
-        chat = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        ids = ids.to(model.device)
-        made = model.generate(**ids, do_sample=False, max_new_tokens=self.tokens)
-        return str(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+        return self.llm.chat(asked, temperature=0, seed=seed, max_tokens=self.tokens).text
 
 
 @dataclass
@@ -196,8 +164,8 @@ class Court:
     def __init__(self, judge: Judge, file: Path, seed: int = 0) -> None:
         self.judge, self.file, self.seed = judge, file, seed
         self.known: dict[str, Verdict] = {}
-        for line in _whole_lines(file):
-            found = Verdict(**json.loads(line))
+        for line in read_jsonl(file) if cut_half_line(file) else []:
+            found = Verdict(**line)
             if found.score is not None:
                 self.known[found.key] = found
         self.faults: list[str] = []
@@ -254,18 +222,6 @@ class Court:
         line = json_line(asdict(said))
         with telling_room(self.file, len(line)), self.file.open("a", encoding="utf-8") as file:
             file.write(line)
-
-
-def _whole_lines(file: Path) -> list[str]:
-    """The lines of a file that only grows; what follows the last line's end is cut away."""
-    if not file.is_file():
-        return []
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with file.open("r+b") as held:
-            held.truncate(len(whole))
-    return [line for line in whole.decode().split("\n") if line.strip()]
 
 
 def agreement(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:

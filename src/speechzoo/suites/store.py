@@ -13,6 +13,7 @@ from typing import Any
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers
 from speechzoo.suites.questions import Question
 from speechzoo.system.files import discard, write_atomically, write_json
+from speechzoo.system.settings import changed
 
 SHARE = 0.05  # of the time that writing answers may take: a killed process loses what came since the last time
 SETTINGS = "suite.json"
@@ -63,17 +64,12 @@ def same(file: Path, told: Mapping[str, Any], overwrite: bool, folder: Path) -> 
     Raises:
         ValueError: naming what is otherwise; with `overwrite` the folder is emptied instead.
     """
-    told = json.loads(json.dumps(told))
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        other = sorted(key for key in {*before, *told} if before.get(key) != told.get(key))
-        if not other:
-            return
+    if other := changed(file, told):
         if not overwrite:
-            shown = "; ".join(f"{key} was {_brief(before.get(key))}, is {_brief(told.get(key))}" for key in other)
-            raise ValueError(f"{folder}: made otherwise ({shown}): give another --out, or --overwrite to begin anew")
+            text = f"{folder} was made with other settings ({other})"
+            raise ValueError(f"{text}: give another --out, or --overwrite to begin anew")
         _empty(folder)
-    write_json(file, told)
+        write_json(file, told)
 
 
 def same_questions(folder: Path, questions: Sequence[Question], overwrite: bool) -> None:
@@ -108,8 +104,3 @@ def safe(name: str) -> str:
     """A name for a file or folder that tells ids apart, whatever characters they hold."""
     plain = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80]
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) < 60 else f"{text[:57]}..."

@@ -94,6 +94,19 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
+def cut_half_line(path: Path) -> bool:
+    """Cut off what a killed writer or a full disk left after the last line's end; whether there is such a file."""
+    if not path.is_file():
+        return False
+    with path.open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        end = file.tell()
+        while end and file.seek(end - 1) is not None and file.read(1) != b"\n":
+            end -= 1
+        file.truncate(end)
+    return True
+
+
 def read_jsonl(path: str | Path) -> list[Any]:
     """The records of a JSONL file that speechzoo wrote."""
     return [json.loads(line) for _, line in read_lines(path)]

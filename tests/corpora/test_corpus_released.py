@@ -78,9 +78,15 @@ def test_multiturn_conversations_and_units_beyond_the_range_refused(multiturn: s
     }
     assert records == {
         "multiturn-c1": [
-            {"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "wav" / "q1.wav")}]},
+            {
+                "role": "user",
+                "content": [{"type": "audio", "path": str(tmp_path / "wav" / "q1.wav"), "transcript": "Hello there?"}],
+            },
             {"role": "assistant", "content": "Hi!", "units": [5, 999, 3]},
-            {"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "wav" / "q2.wav")}]},
+            {
+                "role": "user",
+                "content": [{"type": "audio", "path": str(tmp_path / "wav" / "q2.wav"), "transcript": "And now?"}],
+            },
             {"role": "assistant", "content": "Bye.", "units": [7, 8], "audio": str(tmp_path / "wav" / "a2.wav")},
         ]
     }
@@ -125,11 +131,12 @@ def test_instructs2s_rounds_with_the_history_in_the_question(tmp_path: Path):
     assert (tmp_path / "out" / first[1].pop("audio")).read_bytes() == sound(0.5)
     assert first[1] == {"role": "assistant", "content": "A model.", "units": [3, 4]}
     (part,) = first[0]["content"]
+    assert part["transcript"] == "Who are you?"
     assert (tmp_path / "out" / part["path"]).read_bytes() == sound()
     assert records["instructs2s-4-2"] == [
         {"role": "user", "content": "Who are you?"},
         {"role": "assistant", "content": "A model."},
-        {"role": "user", "content": [part]},  # the same bytes: one file
+        {"role": "user", "content": [{**part, "transcript": "Of what?"}]},  # the same bytes: one file
         {"role": "assistant", "content": "Of speech."},
     ]
     assert reasons == {"instructs2s-#2": "roles out of turn", "instructs2s-4-4": "unusable sound"}

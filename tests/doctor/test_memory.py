@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny_runs import write_config, zoo
 
-from speechzoo.doctor.memory import Memory, device_bytes, host_bytes
+from speechzoo.doctor.memory import Memory, device_bytes
+from speechzoo.system.cpu import host_bytes
 
 GB = 10**9
 

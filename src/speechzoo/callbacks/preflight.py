@@ -9,9 +9,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from speechzoo.callbacks.cost import peak_memory_mb
 from speechzoo.doctor.batches import TrainingData, there_and_back, undisturbed
 from speechzoo.doctor.findings import errors
-from speechzoo.doctor.memory import Memory, host_bytes
+from speechzoo.doctor.memory import Memory
 from speechzoo.doctor.weights import local
 from speechzoo.models import SpeechLLM
+from speechzoo.system.cpu import host_bytes
 from speechzoo.training import FSDP2Strategy
 
 

@@ -165,14 +165,14 @@ def _speaking(args: Namespace, answers: bool) -> Values:
         key = f"{args.seed}:{given['id']}"
         asker, replier = asks.draw(f"{key}:question"), replies.draw(f"{key}:answer")
         seed = random.Random(key).randrange(1 << 31)
-        facts: dict[str, Any] = {"user_seconds": [], "answer_seconds": [], "asked": [], "source": given["source"]}
+        facts: dict[str, Any] = {"user_seconds": [], "answer_seconds": [], "source": given["source"]}
         facts |= {"voices": [asker, *([replier] if answers else [])], "language": language_of(given["turns"][0][0])}
         messages: list[dict[str, Any]] = []
         for question, text in given["turns"]:
             file, seconds = speak_to(sounds, speaker, named, question, asker, seed)
             facts["user_seconds"].append(seconds)
-            facts["asked"].append(question)
-            messages.append({"role": "user", "content": [{"type": "audio", "path": str(file)}]})
+            part = {"type": "audio", "path": str(file), "transcript": question}
+            messages.append({"role": "user", "content": [part]})
             answer = {"role": "assistant", "content": text}
             if answers:
                 file, seconds = speak_to(sounds, speaker, named, text, replier, seed)

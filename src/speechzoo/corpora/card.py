@@ -22,7 +22,7 @@ from speechzoo.system.files import (
     write_json,
 )
 
-DATA, TEXTS, ABOUT, NUMBERS, CARD = "data.jsonl", "texts.jsonl", "dataset.json", "numbers.json", "README.md"
+DATA, ABOUT, NUMBERS, CARD = "data.jsonl", "dataset.json", "numbers.json", "README.md"
 CONTAMINATION = "contamination.json"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -102,31 +102,27 @@ def join(folder: Path) -> dict[str, Any]:
     for name in shards:
         if json.loads((last / name / DONE).read_text())["sha256"] != sha256(last / name / RECORDS):
             raise ValueError(f"{last / name / RECORDS}: is not what {DONE} beside it says: copy the shard again")
-    tally, texts = Tally(), []
+    tally = Tally()
     part = part_beside(folder / DATA)
     with telling_room(folder / DATA, None):
         try:
             with part.open("wb") as file:
                 for line in in_order([last / name / RECORDS for name in shards]):
                     value = line["value"]
-                    messages, facts = [_relative(m, folder) for m in value["messages"]], value.get("facts", {})
-                    tally.add(messages, facts)
+                    messages = [_relative(message, folder) for message in value["messages"]]
+                    tally.add(messages, value.get("facts", {}))
                     file.write(json_line({"id": line["id"], "messages": messages}).encode())
-                    if facts.get("asked"):
-                        texts.append({"id": line["id"], "asked": facts["asked"]})
             part.replace(folder / DATA)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-    if texts:
-        write_atomically(folder / TEXTS, "".join(map(json_line, texts)))
     broken = [{"stage": stage, **row} for stage in about["stages"] for row in _broken(folder / stage, shards)]
     write_atomically(folder / BROKEN, "".join(map(json_line, broken)))
     told = {
         **tally.plain(),
         "left_out": dict(Counter(f"{row['stage']}: {row['reason']}" for row in broken).most_common()),
     }
-    told["sha256"] = {name: sha256(folder / name) for name in (DATA, *([TEXTS] if texts else []), BROKEN)}
+    told["sha256"] = {name: sha256(folder / name) for name in (DATA, BROKEN)}
     told["tokens"] = _tokens(folder, about["stages"], shards)
     told["plot"] = _plot(folder / "lengths.png", tally)
     write_json(folder / NUMBERS, told)
@@ -278,9 +274,10 @@ def _shares(counts: dict[str, int]) -> str:
 
 
 def texts_of(folder: Path) -> Iterator[tuple[str, str]]:
-    """Ids and texts of a data set's questions and answers."""
-    asked = {row["id"]: row["asked"] for row in read_jsonl(folder / TEXTS)} if (folder / TEXTS).is_file() else {}
+    """Ids and texts of a data set's questions, as written or said, and answers."""
     for record in read_jsonl(folder / DATA):
-        said = [message["content"] for message in record["messages"] if isinstance(message["content"], str)]
-        for text in [*asked.get(record["id"], []), *said]:
-            yield record["id"], text
+        for content in (message["content"] for message in record["messages"]):
+            parts = [{"text": content}] if isinstance(content, str) else content
+            for text in (part.get("text", part.get("transcript")) for part in parts):
+                if text:
+                    yield record["id"], text

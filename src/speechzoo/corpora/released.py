@@ -129,7 +129,7 @@ class Mapping:
         self.large, self.language = large, language
 
     def __call__(self, value: dict[str, Any]) -> dict[str, Any]:
-        facts: dict[str, Any] = {"language": self.language, "source": value["source"], "user_seconds": [], "asked": []}
+        facts: dict[str, Any] = {"language": self.language, "source": value["source"], "user_seconds": []}
         messages: list[dict[str, Any]] = []
         if value["system"]:
             messages.append({"role": "system", "content": value["system"]})
@@ -137,9 +137,9 @@ class Mapping:
             content: Any = asked
             if sound is not None:
                 path, seconds = kept_sound(sound, self.sounds, self.beside)
-                content = [{"type": "audio", "path": path}]
+                said = {"transcript": asked.strip()} if asked.strip() else {}
+                content = [{"type": "audio", "path": path, **said}]
                 facts["user_seconds"].append(seconds)
-            facts["asked"].append(asked)
             answer = {"role": "assistant", "content": text.strip()}
             if self.num_units and (kept := self._units(units, facts)):
                 answer["units"] = kept

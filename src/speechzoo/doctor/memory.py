@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,6 +14,7 @@ from torch.optim import Optimizer
 from speechzoo.doctor.findings import Finding, error, ok, warning
 from speechzoo.doctor.weights import local
 from speechzoo.models import SpeechLLM
+from speechzoo.system.cpu import host_bytes
 from speechzoo.training import FSDP2Strategy
 
 LORA = "train by LoRA on a bfloat16 base (model.init_args.llm.init_args: {dtype: bfloat16, lora: {r: 16}})"
@@ -134,23 +133,6 @@ def device_bytes(device: torch.device, processes: int = 1) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return host_bytes(processes)
-
-
-def host_bytes(processes: int = 1) -> int:
-    """This process's part of what is available on the machine (or in its container), and what it has; 0 unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, StopIteration):
-        return 0
-    total = available // processes + held
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(limit).read_text(encoding="ascii")))
-        except (OSError, ValueError):
-            continue
-    return total
 
 
 def _gb(number: float) -> str:

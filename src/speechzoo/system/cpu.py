@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -15,9 +16,18 @@ def fast_bfloat16() -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-def free_memory() -> int:
-    """Bytes of memory that no process holds; 0 where the system does not tell."""
+def host_bytes(processes: int = 1) -> int:
+    """This process's part of what is available on the machine (or in its container), and what it has; 0 unknown."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, StopIteration):
         return 0
+    total = available // processes + held
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(limit).read_text(encoding="ascii")))
+        except (OSError, ValueError):
+            continue
+    return total

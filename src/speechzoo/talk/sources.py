@@ -22,7 +22,7 @@ from speechzoo.names.published import is_name
 from speechzoo.names.resolvers import register_resolvers
 from speechzoo.names.spec import to_factory
 from speechzoo.names.trust import check_parts
-from speechzoo.system.cpu import fast_bfloat16, free_memory
+from speechzoo.system.cpu import fast_bfloat16, host_bytes
 from speechzoo.text import ChatPrompt, Message
 from speechzoo.types import StreamEvents
 from speechzoo.vocoders import VOCODER_FOLDERS, Vocoder, open_vocoder
@@ -118,7 +118,7 @@ def _pays(llm: HFCausalLM) -> bool:
     """Whether this CPU answers sooner with LoRA merged and all weights in float32, and has room for that."""
     weights = list(llm.parameters())
     wide = all(weight.dtype == torch.float32 for weight in weights) and not hasattr(llm.lm, "peft_config")
-    return not wide and not fast_bfloat16() and 4 * sum(weight.numel() for weight in weights) < free_memory() / 2
+    return not wide and not fast_bfloat16() and 4 * sum(weight.numel() for weight in weights) < host_bytes() / 2
 
 
 def fitting(vocoder: Vocoder, model: Any, folder: str | Path) -> Vocoder:

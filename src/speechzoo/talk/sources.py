@@ -108,17 +108,20 @@ def open_talker(
         folder = vocoder or getattr(talker.model, "vocoder_folder", None) or (inside if inside.is_dir() else None)
         if folder is not None:
             talker.sound["vocoder"] = fitting(open_vocoder(folder), talker.model, folder).to(device)
-    if device.type == "cpu" and isinstance(talker.model.llm, HFCausalLM) and _pays(talker.model.llm):
-        talker.model.llm.widen()
+    if device.type == "cpu" and isinstance(talker.model.llm, HFCausalLM):
+        _hasten(talker.model.llm)
     talker.model.to(device).eval()
     return talker
 
 
-def _pays(llm: HFCausalLM) -> bool:
-    """Whether this CPU answers sooner with LoRA merged and all weights in float32, and has room for that."""
-    weights = list(llm.parameters())
-    wide = all(weight.dtype == torch.float32 for weight in weights) and not hasattr(llm.lm, "peft_config")
-    return not wide and not fast_bfloat16() and 4 * sum(weight.numel() for weight in weights) < host_bytes() / 2
+def _hasten(llm: HFCausalLM) -> None:
+    """Merge LoRA, and leave bfloat16 where this CPU is slow at it, if there is room for the copy that this makes."""
+    weights = list(llm.lm.parameters())
+    narrow = any(weight.dtype == torch.bfloat16 for weight in weights)
+    dtype = torch.bfloat16 if narrow and fast_bfloat16() else torch.float32
+    done = all(weight.dtype == dtype for weight in weights) and not hasattr(llm.lm, "peft_config")
+    if not done and 4 * sum(weight.numel() for weight in weights) < host_bytes() / 2:
+        llm.merge(dtype)
 
 
 def fitting(vocoder: Vocoder, model: Any, folder: str | Path) -> Vocoder:

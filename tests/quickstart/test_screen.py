@@ -80,7 +80,7 @@ def run(folder: Path, console: Console, monkeypatch: pytest.MonkeyPatch) -> None
 def test_one_line_a_stage_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     run(tmp_path, Console(file=file, width=200), monkeypatch)
-    stages = ["parts", "corpus", "units", *(stage for lane in DEFAULT.lanes for stage in lane), "answers", "report"]
+    stages = ["parts", "corpus", "units", *(stage for lane in DEFAULT.lanes for stage in lane), "speech", "report"]
     assert sorted(file.getvalue().splitlines()) == sorted(f"✓ {TITLES[name]} (0 s)" for name in stages)
 
 

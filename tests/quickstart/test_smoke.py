@@ -18,7 +18,7 @@ from rich.console import Console
 from speechzoo.evaluation.answers import load_answers, score
 from speechzoo.quickstart.examination import SYSTEMS
 from speechzoo.quickstart.pipeline import Quickstart
-from speechzoo.quickstart.scale import DEFAULT, LANES, PUBLISHED, STAGES
+from speechzoo.quickstart.scale import ASKED, DEFAULT, LANES, PUBLISHED, STAGES
 from speechzoo.units import KMeansUnits
 
 # Of the person who runs the tests; the fixture `own_cache` would fetch 240 MB into a temporary folder.
@@ -64,7 +64,7 @@ def test_smoke_run(tmp_path: Path) -> None:
 
     finish(out, log)
     assert {name: (state / name).stat().st_mtime_ns for name in before} == before
-    stages = {"parts", "corpus", "units", *STAGES, "answers", "report"}
+    stages = {"parts", "corpus", "units", *STAGES, *ASKED, "speech", "report"}
     assert {path.stem for path in state.glob("*.done")} == stages
 
     for name in ("llasm_pretrain", "llama_omni_warmup"):

@@ -99,7 +99,7 @@ def test_stages_run_in_order_up_to_the_one_asked_for(tmp_path: Path, monkeypatch
     quickstart.run("units")
     assert ran == ["fetch_parts", "make_corpus", "make_units"]
     assert quickstart.run() == tmp_path / "report.html"
-    assert ran[:3] == ["fetch_parts", "make_corpus", "make_units"] and ran[-2:] == ["answer", "report"]
+    assert ran[:3] == ["fetch_parts", "make_corpus", "make_units"] and ran[-2:] == ["make_speech", "report"]
     for lane in LANES:  # at the same time as the other, each in its order
         assert [name for name in ran if name in lane] == list(lane)
     assert (

@@ -50,16 +50,52 @@ SYSTEMS = (
 )
 
 
-def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
-    """Write `answers/*.jsonl` of each system, `answers/copy_*.jsonl`, `answers/speech.json`, `human.json`. What is
-    there stays."""
+def ask_llasm(out: Path, scale: Scale, bar: Progress) -> None:
+    """Write `answers/*.jsonl` of LLaSM, the cascade and its LLM, `answers/copy_llasm_pretrain_*.jsonl`, `human.json`.
+    What is there stays."""
+    run = _runs(out, scale)
+    questions = _ask(out, scale, bar, run, ("llasm", "cascade", "text"))
+    _copy(out, scale, bar, run, questions, "llasm_pretrain")
+    if not (target := out / "human.json").is_file():
+        write_json(target, _human(run("llasm_pretrain"), out))
+
+
+def ask_llama_omni(out: Path, scale: Scale, bar: Progress) -> None:
+    """Write its `answers/llama_omni.jsonl`, `answers/units.json` (of the true answers), and what its first stage copies
+    if it was trained on the larger corpus. What is there stays."""
+    run = _runs(out, scale)
+    questions = _ask(out, scale, bar, run, ("llama_omni",))
+    if not (target := out / "answers" / "units.json").is_file():
+        decoded = _decode_units(cast(LLaMAOmni, run("llama_omni_stage2")), questions, out / "corpus", scale.batch)
+        true = [row["messages"][-1]["units"] for row in questions]
+        rate = float(UnitErrorRate()(decoded, true))
+        write_json(target, {"unit_error_rate": rate, "true": true, "decoded": decoded})
+    if scale.sentences:
+        _copy(out, scale, bar, run, questions, "llama_omni_warmup")
+
+
+def listen_to_all(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
+    """Make LLaMA-Omni's and the cascade's answers audible; write what Whisper hears and `answers/speech.json`."""
+    if not (out / "answers" / "speech.json").is_file():
+        task = bar.add_task("Spoken answers, transcribed", total=None)
+        vocoder = LatentVocoder.from_folder(source(out, scale, "vocoder"))
+        make_audible(out, scale.spoken, vocoder, voice, _build("cascade", _runs(out, scale)))
+        bar.update(task, total=scale.spoken, completed=scale.spoken)
+
+
+def _runs(out: Path, scale: Scale) -> Callable[[str], SpeechLLM]:
+    """The model of a stage; one at a time, for the memory that is promised."""
+    return lru_cache(maxsize=1)(lambda name: load_run(source(out, scale, name)))
+
+
+def _ask(
+    out: Path, scale: Scale, bar: Progress, run: Callable[[str], SpeechLLM], keys: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Put the held-out questions to these systems; returns the questions."""
     corpus, folder = out / "corpus", out / "answers"
     questions = read_questions(corpus / "qa_units_test.jsonl", corpus / "pairs.jsonl")
     folder.mkdir(exist_ok=True)
-    # one at a time, for the memory that is promised
-    run = lru_cache(maxsize=1)(lambda name: load_run(source(out, scale, name)))
-
-    for system in SYSTEMS:
+    for system in (system for system in SYSTEMS if system.key in keys):
         target, sizes = folder / f"{system.key}.jsonl", folder / f"{system.key}.json"
         if target.is_file() and sizes.is_file():
             continue
@@ -69,25 +105,19 @@ def examine(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
             task = bar.add_task(system.name, total=len(questions))
             step = partial(_advance, bar, task)
             answer_questions(model, questions, corpus, target, scale.batch, system.as_text, progress=step)
-    if not (target := folder / "units.json").is_file():
-        decoded = _decode_units(cast(LLaMAOmni, run("llama_omni_stage2")), questions, corpus, scale.batch)
-        true = [row["messages"][-1]["units"] for row in questions]
-        rate = float(UnitErrorRate()(decoded, true))
-        write_json(target, {"unit_error_rate": rate, "true": true, "decoded": decoded})
-    clips, stages = {"questions": questions_of(questions)}, ["llasm_pretrain"]
+    return questions
+
+
+def _copy(
+    out: Path, scale: Scale, bar: Progress, run: Callable[[str], SpeechLLM], questions: list[dict[str, Any]], stage: str
+) -> None:
+    """What a stage writes down of speech it has not heard."""
+    clips = {"questions": questions_of(questions)}
     if scale.sentences:
-        clips |= {"everyday": list(everyday(corpus)), "human": list(people())}
-        stages.append("llama_omni_warmup")
+        clips |= {"everyday": list(everyday(out / "corpus")), "human": list(people())}
     task = bar.add_task("Copying unseen sentences", total=None)
-    copy_speech(run, clips, stages, corpus, folder, scale.batch)
+    copy_speech(run, clips, [stage], out / "corpus", out / "answers", scale.batch)
     bar.update(task, total=1, completed=1)
-    if not (folder / "speech.json").is_file():
-        task = bar.add_task("Spoken answers, transcribed", total=None)
-        vocoder = LatentVocoder.from_folder(source(out, scale, "vocoder"))
-        make_audible(out, scale.spoken, vocoder, voice, _build("cascade", run))
-        bar.update(task, total=scale.spoken, completed=scale.spoken)
-    if not (target := out / "human.json").is_file():
-        write_json(target, _human(run("llasm_pretrain"), out))
 
 
 def source(out: Path, scale: Scale, stage: str) -> Path:

@@ -21,21 +21,25 @@ TITLES = {
     "units": "Unit targets of the spoken answers (k-means over Whisper features)",
     "llasm_pretrain": "LLaSM, stage 1: the adaptor learns to write down speech",
     "llasm_finetune": "LLaSM, stage 2: adaptor and LLM learn to answer",
+    "llasm_answers": "Held-out questions, put to LLaSM, the cascade and its LLM",
     "llama_omni_warmup": "LLaMA-Omni, warm-up: the adaptor learns to write down speech",
     "llama_omni_stage1": "LLaMA-Omni, stage 1: adaptor and LLM learn to answer",
     "llama_omni_stage2": "LLaMA-Omni, stage 2: the unit decoder learns to speak",
+    "llama_omni_answers": "Held-out questions, put to LLaMA-Omni",
     "vocoder": "Vocoder: units to the latents of the voice, whose own generator makes the sound",
-    "answers": "Held-out questions, put to all systems",
+    "speech": "The spoken answers made audible, and written down by Whisper",
     "report": "Report",
 }
 METHODS = {
     "parts": ("fetch_parts",),
     "corpus": ("make_corpus",),
     "units": ("make_units",),
-    "answers": ("answer",),
+    "llasm_answers": ("answer", "llasm"),
+    "llama_omni_answers": ("answer", "llama_omni"),
+    "speech": ("make_speech",),
     "report": ("report",),
 }
-BEFORE, AFTER = ("parts", "corpus", "units"), ("answers", "report")
+BEFORE, AFTER = ("parts", "corpus", "units"), ("speech", "report")
 
 
 class Quickstart:

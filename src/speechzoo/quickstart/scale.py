@@ -31,16 +31,18 @@ class Scale:
 
     @property
     def lanes(self) -> tuple[tuple[str, ...], ...]:
-        """Training stages that need nothing of each other: the two systems are trained at the same time."""
-        if self.from_scratch:
-            return LANES
-        return tuple(tuple(stage for stage in lane if stage not in PUBLISHED) for lane in LANES)
+        """Stages that need nothing of each other: both systems are trained, and asked, at the same time."""
+        held = () if self.from_scratch else PUBLISHED
+        return tuple((*(stage for stage in lane if stage not in held), ASKED[n]) for n, lane in enumerate(LANES))
 
 
 LANES = (
     ("llasm_pretrain", "llasm_finetune"),
     ("llama_omni_warmup", "llama_omni_stage1", "llama_omni_stage2", "vocoder"),
 )
+
+ASKED = ("llasm_answers", "llama_omni_answers")
+"""The last stage of each lane."""
 
 STAGES = tuple(stage for lane in LANES for stage in lane)
 

@@ -109,13 +109,21 @@ class Work:
         run(arguments)
         wandb.finish()
 
-    def answer(self) -> None:
-        """Answers of all systems to the held-out questions, and what they hear in human recordings."""
-        from speechzoo.quickstart.examination import examine
+    def answer(self, system: str) -> None:
+        """Held-out questions, put to `llasm` (with the cascade and the text, which its LLM reads) or `llama_omni`."""
+        from speechzoo.quickstart.examination import ask_llama_omni, ask_llasm
 
         quiet(results_only=True)
         with self.progress() as bar:
-            examine(self.out, self.scale, self.voice(), bar)
+            {"llasm": ask_llasm, "llama_omni": ask_llama_omni}[system](self.out, self.scale, bar)
+
+    def make_speech(self) -> None:
+        """Spoken answers as sound files, and what is heard of them."""
+        from speechzoo.quickstart.examination import listen_to_all
+
+        quiet(results_only=True)
+        with self.progress() as bar:
+            listen_to_all(self.out, self.scale, self.voice(), bar)
 
     def report(self) -> None:
         """`report.html` and `report.md`; the comparison also goes to W&B."""

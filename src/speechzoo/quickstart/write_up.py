@@ -59,8 +59,8 @@ LIMITS = [
 
 NOTES = [
     "Trainable parameters are those any stage trained; LLaMA-Omni's vocoder is not counted in its size and training. "
-    "The two systems were trained at the same time, each on half of the cores. Seconds per answer are wall time of a "
-    "batch over its questions.",
+    "The two systems were trained and asked at the same time, each on half of the cores. Seconds per answer are wall "
+    "time of a batch over its questions.",
     "How good the speech sounds is rated where a predictor is installed: Distill-MOS by pip install "
     "'speechzoo[quality]', UTMOS by $SPEECHZOO_UTMOS, a clone of tarepan/SpeechMOS. The two do not compare.",
     "The unit error rate in the table compares the units LLaMA-Omni decoded after its own text with those of the true "

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.data.instructions import asr_messages
+from speechzoo.quickstart.more_names import named_sentences
 from speechzoo.quickstart.questions import Pair
 from speechzoo.quickstart.speaking import Utterance, speak_all
 from speechzoo.quickstart.voice import PiperVoice
@@ -90,6 +91,34 @@ def speak_questions(out_dir: Path, voice: PiperVoice, pairs: Sequence[Pair], wor
     write_jsonl(out_dir / "pairs.jsonl", records)
 
 
+def speak_names(
+    out_dir: Path, voice: PiperVoice, number: int, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Speak sentences with names and cities that no question holds (see `quickstart.more_names`), as questions are
+    spoken, and list them in ``names_train.jsonl`` under a recognition instruction.
+
+    Args:
+        out_dir: a folder that `build_corpus` filled.
+        voice: who speaks; sentences with a word that its lexicon lacks are left out.
+        number: of sentences at most.
+        seed: draws them and their instructions.
+        progress: called as ``progress(done, total)`` with numbers of clips.
+    """
+    rng = random.Random(seed)
+    texts = [text for text in named_sentences(rng) if voice.can_say(text)]
+    said = [_asked(text, voice) for text in rng.sample(texts, min(len(texts), number))]
+    missing = [utterance for utterance in said if not (out_dir / utterance.file).is_file()]
+    finished = speak_all(out_dir, voice, missing, os.cpu_count() or 1)
+    for done, _ in enumerate(finished, start=1 + len(said) - len(missing)):
+        if progress is not None:
+            progress(done, len(said))
+    rows = [
+        {"id": f"name-{index:04d}", "messages": asr_messages(utterance.file, utterance.text, "en", rng)}
+        for index, utterance in enumerate(said)
+    ]
+    write_jsonl(out_dir / "names_train.jsonl", rows)
+
+
 def write_manifests(out_dir: str | Path, seed: int = 0) -> dict[str, Path]:
     """Write the corpus as the project's manifests, beside ``pairs.jsonl``; return their paths by name.
 
@@ -154,13 +183,13 @@ def _record(pair: Pair, number: int, question: Utterance) -> dict[str, Any]:
 
 
 def _plan(pair: Pair, voice: PiperVoice) -> tuple[Utterance, Utterance]:
-    seed = zlib.crc32(pair.question.encode())
-    rate = random.Random(seed).choice(QUESTION_RATES)
     answer = _utterance(pair.answer, 1.0, 0.0, 0, voice)
-    return (
-        _utterance(pair.question, rate, QUESTION_NOISE, seed, voice),
-        replace(answer, latents=latents_of(answer.file)),
-    )
+    return _asked(pair.question, voice), replace(answer, latents=latents_of(answer.file))
+
+
+def _asked(text: str, voice: PiperVoice) -> Utterance:
+    seed = zlib.crc32(text.encode())
+    return _utterance(text, random.Random(seed).choice(QUESTION_RATES), QUESTION_NOISE, seed, voice)
 
 
 def _utterance(text: str, speed: float, noise: float, seed: int, voice: PiperVoice) -> Utterance:

@@ -1,4 +1,4 @@
-"""A corpus to learn hearing from: everyday sentences, names, and the training questions, in several voices, distorted.
+"""A corpus to learn hearing from: everyday sentences, and the training questions, in several voices, distorted.
 
 The published models learn from it beside the quickstart's own corpus. Written beside that one: `hearing/*.flac`; the
 manifests ``hearing_train.jsonl`` and ``hearing_test.jsonl`` of recognition instructions; ``qa_hearing_train.jsonl``
@@ -21,7 +21,6 @@ import numpy as np
 from speechzoo.audio import resample
 from speechzoo.data.instructions import asr_messages
 from speechzoo.quickstart.distort import distort, draw
-from speechzoo.quickstart.more_names import named_sentences
 from speechzoo.quickstart.speaking import with_voice, write_sound
 from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.quickstart.voices import available, speak
@@ -30,7 +29,6 @@ from speechzoo.system.files import read_jsonl, write_jsonl
 JOE = "joe"  # the corpus's own voice
 READINGS = 3  # of each everyday sentence, in different voices
 HELD_OUT = 100  # everyday sentences
-NAMED = 2  # sentences with other names for each everyday one, as far as there are any
 RATES = (0.85, 1.25)
 CLEAN = 0.3  # of the clips are not distorted
 
@@ -62,7 +60,7 @@ def build_hearing(
     Args:
         corpus: a folder that `speechzoo.quickstart.corpus.build_corpus` filled.
         voice: the corpus's own voice, which reads those sentences whose words its lexicon holds.
-        sentences: everyday English, e.g. from `speechzoo.quickstart.sentences`; their number is that of the names too.
+        sentences: everyday English, e.g. from `speechzoo.quickstart.sentences`.
         seed: draws voices, readings and instructions.
         workers: processes; all cores by default.
         progress: called as ``progress(done, total)`` with numbers of clips.
@@ -75,9 +73,6 @@ def build_hearing(
     others = available()
     if others:
         clips["train"] += [Clip(text, rng.choice(others), rng.randrange(1 << 30)) for text in sorted(answers)]
-    names = [text for text in named_sentences(rng) if _known(voice, text)]
-    names = rng.sample(names, min(len(names), NAMED * len(sentences)))
-    clips["train"] += [Clip(text, JOE, rng.randrange(1 << 30)) for text in names]
     (corpus / "hearing").mkdir(parents=True, exist_ok=True)
     every = clips["test"] + clips["train"]
     missing = [clip for clip in every if not (corpus / clip.file).is_file()]
@@ -110,17 +105,9 @@ def _answered(clip: Clip, answer: str) -> list[dict[str, Any]]:
 def _readings(texts: Sequence[str], voice: PiperVoice, rng: random.Random) -> Iterator[Clip]:
     others = available()
     for text in texts:
-        voices = [*others, JOE] if _known(voice, text) else others
+        voices = [*others, JOE] if voice.can_say(text) else others
         for name in rng.sample(voices, min(READINGS, len(voices))):
             yield Clip(text, name, rng.randrange(1 << 30))
-
-
-def _known(voice: PiperVoice, text: str) -> bool:
-    try:
-        voice.phonemes(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _write(corpus: Path, joe: PiperVoice, clip: Clip) -> None:

@@ -18,6 +18,8 @@ class Scale:
     from_scratch: bool = False  # else adaptors, units and vocoder are the zoo's
     sentences: int = 0  # everyday sentences, which are spoken in several voices to learn hearing from
 
+    names: int = 0  # at most: sentences with names that no question holds
+
     train_pairs: int = 660
     test_pairs: int = 100
     num_units: int = 200
@@ -63,6 +65,7 @@ DEFAULT = Scale()
 SMOKE = Scale(
     from_scratch=True,
     sentences=2,
+    names=4,
     train_pairs=24,
     test_pairs=19,  # one of each kind of question
     num_units=20,
@@ -82,6 +85,7 @@ SMOKE = Scale(
 ZOO = Scale(
     from_scratch=True,
     sentences=1000,
+    names=2000,
     train_pairs=2700,
     test_pairs=200,
     spoken=60,

@@ -102,6 +102,14 @@ class PiperVoice:
             joined += sound if token in _PUNCTUATION or not joined else f" {sound}"
         return list(unicodedata.normalize("NFD", joined))
 
+    def can_say(self, text: str) -> bool:
+        """Whether the lexicon holds all words of a text."""
+        try:
+            self.phonemes(text)
+        except ValueError:
+            return False
+        return True
+
     def speak(self, text: str, speed: float = 1.0, noise: float = 0.0, seed: int = 0) -> np.ndarray:
         """Return the spoken text: float32 ``[T]`` in [-1, 1] at `sample_rate`.
 

@@ -69,14 +69,17 @@ class Work:
     def _hearing(self, bar: Progress) -> None:
         """The larger corpus, from which the zoo's models learn to hear."""
         from speechzoo.parts.registry import fetch
+        from speechzoo.quickstart.corpus import speak_names
         from speechzoo.quickstart.hearing import build_hearing
         from speechzoo.quickstart.sentences import draw_sentences
 
-        tasks = {name: bar.add_task(name, total=None) for name in ("writing sentences", "speaking them")}
+        names = ("speaking other names", "writing sentences", "speaking them")
+        tasks = {name: bar.add_task(name, total=None) for name in names}
         told = {
             name: lambda done, total, task=task: bar.update(task, completed=done, total=total)
             for name, task in tasks.items()
         }
+        speak_names(self.corpus, self.voice(), self.scale.names, self.seed, told["speaking other names"])
         file, llm = self.corpus / "sentences.jsonl", fetch("smollm2-135m-instruct")
         texts = draw_sentences(file, llm, self.scale.sentences, self.seed, told["writing sentences"])
         build_hearing(self.corpus, self.voice(), texts, self.seed, progress=told["speaking them"])

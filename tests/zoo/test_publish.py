@@ -20,6 +20,7 @@ from speechzoo.interop.hub import load_run
 from speechzoo.names import published as names
 from speechzoo.zoo.card import check_card
 from speechzoo.zoo.publish import merged_state
+from speechzoo.zoo.records import costs
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,9 @@ def test_a_name_stands_where_a_run_does(runs: Path, shelf: Path, tmp_path: Path,
         "second",
     ]
     config = runs / "config.yaml"
-    fitted = zoo("fit", f"--config={config}", f"--vars.out={tmp_path}", "--model.init_args.init_from=[tiny-ear]")
+    told = [f"--vars.out={tmp_path}", "--name=third", "--trainer.callbacks+=StageCost"]
+    fitted = zoo("fit", f"--config={config}", *told, "--model.init_args.init_from=[tiny-ear]")
+    assert list(dict(costs(tmp_path / "third"))) == ["first", "third"]
     assert fitted.model.identity["stages"][0]["path"] == "tiny-ear"
     lora = "--model.init_args.llm.init_args.lora={r: 2, lora_alpha: 4}"
     losses = []

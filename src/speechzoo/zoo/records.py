@@ -9,7 +9,7 @@ from typing import Any
 
 from speechzoo.evaluation.answers import load_answers, score
 from speechzoo.models.checkpoint import read
-from speechzoo.names.published import shelves
+from speechzoo.names.published import entry, is_name, shelves
 from speechzoo.zoo.card import Facts, Result
 from speechzoo.zoo.publish import publish_model, publish_vocoder, write_index
 
@@ -78,7 +78,7 @@ def costs(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What each stage of a run cost, earlier stages first, from their `summary.json`; without one the number of
     steps."""
     for stage in read(run).get("hyper_parameters", {}).get("init_from", []) if (run / "last.ckpt").exists() else []:
-        yield from costs(Path(stage))
+        yield from entry(stage)["training"].items() if is_name(stage) else costs(Path(stage))
     if (run / "summary.json").is_file():
         record = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         found = {key: record[key] for key in COST if record.get(key) is not None}

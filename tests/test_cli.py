@@ -13,6 +13,7 @@ from tiny_runs import UNIT_DECODER, printed, saved, write_config, zoo
 
 from speechzoo.adaptors import Conv
 from speechzoo.cli import COMMANDS, main
+from speechzoo.cli.bench import BENCHES
 
 
 @pytest.fixture
@@ -229,6 +230,7 @@ HEAVY = {"torch", "numpy", "lightning", "transformers", "whisper", "wandb", "pef
 AT_ONCE = [
     *([], ["--help"], ["--version"], ["fitt"], ["list"], ["show", "llama-3.1-8b-omni"], ["pull", "nothing"]),
     *([name, "--help"] for name in COMMANDS),
+    *(["bench", name, "--help"] for name in BENCHES),
     # wrong arguments
     *(
         ["fit", "--config=nowhere.yaml"],
@@ -245,6 +247,7 @@ AT_ONCE = [
         ["verify"],
         ["checkpoint", "shrink"],
         ["bench", "nothing"],
+        ["bench", "latency", "run"],
     ),
 ]
 

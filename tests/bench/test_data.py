@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechzoo.bench.data import librispeech_like, main, padding, positions_of
+from speechzoo.bench.data import librispeech_like, padding, positions_of
+from speechzoo.cli.bench import main
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_command(tmp_path: Path, manifest: Path, tiny_tokenizer_dir: Path, capsy
         f"model: {{init_args: {{prompt: {{init_args: {{tokenizer: {tiny_tokenizer_dir}}}}}}}}}\n"
     )
     options = ["--records", "6", "--workers", "1", "--manifest", str(manifest), "--config", str(recipe)]
-    assert main([*options, "--json", str(tmp_path / "out.json")]) == 0
+    assert main(["data", *options, "--json", str(tmp_path / "out.json")]) == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert set(found["sources"]) >= {"jsonl", "tar", "parquet, groups of 10", "hf (Arrow)"}
     assert all(row["CPU s/1000, 1 workers"] > 0 for row in found["sources"].values())

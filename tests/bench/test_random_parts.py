@@ -12,6 +12,7 @@ from tiny_runs import num_targets, zoo
 
 import speechzoo
 from speechzoo.bench.sizes import SIZES
+from speechzoo.cli import bench
 from speechzoo.cli.bench import main
 from speechzoo.data import encode_batch, read_manifest
 from speechzoo.talk.sources import open_talker
@@ -25,6 +26,11 @@ def parts(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("parts") / "tiny"
     assert main(["parts", str(folder), "--size=tiny", "--records=4", "--device=cpu"]) == 0
     return folder
+
+
+def test_the_command_knows_the_sizes() -> None:
+    """Its help imports nothing heavy, and so has their names by itself."""
+    assert tuple(SIZES) == bench.SIZES
 
 
 def test_questions_and_answers_are_as_long_as_the_papers(parts: Path) -> None:

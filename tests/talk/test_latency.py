@@ -10,6 +10,7 @@ import torch
 from talk_parts import vocoder
 
 from speechzoo.bench import latency
+from speechzoo.cli.bench import main
 from speechzoo.models import LLaMAOmni
 from speechzoo.talk import sources
 from speechzoo.talk.sources import Talker
@@ -23,7 +24,7 @@ def test_command_writes_what_it_prints(
     vocoder().save(tmp_path / "vocoder")
     target = tmp_path / "figures.json"
     arguments = ["run", "--questions", str(manifest), "--limit", "2", "--vocoder", str(tmp_path / "vocoder")]
-    assert latency.main([*arguments, "--max-new-tokens", "24", "--json", str(target)]) == 0
+    assert main(["latency", *arguments, "--max-new-tokens", "24", "--json", str(target)]) == 0
     printed, found = capsys.readouterr().out, json.loads(target.read_text())
     assert list(found["omegas"]) == ["10", "20", "40", "60", "80", "100", "offline"]
     assert found["questions"] == 2

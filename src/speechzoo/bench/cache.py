@@ -134,18 +134,10 @@ def measure(recipe: Path, steps: int, warm_up: int) -> dict[str, dict[str, Any]]
     return found
 
 
-def main(argv: Sequence[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """`speechzoo bench cache`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="speechzoo bench cache", description=__doc__)
-    parser.add_argument("recipes", type=Path, nargs="+", metavar="RECIPE", help="YAML files of `speechzoo fit`")
-    parser.add_argument("--steps", type=int, default=10, help="batches that count")
-    parser.add_argument("--warm-up", type=int, default=2, help="batches before them")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args(argv)
-    if options.steps < 1 or options.warm_up < 0:
-        parser.error("--steps is at least 1, --warm-up at least 0")
     try:
-        for recipe in options.recipes:
+        for recipe in args.recipes:
             caches_of(recipe)
     except (FileNotFoundError, ValueError) as error:
         return tell_error(error)
@@ -153,12 +145,12 @@ def main(argv: Sequence[str]) -> int:
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} CPUs",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "steps": options.steps,
+        "steps": args.steps,
         "recipes": {},
     }
-    for recipe in options.recipes:
+    for recipe in args.recipes:
         try:
-            found = measure(recipe, options.steps, options.warm_up)
+            found = measure(recipe, args.steps, args.warm_up)
         except RuntimeError as error:
             print(f"speechzoo: {recipe}: {error}", file=sys.stderr)
             return 1
@@ -172,6 +164,6 @@ def main(argv: Sequence[str]) -> int:
                     f"{told['pays_after_steps'] or 'no number of'} steps; losses differ by {told['loss_change']:.1e}",
                     flush=True,
                 )
-        if options.json:
-            write_json(options.json, figures)
+        if args.json:
+            write_json(args.json, figures)
     return 0

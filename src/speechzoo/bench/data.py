@@ -189,18 +189,8 @@ def _settings(config: Path) -> tuple[Any, ChatPrompt | None, int, int | None]:
     return train["train"], ChatPrompt(**given) if given else None, train.get("batch_size", 8), train.get("max_tokens")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """`speechzoo bench data`; returns the exit code."""
-    parser = argparse.ArgumentParser("speechzoo bench data", description=__doc__)
-    parser.add_argument("--config", type=Path, help="recipe whose data.train, prompt and batches are looked at too")
-    parser.add_argument("--manifest", action="append", help="source whose padding is looked at (may be repeated)")
-    parser.add_argument("--tokenizer", help="name or folder of the tokenizer for --manifest; default: bytes")
-    parser.add_argument("--max-tokens", type=int, default=8192, help="budget of a batch, in positions")
-    parser.add_argument("--frames", type=int, default=5, help="encoder frames (20 ms) for one position")
-    parser.add_argument("--records", type=int, default=400, help="size of the corpus that is made to time the sources")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    args = parser.parse_args(argv)
     found: dict[str, Any] = {"sources": {}, "padding": {}}
 
     def positions(samples: Tensor) -> Tensor:

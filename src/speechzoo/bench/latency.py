@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 
 from speechzoo.data import read_manifest
 from speechzoo.system.terminal import quiet, tell_error
-from speechzoo.talk.options import MODEL
 from speechzoo.talk.questions import question
 from speechzoo.talk.sources import Talker, open_talker
 from speechzoo.text import Message
@@ -216,23 +214,8 @@ def report(talker: Talker, questions: list[list[Message]], tokens: int, **genera
     }
 
 
-def main(argv: Sequence[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """`speechzoo bench latency`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="speechzoo bench latency", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("--questions", required=True, metavar="MANIFEST", help="records with spoken questions")
-    parser.add_argument("--limit", type=int, default=20, metavar="N", help="the first so many questions")
-    parser.add_argument("--vocoder", metavar="DIR")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
-    parser.add_argument("--static", action="store_true", help="keys and values in a static cache, see `Decoding`")
-    parser.add_argument("--compile", action="store_true", help="the same, its step through torch.compile")
-    parser.add_argument("--device")
-    parser.add_argument("--trust-code", action="store_true", help="import other people's classes that the model names")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--png", type=Path, help="file for a picture of them (needs matplotlib)")
-    args = parser.parse_args(argv)
-    if args.limit < 1:
-        parser.error("--limit is at least 1")
     quiet(results_only=True)
     try:
         questions = spoken_questions(args.questions, args.limit)

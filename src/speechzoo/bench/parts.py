@@ -6,7 +6,6 @@ import argparse
 import math
 import random
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,19 +108,12 @@ def overlay(folder: Path, size: Size, whisper: str = "encoder.pt") -> dict[str, 
     }
 
 
-def main(argv: Sequence[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """`speechzoo bench parts`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="speechzoo bench parts", description=__doc__)
-    parser.add_argument("folder", type=Path, help="new folder")
-    parser.add_argument("--size", choices=SIZES, default="8b")
-    parser.add_argument("--records", type=int, default=64, help="spoken questions with answers")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="draws the weights")
-    options = parser.parse_args(argv)
-    if options.records < 1:
-        parser.error("--records is at least 1")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        write_parts(options.folder, SIZES[options.size], options.records, options.device)
+        write_parts(args.folder, SIZES[args.size], args.records, device)
     except OSError as error:
         return tell_error(error)
-    print(f"{options.folder}: random parts of size {options.size}, {options.records} records, overlay.yaml for recipes")
+    print(f"{args.folder}: random parts of size {args.size}, {args.records} records, overlay.yaml for recipes")
     return 0

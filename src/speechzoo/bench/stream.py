@@ -8,7 +8,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -127,18 +127,8 @@ def measure(model: LLaMAOmni, tokens: int, repeats: int, rerun_repeats: int) -> 
     return result
 
 
-def main(argv: Sequence[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """`speechzoo bench stream`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="speechzoo bench stream", description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[128], help="lengths of the answer")
-    parser.add_argument("--repeats", type=int, default=5, help="of the offline and the streamed answer")
-    parser.add_argument(
-        "--rerun-repeats", type=int, default=1, help="of the answer decoded anew at each token; 0: none"
-    )
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    args = parser.parse_args(argv)
-    if min(args.tokens) < 1 or args.repeats < 1 or not 0 <= args.rerun_repeats <= args.repeats:
-        parser.error("--tokens and --repeats are at least 1, --rerun-repeats is 0 ... repeats")
     machine = {
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} CPUs",
         "threads": torch.get_num_threads(),

@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -166,30 +167,26 @@ def calibration(threads: int) -> float:
     return 2 * 1024**3 / cpu_seconds(lambda: a @ a, 10) / 1e9
 
 
-def main(argv: Sequence[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """`speechzoo bench train`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="speechzoo bench train", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--repeats", type=int, default=3, help="the least of so many steps counts")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args(argv)
-    if options.repeats < 1:
-        parser.error("--repeats is at least 1")
-    rate = calibration(options.threads)
+    args.arms, args.threads = args.arms or list(ARMS), args.threads or torch.get_num_threads()
+    if unknown := set(args.arms) - set(ARMS):
+        print(f"speechzoo bench train: no arm {sorted(unknown)[0]!r}; there are {', '.join(ARMS)}", file=sys.stderr)
+        return 2
+    rate = calibration(args.threads)
     figures: dict[str, Any] = {
-        "threads": options.threads,
+        "threads": args.threads,
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "calibration_gflop_per_cpu_second": round(rate, 1),
     }
-    print(f"float32 products: {rate:.1f} GFLOP per CPU second, {options.threads} threads")
+    print(f"float32 products: {rate:.1f} GFLOP per CPU second, {args.threads} threads")
     losses: dict[str, float] = {}
-    for arm in options.arms:
+    for arm in args.arms:
         # A process of its own for each, so that its peak memory is its own.
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            found = pool.submit(measure, arm, options.repeats, options.threads).result()
+            found = pool.submit(measure, arm, args.repeats, args.threads).result()
         name = arm.partition("_")[0]
         ratio = found["cpu_seconds"] / OFFICIAL[name]
         losses[arm] = found["loss"]
@@ -214,6 +211,6 @@ def main(argv: Sequence[str]) -> int:
         "official: taken with the official code on a shared machine with two cores, whose speed is not known: these "
         "ratios hold as far as this one is like it. The arms of official_work were measured here."
     )
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -76,6 +76,7 @@ class HFCausalLM(LLM):
             # A table of their own, so that they learn also where the LLM is frozen (LLaSM stage 1).
             self.new_embeddings = nn.Parameter(rows)
             self.register_buffer("new_ids", torch.tensor(new_tokens), persistent=False)
+        self.vocab_size = int(table.weight.shape[0])
         self.lm = lm if lora is None else add_lora(lm, lora)
         self._cache_argument = cache_argument(self.backbone)
         self._slots: Slots | None = None

@@ -128,6 +128,18 @@ class ARUnitDecoder(UnitDecoder):
         """What is read after the text. Shape: `[1, D]`."""
         return self.unit_embed.weight[self.num_units :]
 
+    def unspoken(self, lens: Tensor, units: Tensor, unit_lens: Tensor) -> Tensor:
+        """Those whose units run out before the text is read, and those that go on for too long after it."""
+        late = unit_lens - self.schedule.streamed(lens)
+        return (late < 0) | (late > self.max_units)
+
+    @property
+    def unspoken_reason(self) -> tuple[str, str]:
+        """See `UnitDecoder.unspoken_reason`."""
+        read, write = self.schedule.read, self.schedule.write
+        told = f"have fewer units than {write} for {read} tokens, or more than {self.max_units} after the text"
+        return told, "lower unit_decoder.write, so that all of the text is read, or raise unit_decoder.max_units"
+
     def fused(self, states: Tensor, ids: Tensor) -> Tensor:
         """What is read of an answer. Shape: `[..., H], [...] -> [..., D]`."""
         emb = self.speech_lm.get_input_embeddings()(ids)

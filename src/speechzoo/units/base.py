@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from speechzoo.generation.units import UnitStream
@@ -52,6 +53,15 @@ class UnitDecoder(nn.Module, ABC):
     def reads_last(self) -> bool:
         """Whether answers are spoken from the states that have read a token, not from those that predict it."""
         return getattr(self, "answer_align", self.align) == "label"
+
+    def unspoken(self, lens: Tensor, units: Tensor, unit_lens: Tensor) -> Tensor:
+        """Which answers of the data could not be spoken as they are. Shape: `[Q], [Q, U], [Q] -> [Q]`, bool."""
+        return torch.zeros_like(lens, dtype=torch.bool)
+
+    @property
+    def unspoken_reason(self) -> tuple[str, str]:
+        """What such answers are like, and what to do about them, for `speechzoo doctor`."""
+        return "do not fit the unit decoder", "change its settings"
 
     @abstractmethod
     def forward(

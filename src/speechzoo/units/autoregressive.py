@@ -126,7 +126,9 @@ class ARUnitDecoder(UnitDecoder):
     @property
     def separator(self) -> Tensor:
         """What is read after the text. Shape: `[1, D]`."""
-        return self.unit_embed.weight[self.num_units :]
+        index = torch.full((1,), self.num_units, device=self.unit_embed.weight.device)
+        embedded: Tensor = self.unit_embed(index)
+        return embedded
 
     def unspoken(self, lens: Tensor, units: Tensor, unit_lens: Tensor) -> Tensor:
         """Those whose units run out before the text is read, and those that go on for too long after it."""

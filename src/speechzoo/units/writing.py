@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -56,18 +57,15 @@ class Desk:
         index = torch.tensor(at, dtype=torch.long, device=self.places.device)
         self.pens = [self.pens[i] for i in at]
         self.mask, self.places = self.mask[index], self.places[index]
-        for layer in self.cache.layers:
-            if layer.is_initialized:
-                layer.batch_select_indices(index)
+        self.cache.batch_select_indices(index)
 
     def part(self, at: list[int]) -> Desk:
         """These rows on a desk of their own; here nothing changes."""
         other = Desk(self.decoder, [self.pens[i] for i in at])
         index = torch.tensor(at, dtype=torch.long, device=self.places.device)
         other.mask, other.places = self.mask[index], self.places[index]
-        for old, new in zip(self.cache.layers, other.cache.layers, strict=True):
-            if old.is_initialized:
-                new.update(present(old.keys, "keys")[index], present(old.values, "values")[index])
+        other.cache = deepcopy(self.cache)
+        other.cache.batch_select_indices(index)
         return other
 
     def write(self, choose: Chooser) -> dict[int, list[int]]:
@@ -77,7 +75,7 @@ class Desk:
         """
         units: dict[int, list[int]] = {pen.number: [] for pen in self.pens}
         while any(pen.left or pen.unread for pen in self.pens):
-            states = self._read([self._due(pen) for pen in self.pens])
+            states = self._read(self._due())
             written = choose(self.decoder.output_proj(states), [pen.number for pen in self.pens]).tolist()
             going = []
             for index, (pen, unit) in enumerate(zip(self.pens, written, strict=True)):
@@ -90,13 +88,18 @@ class Desk:
             self.keep(going)
         return units
 
-    def _due(self, pen: Pen) -> Tensor:
-        """What a row reads next. Shape: `[n, D]`, n at least 1."""
-        due = [] if pen.last is None else [self.decoder.unit_embed.weight[pen.last][None]]
-        if not pen.left:
-            text, pen.left = pen.unread.popleft()
-            due.append(text)
-        return torch.cat(due)
+    def _due(self) -> list[Tensor]:
+        """What each row reads next. Shape: `b times [n, D]`, n at least 1."""
+        last = [0 if pen.last is None else pen.last for pen in self.pens]
+        units = self.decoder.unit_embed(torch.tensor(last, device=self.places.device))
+        due = []
+        for unit, pen in zip(units, self.pens, strict=True):
+            parts = [] if pen.last is None else [unit[None]]
+            if not pen.left:
+                text, pen.left = pen.unread.popleft()
+                parts.append(text)
+            due.append(torch.cat(parts) if len(parts) > 1 else parts[0])
+        return due
 
     def _read(self, due: list[Tensor]) -> Tensor:
         """The state of each row's last position. Shape: `b times [n, D] -> [b, D]`."""

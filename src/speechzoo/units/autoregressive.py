@@ -12,6 +12,7 @@ from transformers import AutoModel, Cache, LlamaConfig, LlamaModel, PreTrainedMo
 from speechzoo.generation.sampling import Decoding
 from speechzoo.names.hugging_face import hub_options
 from speechzoo.names.renamed import cache_argument, recompute_layers
+from speechzoo.names.shapes import lm_config, unread
 from speechzoo.names.spec import at_least
 from speechzoo.system.ranks import any_rank, in_pieces
 from speechzoo.types import IGNORE, present
@@ -103,10 +104,9 @@ class ARUnitDecoder(UnitDecoder):
             )
             speech_lm: PreTrainedModel = LlamaModel(config)
         else:
-            options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False, **hub_options(model)}
-            speech_lm = AutoModel.from_pretrained(model, **options)
-            dim = cast(Any, speech_lm).get_input_embeddings().weight.shape[1]
-            if vocab_size > cast(Any, speech_lm).get_input_embeddings().weight.shape[0]:  # filled up otherwise
+            speech_lm = _pretrained(model)
+            known, dim = cast(Any, speech_lm).get_input_embeddings().weight.shape
+            if vocab_size > known:  # tables of one tokenizer are filled up to different sizes
                 speech_lm.resize_token_embeddings(vocab_size, mean_resizing=False)
         self.input_proj = nn.Sequential(nn.Linear(in_dim, 2 * in_dim), nn.ReLU(), nn.Linear(2 * in_dim, dim))
         self.gate = nn.Linear(2 * dim, dim)
@@ -224,6 +224,16 @@ class ARUnitDecoder(UnitDecoder):
         known = {"attention_mask": mask, "position_ids": position_ids, self._cache_argument: cache}
         read: Tensor = self.speech_lm(inputs_embeds=embeds, use_cache=True, **known).last_hidden_state
         return read
+
+
+def _pretrained(model: str) -> PreTrainedModel:
+    """A pretrained LM without its head; inside `names.shapes.without_reading` with random numbers."""
+    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
+    if unread():
+        empty: PreTrainedModel = AutoModel.from_config(lm_config(model), **options)
+        return empty
+    read: PreTrainedModel = AutoModel.from_pretrained(model, **options, **hub_options(model))
+    return read
 
 
 def _rows(values: Tensor, at: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from test_models import SMALL_DECODER, assistant, parts, tone, user
+from test_models import SMALL_DECODER, SMALL_WRITER, assistant, parts, tone, user
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
@@ -24,7 +24,7 @@ from speechzoo.adaptors import Linear
 from speechzoo.callbacks import ExplodingNorms
 from speechzoo.data import encode_batch, with_windows
 from speechzoo.llms import HFCausalLM
-from speechzoo.models import LLaMAOmni, LLaSM, SpeechLLM
+from speechzoo.models import LLaMAOmni, LLaMAOmni2, LLaSM, SpeechLLM
 from speechzoo.text import ChatPrompt
 from speechzoo.training import FileCheckpointIO, FSDP2Strategy, sharding
 from speechzoo.training.exact_loss import step_loss
@@ -73,6 +73,7 @@ STAGES: dict[str, tuple[type[SpeechLLM], dict[str, Any], int]] = {
     "omni_stage1": (LLaMAOmni, {"freeze": [ENCODER, DECODER], "loss_weights": NO_CTC}, 1),
     "omni_adaptor": (LLaMAOmni, {"freeze": [ENCODER, LM, DECODER], "loss_weights": NO_CTC, "checkpointing": True}, 1),
     "omni_stage2": (LLaMAOmni, {"freeze": [ENCODER, LM, r"^adaptor\."], "loss_weights": NO_LM}, 2),
+    "omni2_stage2": (LLaMAOmni2, {"freeze": [ENCODER, LM, r"^adaptor\."], "loss_weights": NO_LM}, 2),
     "omni_joint": (LLaMAOmni, {"freeze": [ENCODER], "loss_weights": {"ctc": 0.5}}, 1),
 }
 
@@ -89,7 +90,9 @@ def make(stage: str, llm: Path, whisper: Path, **more: Any) -> SpeechLLM:
     options["llm"] = partial(HFCausalLM, model=str(llm), **lm)
     if options.pop("tokens", False):
         options["prompt"] = partial(ChatPrompt, tokenizer=str(llm), audio_tokens=TOKENS)
-    if cls is LLaMAOmni:
+    if cls is LLaMAOmni2:
+        options["unit_decoder"] = partial(SMALL_WRITER, gradient_checkpointing=True)
+    elif cls is LLaMAOmni:
         options["unit_decoder"] = partial(SMALL_DECODER, gradient_checkpointing=stage == "omni_stage2")
     else:
         options["adaptor"] = partial(Linear, stack=4)

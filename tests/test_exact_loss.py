@@ -22,7 +22,7 @@ from speechzoo.data import encode_batch, with_windows
 from speechzoo.models import SpeechLLM
 from speechzoo.types import SpeechBatch
 
-MODELS = ["llasm_tokens", "llama_omni", "llama_omni_label"]
+MODELS = ["llasm_tokens", "llama_omni", "llama_omni_label", "llama_omni2"]
 # Rounding differs between processors and grows over the steps; a wrong weight of one target is far above both.
 SAME_WEIGHTS, SAME_LOSSES = 1e-3, 1e-4
 
@@ -32,6 +32,7 @@ def train(name: str, llm: Path, whisper: Path, world: int, rank: int, accumulate
     # Plain SGD passes differences of gradients on as they are, which Adam would not.
     optimizer = partial(torch.optim.SGD, lr=0.005)
     factors = {"ctc": 0.5} if "omni" in name else None
+    factors = {"unit": 0.5} if name == "llama_omni2" else factors
     model = make(name, llm, whisper, freeze=["^encoder\\."], optimizer=optimizer, loss_weights=factors)
 
     def loader(steps: list, number: int) -> DataLoader:
@@ -140,7 +141,8 @@ def test_two_processes_are_one(one_process, two_processes: Path, name: str, accu
         assert distance(result, reference) < SAME_WEIGHTS
     assert ranks[0]["losses"] == ranks[1]["losses"]
     assert ranks[0]["losses"].keys() == reference["losses"].keys()
-    assert ("val/ctc_loss" in reference["losses"]) == name.startswith("llama_omni")
+    of_units = {"llasm_tokens": set(), "llama_omni2": {"val/unit_loss"}}.get(name, {"val/ctc_loss"})
+    assert set(reference["losses"]) - {"val/lm_loss", "val/loss"} == of_units
     assert ranks[0]["losses"] == pytest.approx(reference["losses"], rel=SAME_LOSSES)
 
 

@@ -14,15 +14,25 @@ from speechzoo.adaptors import ConcatMLP, Conv, CrossAttention, Linear, MeanPool
 from speechzoo.data import encode_batch
 from speechzoo.encoders import WhisperEncoder, WhisperQueries
 from speechzoo.llms import HFCausalLM
-from speechzoo.models import Cascade, LLaMAOmni, LLaSM, SpeechLLM, Ultravox
+from speechzoo.models import Cascade, LLaMAOmni, LLaMAOmni2, LLaSM, SpeechLLM, Ultravox
 from speechzoo.text import ChatPrompt
 from speechzoo.training.exact_loss import step_loss
 from speechzoo.types import IGNORE, SpeechBatch, SpeechOutput
-from speechzoo.units import CTCUnitDecoder
+from speechzoo.units import ARUnitDecoder, CTCUnitDecoder
 
 SMALL_DECODER = partial(CTCUnitDecoder, num_units=12, upsample=3, dim=16, num_layers=1, num_heads=2, ffn_dim=32)
-
-
+SMALL_WRITER = partial(
+    ARUnitDecoder,
+    num_units=12,
+    read=2,
+    write=3,
+    dim=16,
+    num_layers=1,
+    num_heads=2,
+    ffn_dim=32,
+    max_units=20,
+    temperature=0.0,
+)
 SMALL_QFORMER = {"window": 17, "queries": 2, "dim": 16, "num_layers": 2, "num_heads": 2, "ffn_dim": 24}
 
 
@@ -57,6 +67,7 @@ ARCHITECTURES = {
     "llasm_lora": (LLaSM, {"lora": True}),
     "llama_omni": (LLaMAOmni, {"unit_decoder": SMALL_DECODER}),
     "llama_omni_label": (LLaMAOmni, {"unit_decoder": partial(SMALL_DECODER, align="label"), "adaptor": Conv}),
+    "llama_omni2": (LLaMAOmni2, {"unit_decoder": SMALL_WRITER}),
     "ultravox": (Ultravox, {"adaptor": partial(StackSwiGLU, stack=8, hidden_dim=24)}),
     "ultravox_lora": (Ultravox, {"adaptor": partial(QFormer, **SMALL_QFORMER), "lora": True, "temperature": 1.0}),
     "pooled": (LLaSM, {"adaptor": partial(MeanPool, stack=4)}),

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import LightningModule
 from rich.console import Console
 from tiny_runs import printed, saved, zoo
 from transformers import AutoTokenizer
 
-from speechzoo.interop.hub import load_run
+from speechzoo.data import encode_batch
+from speechzoo.interop.hub import load, load_run
 from speechzoo.names.recipes import recipe
 from speechzoo.names.spec import resolve, to_factory
 from speechzoo.quickstart.scale import SMOKE, STAGES
@@ -57,6 +59,18 @@ LLAMA_OMNI = {
     "init_args.lr_scheduler.class_path": "speechzoo.training.WarmupCosine",
     "init_args.lr_scheduler.init_args.warmup_ratio": 0.03,
 }
+LLAMA_OMNI2 = {
+    **{key: value for key, value in LLAMA_OMNI.items() if "unit_decoder" not in key},
+    "class_path": "speechzoo.models.LLaMAOmni2",
+    "init_args.llm.init_args.model": "Qwen/Qwen2.5-7B-Instruct",
+    "init_args.unit_decoder.class_path": "speechzoo.units.ARUnitDecoder",
+    "init_args.unit_decoder.init_args.model": "Qwen/Qwen2.5-0.5B",
+    "init_args.unit_decoder.init_args.num_units": 6561,
+    "init_args.unit_decoder.init_args.read": 3,
+    "init_args.unit_decoder.init_args.temperature": 1.0,
+}
+STATES = ["^encoder\\.", "^adaptor\\.", "^llm\\."]
+WRITES = {"init_args.unit_decoder.init_args.write": 10, "init_args.unit_decoder.init_args.max_units": 1024}
 PAPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # The rates of LLaSM are not in its paper: those of LLaVA, whose code it derives from.
     "llasm/pretrain.yaml": (
@@ -95,6 +109,39 @@ PAPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "init_args.init_from": ["checkpoints/llama_omni_stage1"],
         },
         {"max_epochs": 3, "global_batch": 32, "devices": 4},
+    ),
+    "llama_omni2/stage1.yaml": (
+        {
+            **LLAMA_OMNI2,
+            "init_args.freeze": ["^encoder\\.", "^unit_decoder\\."],
+            "init_args.optimizer.init_args.lr": 5e-5,
+            "init_args.loss_weights": {"unit": 0.0},
+        },
+        {"max_epochs": 3, "global_batch": 32, "devices": 4},
+    ),
+    "llama_omni2/stage1b.yaml": (
+        {
+            **LLAMA_OMNI2,
+            **WRITES,
+            "init_args.unit_decoder.init_args.fuse": False,
+            "init_args.freeze": [*STATES, "^unit_decoder\\.(input_proj|gate)\\."],
+            "init_args.optimizer.init_args.lr": 5e-4,
+            "init_args.loss_weights": {"lm": 0.0},
+            "init_args.init_from": ["checkpoints/llama_omni2_stage1"],
+        },
+        {"max_epochs": 5, "global_batch": 32, "devices": 4},
+    ),
+    "llama_omni2/stage2.yaml": (
+        {
+            **LLAMA_OMNI2,
+            **WRITES,
+            "init_args.unit_decoder.init_args.fuse": True,
+            "init_args.freeze": STATES,
+            "init_args.optimizer.init_args.lr": 1e-3,
+            "init_args.loss_weights": {"lm": 0.0},
+            "init_args.init_from": ["checkpoints/llama_omni2_stage1", "checkpoints/llama_omni2_stage1b"],
+        },
+        {"max_epochs": 1, "global_batch": 32, "devices": 4},
     ),
     # No paper: v0.4.1_config.yaml of the released code, which does not say on how many devices.
     "ultravox/train.yaml": (
@@ -211,7 +258,7 @@ def test_overlays_for_one_gpu_keep_the_global_batch(name: str) -> None:
 
 def test_all_full_scale_recipes_are_checked() -> None:
     assert sorted(PAPERS) == [name for name in NAMES if not name.startswith("quickstart/")]
-    small = [f"quickstart/{name}.yaml" for name in (*STAGES, "ultravox")]
+    small = [f"quickstart/{name}.yaml" for name in (*STAGES, "llama_omni2", "ultravox")]
     assert sorted(small) == [n for n in NAMES if n.startswith("quickstart/")]
 
 
@@ -228,12 +275,19 @@ LLAMA3 = (
     "<|start_header_id|>user<|end_header_id|>\n\nAnd of Spain?<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
+QWEN = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    f"<|im_start|>user\n{CLIP}<|im_end|>\n<|im_start|>assistant\nIt is Paris.<|im_end|>\n"
+    "<|im_start|>user\nAnd of Spain?<|im_end|>\n<|im_start|>assistant\n"
+)
 LLAMA2 = f"<s>[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{CLIP} [/INST] It is Paris. </s><s>[INST] And of Spain? [/INST] "
 EXPECTED = {
     "llasm/pretrain.yaml": (LLAMA2, "Madrid. </s>"),
     "llasm/finetune.yaml": (LLAMA2, "Madrid. </s>"),
     "llama_omni/stage1.yaml": (LLAMA3, "Madrid.<|eot_id|>"),
     "llama_omni/stage2.yaml": (LLAMA3, "Madrid.<|eot_id|>"),
+    "llama_omni2/stage1.yaml": (QWEN, "Madrid.<|im_end|>"),
+    "llama_omni2/stage2.yaml": (QWEN, "Madrid.<|im_end|>"),
 }
 
 
@@ -309,6 +363,37 @@ def test_every_quickstart_stage_trains(tiny_parts, corpus: Path, monkeypatch: py
         (metrics,) = (folder / "csv").glob("version_*/metrics.csv")
         assert "val/loss" in metrics.read_text()
         assert len(list((folder / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_the_small_llama_omni2_trains_and_is_asked(
+    tiny_parts, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the small LLaMA-Omni's stage 1, whose weights it finds under their names; saved, read again, asked."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    few = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
+    few += [f"--vars.out={corpus}", "--data.init_args.batch_size=2"]
+    first = ["--model.init_args.init_from=[]", f"--trainer.default_root_dir={tmp_path}/llama_omni_stage1"]
+    zoo("fit", f"--config={recipe('quickstart/llama_omni_stage1.yaml')}", *few, *first)
+    second = [
+        f"--model.init_args.init_from=[{tmp_path}/llama_omni_stage1]",
+        f"--trainer.default_root_dir={tmp_path}/run",
+    ]
+    zoo("fit", f"--config={recipe('quickstart/llama_omni2.yaml')}", *few, *second)
+    model = load_run(tmp_path / "run")
+    learned = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert sorted(saved(tmp_path / "run" / "last.ckpt")["state_dict"]) == sorted(learned)
+    assert {name.split(".")[0] for name in learned} == {"unit_decoder"}
+    assert any(".gate." in name for name in learned) and any(".input_proj." in name for name in learned)
+    (metrics,) = (tmp_path / "run" / "csv").glob("version_*/metrics.csv")
+    assert "val/unit_loss" in metrics.read_text().splitlines()[0].split(",")
+    model.save_pretrained(tmp_path / "saved")
+    again = load(str(tmp_path / "saved"))
+    question = [[{"role": "user", "content": "Who?"}]]
+    said = []
+    for one in (model.eval(), again.eval()):
+        torch.manual_seed(3)
+        said.append(one.respond(encode_batch(one.prompt, question), max_new_tokens=7))
+    assert said[0].text == said[1].text and said[0].units[0].equal(said[1].units[0]) and len(said[0].units[0])
 
 
 def test_the_small_ultravox_trains_and_is_read_again(tiny_parts, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

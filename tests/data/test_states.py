@@ -22,10 +22,10 @@ from speechzoo.data import SpeechDataModule
 from speechzoo.data.states import StateCache
 from speechzoo.encoders import WhisperEncoder
 from speechzoo.llms import HFCausalLM
-from speechzoo.models import LLaMAOmni
+from speechzoo.models import LLaMAOmni, LLaMAOmni2
 from speechzoo.text import ChatPrompt
 from speechzoo.training import FSDP2Strategy
-from speechzoo.units import CTCUnitDecoder
+from speechzoo.units import ARUnitDecoder, CTCUnitDecoder
 
 FROZEN = ["^encoder\\.", "^adaptor\\.", "^llm\\."]
 
@@ -52,7 +52,12 @@ def decoder(**changes) -> partial:
     return partial(CTCUnitDecoder, **small, **changes)
 
 
-def omni(llm_dir: Path, whisper_pt: Path, dtype: str = "float32", **changes) -> LLaMAOmni:
+def writer() -> partial:
+    small = {"num_units": 12, "dim": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 32}
+    return partial(ARUnitDecoder, **small)
+
+
+def omni(llm_dir: Path, whisper_pt: Path, dtype: str = "float32", cls: type = LLaMAOmni, **changes) -> LLaMAOmni:
     parts = {
         "encoder": partial(WhisperEncoder, model=str(whisper_pt), window="trimmed"),
         "adaptor": partial(ConcatMLP, stack=5, hidden_dim=24),
@@ -62,7 +67,7 @@ def omni(llm_dir: Path, whisper_pt: Path, dtype: str = "float32", **changes) -> 
         "freeze": FROZEN,
         "loss_weights": {"lm": 0.0},
     }
-    return LLaMAOmni(**{**parts, **changes})
+    return cls(**{**parts, **changes})
 
 
 def fit(folder: Path, module: LLaMAOmni, manifest: Path, precision: str = "32-true", **data) -> Keep:
@@ -90,14 +95,19 @@ def forwards(module: LLaMAOmni) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype", "align", "tolerance"),
-    [("32-true", "float32", "predict", 1e-5), ("bf16-mixed", "bfloat16", "label", 5e-3)],
+    ("precision", "dtype", "cls", "speaks", "tolerance"),
+    [
+        ("32-true", "float32", LLaMAOmni, decoder(align="predict"), 1e-5),
+        ("bf16-mixed", "bfloat16", LLaMAOmni, decoder(align="label"), 5e-3),
+        ("32-true", "float32", LLaMAOmni2, writer(), 1e-5),
+    ],
 )
 def test_training_is_the_same_and_the_llm_runs_once(
-    tmp_path, tiny_llm_dir, tiny_whisper_pt, manifest, precision, dtype, align, tolerance
+    tmp_path, tiny_llm_dir, tiny_whisper_pt, manifest, precision, dtype, cls, speaks, tolerance
 ) -> None:
     """Losses over three epochs, validation, and answers to validation questions that callbacks ask for."""
-    make = partial(omni, tiny_llm_dir, tiny_whisper_pt, dtype, unit_decoder=decoder(align=align))
+    make = partial(omni, tiny_llm_dir, tiny_whisper_pt, dtype, cls, unit_decoder=speaks)
+    loss = f"val/{cls.unit_loss}_loss"
     plain = fit(tmp_path, make(), manifest, precision)
     runs = []
     for _ in range(2):
@@ -107,8 +117,8 @@ def test_training_is_the_same_and_the_llm_runs_once(
         runs.append((keep, ran))
         assert len(keep.train) == len(plain.train) == 9
         assert keep.train == pytest.approx(plain.train, rel=tolerance)
-        assert keep.val["val/loss"] == pytest.approx(keep.val["val/ctc_loss"], rel=1e-6)
-        assert keep.val["val/ctc_loss"] == pytest.approx(plain.val["val/ctc_loss"], rel=tolerance)
+        assert keep.val["val/loss"] == pytest.approx(keep.val[loss], rel=1e-6)
+        assert keep.val[loss] == pytest.approx(plain.val[loss], rel=tolerance)
         assert "val/lm_loss" not in keep.val
         assert all(batch.audio is None and batch.answer_states is not None for batch in keep.batches)
     (first, built), (second, found) = runs

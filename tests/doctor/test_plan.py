@@ -27,15 +27,17 @@ from speechzoo.doctor.plan import Machine, Setting, plan
 from speechzoo.encoders import WhisperEncoder
 from speechzoo.encoders.whisper_weights import load_whisper
 from speechzoo.llms import HFCausalLM
-from speechzoo.models import LLaMAOmni
+from speechzoo.models import LLaMAOmni, LLaMAOmni2
 from speechzoo.names.shapes import llama, without_reading
 from speechzoo.text import ChatPrompt
 from speechzoo.training.exact_loss import step_loss
 from speechzoo.training.freeze import freeze
 from speechzoo.training.sharding import shard
-from speechzoo.units import CTCUnitDecoder
+from speechzoo.units import ARUnitDecoder, CTCUnitDecoder
 
 ENCODER, ADAPTOR, LM, DECODER = (f"^{part}\\." for part in ("encoder", "adaptor", "llm", "unit_decoder"))
+SIZES = {"num_units": 40, "dim": 16, "num_layers": 2, "num_heads": 2, "ffn_dim": 32}
+CTC, WRITER = partial(CTCUnitDecoder, upsample=5, **SIZES), partial(ARUnitDecoder, **SIZES)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     # options of the LLM, of the model, precision
     "all": ({}, {"freeze": [ENCODER, DECODER], "loss_weights": {"ctc": 0.0}}, "bf16-mixed"),
@@ -55,6 +57,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "bf16-mixed",
     ),
     "units": ({"dtype": "bfloat16"}, {"freeze": [ENCODER, ADAPTOR, LM], "loss_weights": {"lm": 0.0}}, "bf16-mixed"),
+    "units_written": (
+        {"dtype": "bfloat16"},
+        {"freeze": [ENCODER, ADAPTOR, LM], "loss_weights": {"lm": 0.0}, "cls": LLaMAOmni2, "unit_decoder": WRITER},
+        "bf16-mixed",
+    ),
     "encoder_too": ({}, {"freeze": [DECODER], "loss_weights": {"ctc": 0.0}}, "bf16-mixed"),
 }
 WORK = Work(2, 340, 24, 11 * 24)
@@ -62,12 +69,12 @@ TOLERANCE = 0.05
 
 
 def make(llm_dir: Path, whisper: Path, llm: dict[str, Any], options: dict[str, Any]) -> LLaMAOmni:
-    return LLaMAOmni(
+    options = {"cls": LLaMAOmni, "unit_decoder": CTC, **options}
+    return options.pop("cls")(
         encoder=partial(WhisperEncoder, model=str(whisper)),
         adaptor=partial(ConcatMLP, stack=5, hidden_dim=24),
         llm=partial(HFCausalLM, model=str(llm_dir), **llm),
         prompt=partial(ChatPrompt, tokenizer=str(llm_dir)),
-        unit_decoder=partial(CTCUnitDecoder, num_units=40, upsample=5, dim=16, num_layers=2, num_heads=2, ffn_dim=32),
         optimizer=partial(torch.optim.AdamW, lr=1e-3, foreach=False),
         **options,
     )

@@ -15,7 +15,7 @@ from speechzoo.evaluation.runs import find_runs
 from speechzoo.evaluation.runs_figures import WRAP, label_lines, plot_bars, plot_curves, wrap
 from speechzoo.evaluation.runs_report import compare_runs
 from speechzoo.evaluation.runs_tables import difference, interval, measures_of, result_table, scores
-from speechzoo.evaluation.settings import group_runs, unfair
+from speechzoo.evaluation.settings import group_runs, objective, unfair
 
 
 def make_run(
@@ -146,8 +146,23 @@ def test_named_manifests_are_data(tmp_path: Path) -> None:
     assert "training data differ" in "\n".join(unfair(group_runs(runs)))
 
 
+@pytest.mark.parametrize(
+    ("model", "weights", "told"),
+    [
+        ("LLaSM", None, "1 lm"),
+        ("LLaMAOmni2", {"lm": 0.0}, "1 unit"),
+        ("Ultravox", {"kl_end": 0.5}, "1 lm + 1 kl + 0.5 kl_end"),
+        ("Foreign", {"power": 2.0}, "1 lm + 2 power"),
+    ],
+)
+def test_objectives_are_those_of_the_architecture(tmp_path: Path, model: str, weights: dict | None, told: str) -> None:
+    (run,) = find_runs([make_run(tmp_path / "run", model, loss_weights=weights)])
+    assert objective(run) == told
+
+
 def test_what_makes_a_comparison_unfair(tmp_path: Path) -> None:
-    fair = [make_run(tmp_path / f"f{s}{m}", m, seed=s) for m in ("LLaSM", "LLaMAOmni") for s in (0, 1)]
+    text = {"loss_weights": {"ctc": 0.0}}
+    fair = [make_run(tmp_path / f"f{s}{m}", m, seed=s, **text) for m in ("LLaSM", "LLaMAOmni") for s in (0, 1)]
     assert unfair(group_runs(find_runs(fair))) == []
 
     (tmp_path / "one.jsonl").write_text("1")

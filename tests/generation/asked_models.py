@@ -79,7 +79,7 @@ def make(cls, llm: Path, whisper: Path, window: str = "trimmed", **more):
         **more,
     )
     model.configure_model()
-    if hasattr(model, "unit_decoder"):
+    if isinstance(getattr(model, "unit_decoder", None), CTCUnitDecoder):
         with torch.no_grad():
             model.unit_decoder.input_proj.weight *= 4  # initial logits are nearly flat
             for layer in model.unit_decoder.transformer.layers:

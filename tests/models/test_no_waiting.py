@@ -59,6 +59,11 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama_omni",
         {"freeze": ["^encoder\\.", "^adaptor\\.", "^llm\\."], "loss_weights": {"lm": 0.0}},
     ),
+    "omni 2, stage 2": (
+        "llama_omni2",
+        {"freeze": ["^encoder\\.", "^adaptor\\.", "^llm\\."], "loss_weights": {"lm": 0.0}},
+    ),
+    "omni 2, both": ("llama_omni2", {"freeze": ["^encoder\\."]}),
     "ultravox": ("ultravox", {"freeze": ["^encoder\\.", "^llm\\."], "loss_weights": {"lm": 0.0}}),
     "omni, both": ("llama_omni_label", {"freeze": ["^encoder\\."]}),
 }

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_models import SMALL_DECODER, make, parts, tone, user
+from test_models import SMALL_DECODER, SMALL_WRITER, make, parts, tone, user
 from test_models import assistant as answer
 from torch._dynamo.utils import counters
 
 from speechzoo.data import encode_batch
 from speechzoo.encoders import WhisperEncoder
 from speechzoo.llms import HFCausalLM
-from speechzoo.models import LLaMAOmni
+from speechzoo.models import LLaMAOmni, LLaMAOmni2
 from speechzoo.training.compiled import compile_layers
 
 LENGTHS = [(1, 0.5, 4), (2, 0.9, 7), (3, 1.7, 12), (2, 2.3, 20)]  # rows, seconds, words
@@ -28,11 +28,20 @@ def conversations(rows: int, seconds: float, words: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("recompute", "backend", "lengths"),
-    [(True, "eager", LENGTHS), (True, "aot_eager", LENGTHS[1:2])],
+    ("cls", "recompute", "backend", "lengths"),
+    [
+        (LLaMAOmni, True, "eager", LENGTHS),
+        (LLaMAOmni, True, "aot_eager", LENGTHS[1:2]),
+        (LLaMAOmni2, True, "eager", LENGTHS),
+    ],
 )
 def test_losses_and_gradients_are_the_same_with_few_graphs(
-    tiny_llm_dir: Path, tiny_whisper_pt: Path, recompute: bool, backend: str, lengths: list[tuple[int, float, int]]
+    tiny_llm_dir: Path,
+    tiny_whisper_pt: Path,
+    cls: type[LLaMAOmni],
+    recompute: bool,
+    backend: str,
+    lengths: list[tuple[int, float, int]],
 ) -> None:
     torch._dynamo.reset()
     counters.clear()
@@ -41,8 +50,9 @@ def test_losses_and_gradients_are_the_same_with_few_graphs(
 
     def made() -> LLaMAOmni:
         torch.manual_seed(0)
-        options = {"freeze": ["^encoder\\."], "llm": llm, "encoder": encoder, "unit_decoder": SMALL_DECODER}
-        model = LLaMAOmni(**parts(tiny_llm_dir, tiny_whisper_pt, **options))
+        decoder = SMALL_WRITER if cls is LLaMAOmni2 else SMALL_DECODER
+        options = {"freeze": ["^encoder\\."], "llm": llm, "encoder": encoder, "unit_decoder": decoder}
+        model = cls(**parts(tiny_llm_dir, tiny_whisper_pt, **options))
         model.configure_model()
         return model.train()
 
@@ -64,10 +74,11 @@ def test_losses_and_gradients_are_the_same_with_few_graphs(
     assert copy.deepcopy(fast).llm.state_dict().keys() == plain.llm.state_dict().keys()
 
 
-def test_answers_run_as_they_are(tiny_llm_dir: Path, tiny_whisper_pt: Path) -> None:
+@pytest.mark.parametrize("name", ["llama_omni", "llama_omni2"])
+def test_answers_run_as_they_are(tiny_llm_dir: Path, tiny_whisper_pt: Path, name: str) -> None:
     torch._dynamo.reset()
     counters.clear()
-    model = make("llama_omni", tiny_llm_dir, tiny_whisper_pt).eval()
+    model = make(name, tiny_llm_dir, tiny_whisper_pt).eval()
     batch = encode_batch(model.prompt, conversations(2, 0.9, 5), False, "left")
     expected = model.respond(batch, max_new_tokens=6)
     compile_layers(model, ["llm", "unit_decoder"], backend="aot_eager")

@@ -22,7 +22,7 @@ def training_flops(model: SpeechLLM, batch: SpeechBatch, out: SpeechOutput) -> T
     utilisation (PaLM, arXiv 2204.02311, appendix B); causal attention counts half. A part that learns costs three
     forward passes, one that gradients only pass through two, one that they do not reach a single one. The vocabulary
     head counts for supervised tokens, where it runs. Attention is that of Whisper, Hugging Face LLMs and the CTC
-    decoder; other parts count by their weights.
+    decoder; other parts count by their weights, one that writes units without the positions that it reads.
 
     Args:
         out: of `model(batch)`. With cached `features` the encoder counts nothing, with `answer_states` all before the

@@ -152,7 +152,8 @@ class SpeechDataModule(LightningDataModule):
     def train_dataloader(self) -> WindowLoader:
         """Endless length-bucketed batches with `batch.window`, continued exactly after a resume."""
         dataset = self._dataset("train", "train")
-        wanted = getattr(self._trainer().lightning_module, "loss_weights", {}).get("ctc", 1.0) != 0
+        model: Any = self._trainer().lightning_module
+        wanted = getattr(model, "loss_weights", {}).get(getattr(model, "unit_loss", None), 1.0) != 0
         if dataset.num_units is not None and wanted and not dataset.examples.spoken.any():
             rank_zero_warn("the model speaks units, but no answer of data.train has any: nothing is learned for them")
         lengths = dataset.lengths if self.bucket_by == "positions" else dataset.audio_lengths

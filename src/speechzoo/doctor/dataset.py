@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from speechzoo.doctor.findings import Finding, error, note, ok, warning
 from speechzoo.doctor.supervision import same_text
 from speechzoo.system.ranks import world_size
 from speechzoo.text import flatten
-from speechzoo.units.ctc import positions_needed
+from speechzoo.units import UnitDecoder
 
 SAMPLED = 200
 """Conversations whose units are looked at."""
@@ -105,14 +104,10 @@ def check_clips(max_seconds: float, longest_seconds: float) -> list[Finding]:
     return [error("clip_cut", text, f"data.max_seconds: {MAX_SECONDS:g} (it is {max_seconds:g}), or cut the clips")]
 
 
-def check_room_for_units(dataset: ConversationDataset, decoder: Any) -> list[Finding]:
-    """Answers whose units need more positions than their tokens are upsampled to.
-
-    In training such rows are stretched, so that the loss exists; when the model answers nothing stretches them.
-    """
-    upsample = getattr(decoder, "upsample", None)
+def check_room_for_units(dataset: ConversationDataset, decoder: UnitDecoder | None) -> list[Finding]:
+    """Answers that the unit decoder could learn from, but not speak whole (see `UnitDecoder.unspoken`)."""
     spoken = np.flatnonzero(dataset.examples.spoken)
-    if upsample is None or not len(spoken):
+    if decoder is None or not len(spoken):
         return []
     numbers = spoken[np.linspace(0, len(spoken) - 1, min(len(spoken), SAMPLED)).astype(int)]
     short = total = 0
@@ -120,14 +115,12 @@ def check_room_for_units(dataset: ConversationDataset, decoder: Any) -> list[Fin
         example = dataset.examples[int(number)]
         for turn, units in example.units.items():
             row = torch.from_numpy(units.astype(np.int64))[None]
-            room = int((example.turns == turn).sum()) * upsample
-            short += int(positions_needed(row, torch.tensor([row.shape[1]]))) > room
+            tokens = torch.tensor([int((example.turns == turn).sum())])
+            short += int(decoder.unspoken(tokens, row, torch.tensor([row.shape[1]])))
             total += 1
-    text = f"{short} of {total} answers have more units than {upsample} positions a token hold"
-    if short > total / 20:
-        advice = "raise unit_decoder.upsample: stretched for training, they cannot be spoken whole in an answer"
-        return [warning("unit_room", text, advice)]
-    return [ok("unit_room", text)]
+    told, advice = decoder.unspoken_reason
+    text = f"{short} of {total} answers {told}"
+    return [warning("unit_room", text, advice)] if short > total / 20 else [ok("unit_room", text)]
 
 
 def check_steps(batches: int, device: torch.device) -> list[Finding]:

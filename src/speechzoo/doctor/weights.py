@@ -127,8 +127,9 @@ def check_loss(out: SpeechOutput) -> list[Finding]:
         else:
             found.append(note("first_loss", f"{name} {loss:.3f}"))
     if number := out.counters.get("infeasible_units", 0):
-        text = f"{number} answers have units that no CTC alignment gives: they are left out of the loss"
-        found.append(error("ctc_infeasible", text, "raise unit_decoder.upsample, or merge repeated units"))
+        text = f"{number} answers have units that the unit decoder cannot give: they are left out of the loss"
+        advice = "raise a CTC decoder's upsample, merge repeated units, or make units with the model's own k-means"
+        found.append(error("ctc_infeasible", text, advice))
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from speechzoo.evaluation.report import flatten
 from speechzoo.evaluation.runs import Run, locate
 from speechzoo.evaluation.tables import count
+from speechzoo.names.trust import known
 
 SEEDS = ("seed_everything", "data.init_args.seed")
 DATA = ("data.init_args.train", "data.init_args.val")
@@ -165,9 +166,14 @@ def unfair(groups: Sequence[Group]) -> list[str]:
 
 
 def objective(run: Run) -> str:
-    """The losses of the last stage and their weights: `lm`, `ctc` with a unit decoder, without those weighted 0."""
-    options = run.config.get("model", {}).get("init_args", {})
-    weights = {"lm": 1.0} | ({"ctc": 1.0} if options.get("unit_decoder") else {}) | (options.get("loss_weights") or {})
+    """The losses of the last stage and their weights, without those weighted 0.
+
+    Those of an architecture of ours, of another one `lm` and what its configuration weighs.
+    """
+    model = run.config.get("model", {})
+    kind = known("model").get(str(model.get("class_path")))
+    weights = dict.fromkeys(getattr(kind, "objectives", ["lm"]), 1.0)
+    weights |= model.get("init_args", {}).get("loss_weights") or {}
     return " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight)
 
 

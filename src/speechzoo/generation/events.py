@@ -98,7 +98,8 @@ class Speaker:
         voice: makes sound of sentences.
 
     Raises:
-        ValueError: if the vocoder is not for the decoder's units, or a number is below 1.
+        ValueError: if the vocoder is not for the decoder's units, or a number is below 1; or if the decoder reads
+            tokens and wants the states that have read them.
     """
 
     def __init__(
@@ -117,6 +118,8 @@ class Speaker:
                 f"the model speaks {decoder.num_units} units, the vocoder knows {vocoder.num_units}: "
                 "take the vocoder that belongs to the model's units"
             )
+        if decoder is not None and decoder.reads_ids and decoder.reads_last:
+            raise ValueError(f"{type(decoder).__name__} reads_ids: it has to align to `predict`")
         for name, value in (("chunk_units", chunk_units), ("unit_tokens", unit_tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}")
@@ -226,7 +229,9 @@ class Units:
 
     def __init__(self, stream: UnitStream, speaker: Speaker) -> None:
         self.stream, self.speaker = stream, speaker
+        self.reads_ids = speaker.decoder is not None and speaker.decoder.reads_ids
         self.waiting: list[Tensor] = []  # [b, H] each
+        self.ids: list[list[int]] = []  # [b] each, the tokens they predict
         self.tokens = 0  # given to the unit decoder
         self.unread = speaker.reads_last  # the first step's states have read no token of the answer
 
@@ -236,12 +241,17 @@ class Units:
             self.unread = False
             return None
         self.waiting.append(step.states)
+        self.ids.append(step.ids)
         hurry = any(step.ended) or any(not tracks[row].begun for row in step.rows)
         if not hurry and len(self.waiting) < (self.speaker.unit_tokens or max(4, self.tokens // 8)):
             return None
-        units = self.stream.push(torch.stack(self.waiting, dim=1))
+        states = torch.stack(self.waiting, dim=1)
+        known = {}
+        if self.reads_ids:
+            known = {"ids": torch.tensor(self.ids, device=states.device).T, "ended": torch.tensor(step.ended)}
+        units = self.stream.push(states, **known)
         self.tokens += len(self.waiting)
-        self.waiting = []
+        self.waiting, self.ids = [], []
         if any(step.ended):
             self.stream.keep([index for index, end in enumerate(step.ended) if not end])
         return units

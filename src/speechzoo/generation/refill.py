@@ -14,6 +14,7 @@ from torch import Tensor
 from speechzoo.generation.sampling import Chooser, Decoding
 from speechzoo.generation.slots import Slots
 from speechzoo.generation.tokens import Question, Step, Steps, finished
+from speechzoo.generation.units import spoken
 from speechzoo.text import ChatPrompt
 from speechzoo.types import IGNORE, SpeechReply
 
@@ -56,8 +57,8 @@ def replies(
         for answer in finished(steps, read_last):
             units = None
             if decoder is not None:
-                lens = torch.tensor([len(answer.states)], device=answer.states.device)
-                (units,) = decoder.decode(answer.states[None], lens)
+                lens, ids = (torch.tensor(v, device=answer.states.device) for v in ([len(answer.states)], answer.ids))
+                (units,) = spoken(decoder, answer.states[None], lens, [ids])
             done[answer.row] = answer.ids, units
             while told < len(sizes) and all(row in done for row in range(first, first + sizes[told])):
                 rows = [done.pop(row) for row in range(first, first + sizes[told])]

@@ -13,6 +13,7 @@ from speechzoo.generation.events import Speaker, answer_events, check_question
 from speechzoo.generation.refill import replies
 from speechzoo.generation.sampling import Decoding
 from speechzoo.generation.tokens import Question
+from speechzoo.generation.units import spoken
 from speechzoo.system.ranks import is_sharded
 from speechzoo.text import ChatPrompt
 from speechzoo.types import SpeechBatch, SpeechReply, StreamEvents
@@ -53,7 +54,7 @@ class Answering:
             ids = self.llm.generate(*question, **options)
         else:
             answer = self.llm.generate_states(*question, read_last=decoder.reads_last, **options)
-            ids, units = answer.ids, decoder.decode(answer.states, answer.lens)
+            ids, units = answer.ids, spoken(decoder, answer.states, answer.lens, answer.ids)
         text = [self.prompt.decode(row) for row in ids]
         return SpeechReply(text, units=units, stopped=self.stopped(ids, **generate))
 

@@ -1,14 +1,26 @@
-"""Units while the answer is being written: the CTC decoder with a key-value cache, and its collapse step by step."""
+"""Units while the answer is being written: what a stream of them is, and that of the CTC decoder."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from speechzoo.generation.cache import GrowingLayer
+
+if TYPE_CHECKING:
+    from speechzoo.units import UnitDecoder
+
+
+def spoken(decoder: UnitDecoder, states: Tensor, lens: Tensor, ids: Sequence[Tensor]) -> list[Tensor]:
+    """Units of whole answers, by any decoder. Shape: `[Q, M, H], [Q], Q times [M] -> Q times [U]`."""
+    if not decoder.reads_ids:
+        return decoder.decode(states, lens)
+    return decoder.decode(states, lens, ids=pad_sequence(list(ids), batch_first=True))  # type: ignore[call-arg]
 
 
 class UnitStream(ABC):
@@ -19,11 +31,13 @@ class UnitStream(ABC):
         """The units that these states add to each row.
 
         What has been returned is never taken back: all pushes together give what `UnitDecoder.decode` gives.
+        The stream of a decoder that `reads_ids` is also given, by keyword, `ids`, the tokens of these states, and
+        `ended`, the rows whose last token is among them.
 
         Args:
             lens: real states of each row, padded on the right; a row with fewer than M ends here.
 
-        Shape: `[Q, M, H], [Q] -> Q times [U]`.
+        Shape: `[Q, M, H], [Q] -> Q times [U]`; ids `[Q, M]`, ended `[Q]` bool on the host.
 
         Raises:
             ValueError: if the number of rows is not the stream's, or a row goes on after its end.

@@ -33,9 +33,11 @@ class LLM(nn.Module, ABC):
 
     Attributes:
         dim: width H of its states.
+        vocab_size: V, its tokens are 0 ... V - 1; only unit decoders that read the answer's tokens ask for it.
     """
 
     dim: int
+    vocab_size: int
 
     @property
     def settings(self) -> str:

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from speechzoo.generation.cache import GrowingLayer, growing_cache
 from speechzoo.generation.refill import slot_steps
@@ -24,7 +24,7 @@ from speechzoo.llms.lora import add_lora, merged
 from speechzoo.llms.splice import Spliced, splice
 from speechzoo.names.hugging_face import hub_options
 from speechzoo.names.renamed import cache_argument, recompute_layers
-from speechzoo.names.shapes import LLAMAS, unread
+from speechzoo.names.shapes import lm_config, unread
 from speechzoo.names.spec import at_least
 from speechzoo.system.ranks import any_rank, in_pieces, is_sharded
 from speechzoo.types import AUDIO, IGNORE
@@ -76,6 +76,7 @@ class HFCausalLM(LLM):
             # A table of their own, so that they learn also where the LLM is frozen (LLaSM stage 1).
             self.new_embeddings = nn.Parameter(rows)
             self.register_buffer("new_ids", torch.tensor(new_tokens), persistent=False)
+        self.vocab_size = int(table.weight.shape[0])
         self.lm = lm if lora is None else add_lora(lm, lora)
         self._cache_argument = cache_argument(self.backbone)
         self._slots: Slots | None = None
@@ -315,10 +316,4 @@ def _pretrained(model: str, dtype: torch.dtype, attn_implementation: str | None)
     if not unread():
         lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, **hub_options(model), **options)
         return lm
-    try:
-        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=False, **hub_options(model))
-    except FileNotFoundError:
-        if model not in LLAMAS:
-            raise
-        config = LlamaConfig(**LLAMAS[model], bos_token_id=None, eos_token_id=None)
-    return AutoModelForCausalLM.from_config(config, **options)
+    return AutoModelForCausalLM.from_config(lm_config(model), **options)

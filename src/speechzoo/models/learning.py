@@ -45,6 +45,7 @@ class Learning(LightningModule):
     Attributes:
         objectives: the losses of this architecture by name, each with what counts its targets. One with a loss of its
             own adds it here, and its sum in `add_losses`; normalisation, logs and weights follow from that.
+        unit_loss: which of them is over target units; None where there are none.
         reads: whether batches bring `written`, the conversations with transcripts for clips.
         loss_weights: factor of each loss.
         last_loss: `train/loss` of the last batch; Lightning's own copy is read by waiting for the device.
@@ -52,6 +53,7 @@ class Learning(LightningModule):
 
     last_loss: Tensor | None = None
     objectives: ClassVar[Mapping[str, Objective]] = {"lm": supervised_tokens}
+    unit_loss: ClassVar[str | None] = None
     reads: ClassVar[bool] = False
     loss_weights: dict[str, float]
     optimizer_factory: Callable[..., Optimizer]

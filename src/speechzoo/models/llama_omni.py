@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from speechzoo.generation.units import spoken
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.learning import Objective, target_units
 from speechzoo.names.spec import resolve, to_factory
@@ -35,6 +36,7 @@ class LLaMAOmni(SpeechLLM):
     """
 
     objectives: ClassVar[Mapping[str, Objective]] = {**SpeechLLM.objectives, "ctc": target_units}
+    unit_loss: ClassVar[str | None] = "ctc"
 
     def __init__(self, *args: Any, unit_decoder: Callable[[int], UnitDecoder], **kwargs: Any) -> None:
         super().__init__(*args, unit_decoder=unit_decoder, **kwargs)
@@ -42,7 +44,13 @@ class LLaMAOmni(SpeechLLM):
 
     def build(self) -> None:
         super().build()
-        self.unit_decoder: UnitDecoder = to_factory(self.specs["unit_decoder"])(self.llm.dim)
+        make = to_factory(self.specs["unit_decoder"])
+        vocabulary = {}
+        if getattr(resolve(self.specs["unit_decoder"]["class_path"]), "reads_ids", False):
+            if not hasattr(self.llm, "vocab_size"):
+                raise ValueError(f"the unit decoder reads tokens: {type(self.llm).__name__} has to have a vocab_size")
+            vocabulary["vocab_size"] = self.llm.vocab_size
+        self.unit_decoder: UnitDecoder = make(self.llm.dim, **vocabulary)
 
     @property
     def num_units(self) -> int:
@@ -53,8 +61,8 @@ class LLaMAOmni(SpeechLLM):
         return int(spec["init_args"].get("num_units", default))
 
     def forward(self, batch: SpeechBatch, logits: bool = False) -> SpeechOutput:
-        """As `SpeechLLM.forward`. With `batch.answer_states` the encoder, adaptor and LLM do not run: there is the CTC
-        loss alone, and no hidden states and logits.
+        """As `SpeechLLM.forward`. With `batch.answer_states` the encoder, adaptor and LLM do not run: there is the unit
+        decoder's loss alone, and no hidden states and logits.
 
         Raises:
             ValueError: if `logits` are asked of such a batch.
@@ -70,8 +78,9 @@ class LLaMAOmni(SpeechLLM):
         return self._with_losses(batch, result)
 
     def add_losses(self, batch: SpeechBatch, result: SpeechOutput) -> None:
-        """CTC over the target units of each assistant turn that has them."""
-        if not self._wants("ctc"):
+        """The unit decoder's loss over the target units of each assistant turn that has them."""
+        name = present(self.unit_loss, "unit loss")
+        if not self._wants(name):
             return
         if batch.units is None or not len(batch.units):
             # Every process reports the same losses, or their sums over processes wait for each other for ever.
@@ -79,28 +88,31 @@ class LLaMAOmni(SpeechLLM):
             states = torch.zeros(1, 1, self.llm.dim, device=batch.input_ids.device)
             if result.hidden is not None:
                 states = result.hidden[:1, :1]
-            out = self.unit_decoder(states, batch.input_ids.new_ones(1))
-            result.sums["ctc"] = 0.0 * out.logits.sum()
+            tokens = {"ids": batch.input_ids.new_zeros(1, 1)} if self.unit_decoder.reads_ids else {}
+            out = self.unit_decoder(states, batch.input_ids.new_ones(1), **tokens)
+            result.sums[name] = 0.0 * out.logits.sum()
             result.counters["infeasible_units"] = 0
             return
         host = batch.host
         known = None if host is None else host.answer_lens
+        longest = None if known is None else int(known.max())
+        where = present(batch.unit_turns, "unit_turns")
         if batch.answer_states is not None:
             states, lens = batch.answer_states, present(batch.answer_state_lens, "answer_state_lens")
         else:
-            where, align = present(batch.unit_turns, "unit_turns"), self.unit_decoder.align
-            longest = None if known is None else int(known.max())
+            align = self.unit_decoder.align
             states, lens = answer_states(present(result.hidden, "hidden states"), result.turns, where, align, longest)
+        tokens = {"ids": answer_tokens(batch, longest)} if self.unit_decoder.reads_ids else {}
         if host is None or known is None:
-            out = self.unit_decoder(states, lens, batch.units, batch.unit_lens)
+            out = self.unit_decoder(states, lens, batch.units, batch.unit_lens, **tokens)
         else:
-            out = self.unit_decoder(states, known, host.units, host.unit_lens)
-        result.sums["ctc"] = out.loss_sum
+            out = self.unit_decoder(states, known, host.units, host.unit_lens, **tokens)
+        result.sums[name] = out.loss_sum
         result.unit_logits, result.unit_logit_lens = out.logits, out.lens.to(out.logits.device, non_blocking=True)
         result.counters["infeasible_units"] = int(out.infeasible.sum())
 
     def host_side(self, batch: SpeechBatch) -> HostSide:
-        """See `SpeechLLM.host_side`; here also what CTC needs to know: lengths of answers, and units."""
+        """See `SpeechLLM.host_side`; here also what the unit decoder needs to know: lengths of answers, and units."""
         host = super().host_side(batch)
         if batch.units is not None and len(batch.units):
             where = present(batch.unit_turns, "unit_turns")
@@ -173,6 +185,13 @@ class LLaMAOmni(SpeechLLM):
         where = present(batch.unit_turns, "unit_turns")
         return answer_states(out.hidden, out.turns, where, self.unit_decoder.align)
 
+    @torch.no_grad()
+    def units_of_answers(self, batch: SpeechBatch) -> list[Tensor]:
+        """What the unit decoder makes of the answers in a batch: it alone, apart from wrong answers. `Q times [U]`."""
+        states, lens = self.frozen_states(batch)
+        ids = answer_tokens(batch, states.shape[1])
+        return spoken(self.unit_decoder, states, lens, [row[:n] for row, n in zip(ids, lens.tolist(), strict=True)])
+
     @property
     def answer_decoder(self) -> UnitDecoder:
         """See `SpeechLLM.answer_decoder`."""
@@ -199,6 +218,16 @@ def answer_states(
     inside = steps < lens[:, None]
     positions = torch.where(inside, first[:, None] + steps, 0)
     return hidden[where[:, :1], positions] * inside[..., None], lens
+
+
+def answer_tokens(batch: SpeechBatch, longest: int | None = None) -> Tensor:
+    """The tokens of the answers with units, from their spans, never from a padding id. `[Q, M]`, 0 past each length.
+
+    Args:
+        longest: M, where it is known without asking the device.
+    """
+    where = present(batch.unit_turns, "unit_turns")
+    return answer_states(batch.input_ids[..., None], batch.turns, where, "label", longest)[0][..., 0]
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -57,9 +57,31 @@ LLAMAS: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-3.2-1B-Instruct": llama(
         2048, 8192, 16, 32, 8, 128_256, head_dim=64, rope_parameters=_LLAMA3, tie_word_embeddings=True
     ),
+    # Of Qwen2 the shapes; its biases of queries, keys and values are left out, a few thousand numbers a layer.
+    "Qwen/Qwen2.5-7B-Instruct": llama(3584, 18_944, 28, 28, 4, 152_064, max_position_embeddings=32_768),
+    "Qwen/Qwen2.5-0.5B": llama(896, 4864, 24, 14, 2, 151_936, max_position_embeddings=32_768, tie_word_embeddings=True),
     "LinkSoul/Chinese-Llama-2-7b": llama(4096, 11_008, 32, 32, 32, 32_000, max_position_embeddings=4096),
 }
 """Settings of `LlamaConfig` by Hugging Face name."""
+
+
+def lm_config(model: str) -> Any:
+    """Configuration of a causal LM by name or folder, of which no weight is read; known sizes where it is not there.
+
+    Raises:
+        FileNotFoundError: if it is neither there nor known.
+    """
+    from transformers import AutoConfig, LlamaConfig
+
+    from speechzoo.names.hugging_face import hub_options
+
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False, **hub_options(model))
+    except FileNotFoundError:
+        if model not in LLAMAS:
+            raise
+        return LlamaConfig(**LLAMAS[model], bos_token_id=None, eos_token_id=None)
+
 
 _WHISPERS = {"tiny": (384, 6, 4), "base": (512, 8, 6), "small": (768, 12, 12), "medium": (1024, 16, 24)}
 _LARGE = (1280, 20, 32)

@@ -154,8 +154,7 @@ def _decode_units(model: LLaMAOmni, questions: list[dict[str, Any]], corpus: Pat
         conversations = [_spoken(row, corpus) for row in rows]
         batch = encode_batch(model.prompt, conversations, answer=True, padding_side="right")
         with own_precision(model):
-            states, lens = model.frozen_states(batch)
-            decoded += [units.tolist() for units in model.unit_decoder.decode(states, lens)]
+            decoded += [units.tolist() for units in model.units_of_answers(batch)]
     return decoded
 
 

@@ -105,6 +105,16 @@ class CTCUnitDecoder(UnitDecoder):
         needed = positions_needed(units, present(unit_lens, "unit_lens"))
         return torch.maximum(positions, torch.where(lens > 0, needed, 0))
 
+    def unspoken(self, lens: Tensor, units: Tensor, unit_lens: Tensor) -> Tensor:
+        """Those that training stretches so that the loss exists; when the model answers nothing stretches them."""
+        return positions_needed(units, unit_lens) > lens * self.upsample
+
+    @property
+    def unspoken_reason(self) -> tuple[str, str]:
+        """See `UnitDecoder.unspoken_reason`."""
+        advice = "raise unit_decoder.upsample: stretched for training, they cannot be spoken whole in an answer"
+        return f"have more units than {self.upsample} positions a token hold", advice
+
     def logits(self, states: Tensor, lens: Tensor, up_lens: Tensor) -> Tensor:
         """Logits; what stands past a row's `up_lens` means nothing.
 

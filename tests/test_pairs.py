@@ -147,3 +147,11 @@ def test_a_unit_decoder_obeys_the_laws(tiny_llm_dir: Path, tiny_whisper_pt: Path
             heard[event.row] += event.units.tolist()
     assert heard == [units.tolist() for units in reply.units]
     assert len(model.units_of_answers(batch)) == len(batch.units)
+
+
+@pytest.mark.parametrize(("architecture", "decoder"), [(LLaMAOmni, SMALL_WRITER), (LLaMAOmni2, SMALL_DECODER)])
+def test_targets_that_are_not_counted_are_refused(tiny_llm_dir, tiny_whisper_pt, architecture, decoder) -> None:
+    """The ends that a decoder writes are targets; CTC has none."""
+    model = architecture(**parts(tiny_llm_dir, tiny_whisper_pt, unit_decoder=decoder))
+    with pytest.raises(ValueError, match=f"whose targets {architecture.__name__} does not count"):
+        model.configure_model()

@@ -51,6 +51,11 @@ class LLaMAOmni(SpeechLLM):
                 raise ValueError(f"the unit decoder reads tokens: {type(self.llm).__name__} has to have a vocab_size")
             vocabulary["vocab_size"] = self.llm.vocab_size
         self.unit_decoder: UnitDecoder = make(self.llm.dim, **vocabulary)
+        if self.unit_decoder.objective != self.unit_loss:
+            raise ValueError(
+                f"{type(self.unit_decoder).__name__} learns by the loss {self.unit_decoder.objective!r}, whose targets "
+                f"{type(self).__name__} does not count: LLaMAOmni takes ctc, LLaMAOmni2 unit"
+            )
 
     @property
     def num_units(self) -> int:

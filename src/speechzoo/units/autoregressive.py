@@ -53,6 +53,7 @@ class ARUnitDecoder(UnitDecoder):
         ValueError: if a number is out of range, or there is no vocabulary.
     """
 
+    objective: ClassVar[str] = "unit"
     reads_ids: ClassVar[bool] = True
     align = "predict"
 

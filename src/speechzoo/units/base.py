@@ -36,11 +36,13 @@ class UnitDecoder(nn.Module, ABC):
         align: which states stand for an answer y_1 ... y_M: `predict`, the states that predict it (from the last
             prompt position, as at inference and in the paper), or `label`, the states that have read it (the
             released training code, one position late).
+        objective: name of its loss among the model's `objectives`, which say how its targets are counted.
         reads_ids: whether the decoder reads the answer's tokens beside their states; needs `align: predict`.
     """
 
     num_units: int
     align: str
+    objective: ClassVar[str] = "ctc"
     reads_ids: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

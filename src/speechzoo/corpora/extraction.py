@@ -47,9 +47,9 @@ class HubertLayer:
         quiet()
         self.encoder: Encoder
         if model in PARTS:
-            self.encoder, self.chunk = WhisperEncoder(str(fetch(model)), window="trimmed", layer=layer), MAX_SAMPLES
+            self.encoder = WhisperEncoder(str(fetch(model)), window="trimmed", layer=layer)
         else:
-            self.encoder, self.chunk = HFSpeechEncoder(model, layer), CHUNK
+            self.encoder = HFSpeechEncoder(model, layer)
             if not self.encoder.raw:
                 raise ValueError(f"{model}: units are made of HuBERT's kin, which hears raw sound")
         self.encoder.to(device).eval().requires_grad_(False)
@@ -58,7 +58,8 @@ class HubertLayer:
     @torch.inference_mode()
     def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Shape: `[T]` at 16 kHz each -> `[F, D]` each, F = 0 for clips of less than 25 ms."""
-        pieces = [(index, piece) for index, clip in enumerate(clips) for piece in clip.split(self.chunk)]
+        chunk = MAX_SAMPLES if isinstance(self.encoder, WhisperEncoder) else CHUNK
+        pieces = [(index, piece) for index, clip in enumerate(clips) for piece in clip.split(chunk)]
         lens = torch.tensor([len(piece) for _, piece in pieces])
         states, frames = self.encoder(pad_sequence([p for _, p in pieces], batch_first=True).to(self.device), lens)
         found: list[list[Tensor]] = [[] for _ in clips]

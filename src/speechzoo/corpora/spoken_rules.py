@@ -19,7 +19,7 @@ RULE = "rule"
 
 FILLERS = ("", "", "Hey, ", "So, ", "Well, ")
 SENTENCES = 2  # of an answer
-DIGITS = regex.compile(r"\d+(?:,\d{3})*(?![\d.]*\d)")
+DIGITS = regex.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?!\w|[.,]\d)")
 SENTENCE = regex.compile(r"(?<=[.!?])\s+")
 
 SMALL = (

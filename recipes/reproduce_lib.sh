@@ -33,6 +33,21 @@ stage() {
   printf '=== %s: %d s\n' "$name" "$((SECONDS - began))"
 }
 
+# dataset NAME FOLDER COMMAND...: a data set. With SHARD=i/n that share of it alone, as a job of an array; the start
+# without SHARD then joins them all.
+dataset() {
+  local name=$1 folder=$2
+  shift 2
+  if [[ -n ${SHARD:-} ]]; then
+    stage "$name-${SHARD/\//-of-}" "$@" --shard "$SHARD"
+  elif [[ -f $folder/dataset.json ]] && ! grep -q '"shards": 1,' "$folder/dataset.json"; then
+    stage "$name" speechzoo data join "$folder"
+  else
+    stage "$name" "$@"
+  fi
+}
+shared() { [[ -z ${SHARD:-} ]] || exit 0; } # what follows takes the whole data
+
 # fit NAME RECIPE ARGUMENT...: a training stage in $OUT/NAME, continued from its last.ckpt where there is one.
 fit() {
   local name=$1 recipe=$2

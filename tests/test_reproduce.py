@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import printed
 
-from speechzoo.system.files import read_jsonl
+from speechzoo.system.files import read_jsonl, write_json
 
 ROOT = Path(__file__).parents[1]
 # Of the person who runs the tests; the fixture `own_cache` would fetch 240 MB into a temporary folder.
@@ -37,7 +37,7 @@ sys.exit({fail!r} in sys.argv)
 
 
 def script(system: str, **variables: str) -> tuple[list[str], dict[str, str]]:
-    known = {*NEEDED["llama_omni"]["variables"], "SCALE", "OUT", "JUDGE", "JUDGE_MODEL", "FIT", "LLM"}
+    known = {*NEEDED["llama_omni"]["variables"], "SCALE", "OUT", "JUDGE", "JUDGE_MODEL", "FIT", "LLM", "SHARD", "MAKE"}
     environment = {name: value for name, value in os.environ.items() if name not in known}
     return ["bash", str(ROOT / "recipes" / system / "reproduce.sh")], environment | variables
 
@@ -70,7 +70,7 @@ def recorder(tmp_path: Path, fail: str = "") -> tuple[dict[str, str], Path]:
     return {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}, log
 
 
-def at_full_scale(system: str, tmp_path: Path, fail: str = "") -> tuple[list[list[str]], str]:
+def at_full_scale(system: str, tmp_path: Path, fail: str = "", **more: str) -> tuple[list[list[str]], str]:
     """What the script runs where all is there, and what it says."""
     for name in NEEDED[system]["files"]:
         (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def at_full_scale(system: str, tmp_path: Path, fail: str = "") -> tuple[list[lis
     path, log = recorder(tmp_path, fail)
     given = {name: name.lower() for name in NEEDED[system]["variables"]}
     given |= {"DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out"), "JUDGE": "http://j/v1", "JUDGE_MODEL": "g"}
-    ran = run(system, **path, **given, LLM="my/llm")
+    ran = run(system, **path, **given, LLM="my/llm", **more)
     assert ran.returncode == int(bool(fail)), ran.stderr
     return read_jsonl(log), ran.stdout
 
@@ -147,6 +147,17 @@ def test_what_failed_and_what_comes_after_it_is_done_again_and_nothing_else(tmp_
     (tmp_path / "commands.jsonl").write_text("")
     third, told = at_full_scale("llama_omni", tmp_path)
     assert third == [] and told.count("finished before") == 6
+
+
+def test_a_job_of_an_array_makes_its_share_and_the_last_start_joins_them(tmp_path: Path) -> None:
+    commands, _ = at_full_scale("llama_omni", tmp_path, SHARD="1/2", MAKE="--threads 64")
+    assert [command[:2] for command in commands] == [["data", "convert-kmeans"], ["data", "instruct"]]
+    assert commands[1][-4:] == ["--threads", "64", "--shard", "1/2"]
+    write_json(tmp_path / "out" / "s2s" / "dataset.json", {"shards": 2, "command": ""})  # as `speechzoo data` leaves it
+    (tmp_path / "commands.jsonl").unlink()
+    commands, _ = at_full_scale("llama_omni", tmp_path)
+    assert commands[0] == ["data", "join", f"{tmp_path}/out/s2s"]
+    assert [command[0] for command in commands[1:]] == ["data", "fit", "fit", "evaluate"]
 
 
 @pytest.mark.real

@@ -16,6 +16,8 @@
 #   JUDGE           endpoint (with JUDGE_MODEL) or local model (GPT-4o); without it S2TIF and S2SIF are "not measured"
 #   LLM, WHISPER, HUBERT    names or folders, the paper's by default
 #   FIT             further arguments of both trainings, such as --config=recipes/cluster/fsdp2.yaml
+#   MAKE            further arguments of speechzoo data instruct, such as --threads 64
+#   SHARD           i/n: makes this share of the data and ends; started without it when all are there, the rest
 cd "$(dirname "$0")/../.."
 SYSTEM=llama_omni
 . recipes/reproduce_lib.sh
@@ -48,14 +50,15 @@ case $SCALE in
     stage1=(recipes/quickstart/llama_omni_stage1.yaml "${small[@]}" --model.init_args.init_from="[llama-omni-tiny-asr]")
     stage2=(recipes/quickstart/llama_omni_stage2.yaml "${small[@]}")
     listen=(--vocoder unit-vocoder-tiny --recogniser part:whisper-tiny.en --max-new-tokens 32)
-    [[ $SCALE == smoke ]] && listen+=(--limit 6 --latency 1)
+    [[ $SCALE == smoke ]] && listen+=(--limit 6 --latency 1) || listen+=(--latency 3)
     stage raw speechzoo data example "$raw" --questions "${pairs[@]}"
     ;;
   *) echo "SCALE=$SCALE: paper, quickstart or smoke" >&2; exit 2 ;;
 esac
 
-stage data speechzoo data instruct "$OUT/s2s" "${texts[@]}" --style llama_omni --val "$val" \
-  "${write[@]}" "${ask[@]}" "${speak[@]}" "${units[@]}"
+dataset data "$OUT/s2s" speechzoo data instruct "$OUT/s2s" "${texts[@]}" --style llama_omni --val "$val" \
+  "${write[@]}" "${ask[@]}" "${speak[@]}" "${units[@]}" ${MAKE:-}
+shared
 stage contamination speechzoo data contamination "$OUT/s2s" "$raw/eval/alpaca_eval.json" --key instruction
 manifests=(--data.init_args.train="$OUT/s2s/train.jsonl" --data.init_args.val="$OUT/s2s/val.jsonl")
 fit stage1 "${stage1[@]}" "${manifests[@]}"

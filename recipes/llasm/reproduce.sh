@@ -14,6 +14,8 @@
 #   JUDGE           endpoint (with JUDGE_MODEL) or local model; without it S2TIF is "not measured"
 #   LLM, WHISPER    names or folders, the paper's by default
 #   FIT             further arguments of both trainings, such as --config=recipes/cluster/fsdp2.yaml
+#   MAKE            further arguments of speechzoo data instruct, such as --threads 64
+#   SHARD           i/n: makes this share of the data and ends; started without it when all are there, the rest
 cd "$(dirname "$0")/../.."
 SYSTEM=llasm
 . recipes/reproduce_lib.sh
@@ -50,8 +52,10 @@ case $SCALE in
   *) echo "SCALE=$SCALE: paper, quickstart or smoke" >&2; exit 2 ;;
 esac
 
-stage asr speechzoo data asr "$OUT/asr" "${corpora[@]}" --val "$val"
-stage data speechzoo data instruct "$OUT/spoken" "${texts[@]}" --style llasm --val "$val" "${ask[@]}"
+dataset asr "$OUT/asr" speechzoo data asr "$OUT/asr" "${corpora[@]}" --val "$val"
+dataset data "$OUT/spoken" speechzoo data instruct "$OUT/spoken" "${texts[@]}" --style llasm --val "$val" "${ask[@]}" \
+  ${MAKE:-}
+shared
 stage contamination speechzoo data contamination "$OUT/spoken" "$raw/eval/alpaca_eval.json" --key instruction
 fit pretrain "${pretrain[@]}" --data.init_args.train="$OUT/asr/train.jsonl" --data.init_args.val="$OUT/asr/val.jsonl"
 fit finetune "${finetune[@]}" --model.init_args.init_from="[$OUT/pretrain]" \

@@ -164,7 +164,8 @@ def _run(args: argparse.Namespace) -> None:
     if args.action == "example":
         from speechzoo.corpora.example import write_example
 
-        write_example(args.out, *args.questions, *args.clips, seed=args.seed)
+        (train, test), (clips, test_clips) = args.questions, args.clips
+        write_example(args.out, train, test, clips, test_clips, args.seed)
         return
     if args.action == "contamination":
         from speechzoo.corpora.contamination import check

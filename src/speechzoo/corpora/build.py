@@ -165,11 +165,11 @@ def _rewrite(args: Namespace, before: Stage, stage: Stage) -> bool:
 def _speaking(args: Namespace, answers: bool) -> Values:
     """Questions, and answers where the paper has them spoken, to sound files; one voice each for a conversation."""
     asks, replies = Cast(args.question_voice), Cast(args.answer_voice)
-    speaker, named = open_speaker(args.tts, args.tts_model, args.key_env), f"{args.tts} {args.tts_model}"
-    speaker_of_answers, named_for_answers = speaker, named
+    asking = open_speaker(args.tts, args.tts_model, args.key_env), f"{args.tts} {args.tts_model}"
+    replying = asking
     if args.answer_tts:
-        speaker_of_answers = open_speaker(args.answer_tts, args.answer_tts_model, args.key_env)
-        named_for_answers = f"{args.answer_tts} {args.answer_tts_model}"
+        speaker = open_speaker(args.answer_tts, args.answer_tts_model, args.key_env)
+        replying = speaker, f"{args.answer_tts} {args.answer_tts_model}"
     sounds = args.out.absolute() / "audio"
 
     def value(given: dict[str, Any]) -> dict[str, Any]:
@@ -180,13 +180,13 @@ def _speaking(args: Namespace, answers: bool) -> Values:
         facts |= {"voices": [asker, *([replier] if answers else [])], "language": language_of(given["turns"][0][0])}
         messages: list[dict[str, Any]] = []
         for question, text in given["turns"]:
-            file, seconds = speak_to(sounds, speaker, named, question, asker, seed)
+            file, seconds = speak_to(sounds, *asking, question, asker, seed)
             facts["user_seconds"].append(seconds)
             part = {"type": "audio", "path": str(file), "transcript": question}
             messages.append({"role": "user", "content": [part]})
             answer = {"role": "assistant", "content": text}
             if answers:
-                file, seconds = speak_to(sounds, speaker_of_answers, named_for_answers, text, replier, seed)
+                file, seconds = speak_to(sounds, *replying, text, replier, seed)
                 facts["answer_seconds"].append(seconds)
                 answer["audio"] = str(file)
             messages.append(answer)

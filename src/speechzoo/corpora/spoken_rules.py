@@ -79,7 +79,7 @@ def _numbers(text: str) -> str:
             raise Broken("number that the rule cannot say", found[0])
         return in_words(number)
 
-    spoken = DIGITS.sub(said, text)
+    spoken: str = DIGITS.sub(said, text)
     if left := regex.search(r"\S*\d\S*", spoken):
         raise Broken("number that the rule cannot say", left[0])
     return spoken

@@ -1,4 +1,5 @@
-# What the reproduce.sh of each system share; sourced by them from the folder above recipes/, not run.
+# What the reproduce.sh of each system share; sourced by them, not run. Paths are relative to the folder it is
+# started in.
 set -euo pipefail
 SCALE=${SCALE:-paper}
 OUT=${OUT:-checkpoints/reproduce/$SYSTEM-$SCALE}

@@ -42,23 +42,23 @@ def script(system: str, **variables: str) -> tuple[list[str], dict[str, str]]:
     return ["bash", str(ROOT / "recipes" / system / "reproduce.sh")], environment | variables
 
 
-def run(system: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(system: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command, environment = script(system, **variables)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize("system", NEEDED)
 def test_all_that_is_missing_is_told_before_any_work(system: str, tmp_path: Path) -> None:
     needed, out = NEEDED[system], tmp_path / "out"
-    ran = run(system, OUT=str(out))
+    ran = run(system, tmp_path, OUT=str(out))
     assert ran.returncode == 2 and not out.exists()
     for name in needed["variables"]:
         assert f"variable {name} is not set" in ran.stderr
-    ran = run(system, OUT=str(out), **dict.fromkeys(needed["variables"], str(tmp_path)))
+    ran = run(system, tmp_path, OUT=str(out), **dict.fromkeys(needed["variables"], str(tmp_path)))
     assert ran.returncode == 2 and not out.exists()
     told = [line.strip() for line in ran.stderr.splitlines() if "is not there" in line]
     assert told == [f"{tmp_path / name} is not there" for name in needed["files"]]
-    assert run(system, SCALE="large", OUT=str(out)).returncode == 2
+    assert run(system, tmp_path, SCALE="large", OUT=str(out)).returncode == 2
 
 
 def recorder(tmp_path: Path, fail: str = "") -> tuple[dict[str, str], Path]:
@@ -79,7 +79,7 @@ def at_full_scale(system: str, tmp_path: Path, fail: str = "", **more: str) -> t
     path, log = recorder(tmp_path, fail)
     given = {name: name.lower() for name in NEEDED[system]["variables"]}
     given |= {"DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out"), "JUDGE": "http://j/v1", "JUDGE_MODEL": "g"}
-    ran = run(system, **path, **given, LLM="my/llm", **more)
+    ran = run(system, tmp_path, **path, **given, LLM="my/llm", **more)
     assert ran.returncode == int(bool(fail)), ran.stderr
     return read_jsonl(log), ran.stdout
 
@@ -88,8 +88,7 @@ def after(command: list[str], option: str) -> str:
     return command[command.index(option) + 1]
 
 
-def test_llama_omni_at_full_scale_is_the_papers_chain(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(ROOT)  # recipes are named from there, as the script does
+def test_llama_omni_at_full_scale_is_the_papers_chain(tmp_path: Path) -> None:
     commands, _ = at_full_scale("llama_omni", tmp_path)
     data, out = tmp_path / "data", tmp_path / "out"
     clusters, instruct, _, stage1, stage2, table = commands
@@ -115,8 +114,7 @@ def test_llama_omni_at_full_scale_is_the_papers_chain(tmp_path: Path, monkeypatc
     assert (after(table, "--vocoder"), after(table, "--recogniser")) == (str(data / "vocoder"), "large-v3")
 
 
-def test_llasm_at_full_scale_is_the_papers_chain(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(ROOT)  # recipes are named from there, as the script does
+def test_llasm_at_full_scale_is_the_papers_chain(tmp_path: Path) -> None:
     commands, _ = at_full_scale("llasm", tmp_path)
     data, out = tmp_path / "data", tmp_path / "out"
     asr, instruct, _, pretrain, finetune, *tables = commands

@@ -18,9 +18,9 @@
 #   FIT             further arguments of both trainings, such as --config=recipes/cluster/fsdp2.yaml
 #   MAKE            further arguments of speechzoo data instruct, such as --threads 64
 #   SHARD           i/n: makes this share of the data and ends; started without it when all are there, the rest
-cd "$(dirname "$0")/../.."
+recipes=$(cd "$(dirname "$0")/.." && pwd)
 SYSTEM=llama_omni
-. recipes/reproduce_lib.sh
+. "$recipes/reproduce_lib.sh"
 
 raw=${DATA:-$OUT/raw}
 small=(--data.init_args.feature_cache="$OUT/features")
@@ -36,8 +36,8 @@ case $SCALE in
     ask=(--tts "$TTS" --tts-model "${TTS_MODEL:-}" --question-voice $QUESTION_VOICES)
     speak=(--answer-tts "$ANSWER_TTS" --answer-tts-model "${ANSWER_TTS_MODEL:-}" --answer-voice $ANSWER_VOICE)
     units=(--hubert "$HUBERT" --layer 11 --kmeans "$OUT/km1000.safetensors" --device "${DEVICE:-cuda}")
-    stage1=(recipes/llama_omni/stage1.yaml --vars.llm="$LLM" --vars.whisper="$WHISPER")
-    stage2=(recipes/llama_omni/stage2.yaml --vars.llm="$LLM" --vars.whisper="$WHISPER")
+    stage1=("$recipes"/llama_omni/stage1.yaml --vars.llm="$LLM" --vars.whisper="$WHISPER")
+    stage2=("$recipes"/llama_omni/stage2.yaml --vars.llm="$LLM" --vars.whisper="$WHISPER")
     listen=(--vocoder "$raw/vocoder" --recogniser large-v3 --max-new-tokens 256)
     stage clusters speechzoo data convert-kmeans "$km" "$OUT/km1000.safetensors"
     ;;
@@ -47,8 +47,8 @@ case $SCALE in
     texts=("$raw/alpaca.json") write=(--llm rule) ask=(--tts quickstart) speak=()
     units=(--hubert whisper-tiny.en --layer 3 --kmeans unit-vocoder-tiny)
     # 660 questions are too few to learn hearing from: stage 1 starts from a published adaptor, the paper's from nothing.
-    stage1=(recipes/quickstart/llama_omni_stage1.yaml "${small[@]}" --model.init_args.init_from="[llama-omni-tiny-asr]")
-    stage2=(recipes/quickstart/llama_omni_stage2.yaml "${small[@]}")
+    stage1=("$recipes"/quickstart/llama_omni_stage1.yaml "${small[@]}" --model.init_args.init_from="[llama-omni-tiny-asr]")
+    stage2=("$recipes"/quickstart/llama_omni_stage2.yaml "${small[@]}")
     listen=(--vocoder unit-vocoder-tiny --recogniser part:whisper-tiny.en --max-new-tokens 32)
     [[ $SCALE == smoke ]] && listen+=(--limit 6 --latency 1) || listen+=(--latency 3)
     stage raw speechzoo data example "$raw" --questions "${pairs[@]}"

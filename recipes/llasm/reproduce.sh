@@ -16,9 +16,9 @@
 #   FIT             further arguments of both trainings, such as --config=recipes/cluster/fsdp2.yaml
 #   MAKE            further arguments of speechzoo data instruct, such as --threads 64
 #   SHARD           i/n: makes this share of the data and ends; started without it when all are there, the rest
-cd "$(dirname "$0")/../.."
+recipes=$(cd "$(dirname "$0")/.." && pwd)
 SYSTEM=llasm
-. recipes/reproduce_lib.sh
+. "$recipes/reproduce_lib.sh"
 
 raw=${DATA:-$OUT/raw}
 small=(--data.init_args.feature_cache="$OUT/features")
@@ -32,8 +32,8 @@ case $SCALE in
     corpora+=(primewords="$raw/primewords" --lower) val=1000
     texts=("$raw"/texts/*.json)
     ask=(--tts "$TTS" --tts-model "${TTS_MODEL:-}" --question-voice $QUESTION_VOICES)
-    pretrain=(recipes/llasm/pretrain.yaml --vars.llm="$LLM" --vars.whisper="$WHISPER")
-    finetune=(recipes/llasm/finetune.yaml --vars.llm="$LLM" --vars.whisper="$WHISPER")
+    pretrain=("$recipes"/llasm/pretrain.yaml --vars.llm="$LLM" --vars.whisper="$WHISPER")
+    finetune=("$recipes"/llasm/finetune.yaml --vars.llm="$LLM" --vars.whisper="$WHISPER")
     answers=(--max-new-tokens 512)
     recognition=(librispeech-test-clean=LibriSpeech librispeech-test-other=LibriSpeech aishell-1=data_aishell)
     ;;
@@ -43,9 +43,9 @@ case $SCALE in
     [[ $SCALE == smoke ]] && pairs=(24 19) clips=(16 6) val=4 steps=() more=("${few[@]}") answers+=(--limit 6)
     corpora=(librispeech="$raw/LibriSpeech") texts=("$raw/alpaca.json") ask=(--tts quickstart)
     # So few clips do not teach hearing: stage 1 starts from a published adaptor, the paper's from nothing.
-    pretrain=(recipes/quickstart/llasm_pretrain.yaml --model.init_args.init_from="[llasm-tiny-asr]")
+    pretrain=("$recipes"/quickstart/llasm_pretrain.yaml --model.init_args.init_from="[llasm-tiny-asr]")
     pretrain+=("${small[@]}" "${steps[@]}" "${more[@]}")
-    finetune=(recipes/quickstart/llasm_finetune.yaml "${small[@]}" "${more[@]}")
+    finetune=("$recipes"/quickstart/llasm_finetune.yaml "${small[@]}" "${more[@]}")
     recognition=(librispeech-test-clean=LibriSpeech)
     stage raw speechzoo data example "$raw" --questions "${pairs[@]}" --clips "${clips[@]}"
     ;;

@@ -14,6 +14,7 @@ from tiny_runs import UNIT_DECODER, printed, saved, write_config, zoo
 from speechzoo.adaptors import Conv
 from speechzoo.cli import COMMANDS, main
 from speechzoo.cli.bench import BENCHES
+from speechzoo.commands.arguments import in_yaml
 
 
 @pytest.fixture
@@ -78,6 +79,23 @@ def test_null_reaches_the_settings_of_a_part(config: Path, tmp_path: Path, null:
     assert model["prompt"]["init_args"]["chat_template"] is None and model["llm"]["init_args"]["lora"] is None
     assert settings["trainer"]["val_check_interval"] is None
     assert model["prompt"]["init_args"]["system"] == "None"  # a file's words are taken as YAML has them
+
+
+@pytest.mark.parametrize(
+    "typed, read",
+    [
+        ("--a=None", "--a=null"),
+        ("None", "null"),
+        ("--a={'b': None, 'c': [True, 'None', 1e-05]}", '--a={"b": null, "c": [true, "None", 1e-05]}'),
+        ("--a=['^llm\\\\.', 'x']", '--a=["^llm\\\\.", "x"]'),  # Python writes two backslashes for one
+        ("--a=['\\bword']", "--a=['\\bword']"),  # not what Python writes: YAML of whoever typed it
+        ("--a={b: None}", "--a={b: None}"),
+        ("--a=[1, 2", "--a=[1, 2"),
+        ("--a=b=None", "--a=b=None"),
+    ],
+)
+def test_what_python_writes_is_read_as_it_was(typed: str, read: str) -> None:
+    assert in_yaml(typed) == read
 
 
 def test_parts_are_swapped_by_overrides_alone(config: Path, tmp_path: Path, tiny_llm_dir: Path) -> None:

@@ -154,6 +154,20 @@ def test_an_endpoint_of_speech(alpaca: Path, tmp_path: Path):
     assert len(read_audio(tmp_path / "set" / record["messages"][0]["content"][0]["path"])) == 8000
 
 
+def test_answers_may_have_a_speaker_of_their_own(alpaca: Path, tmp_path: Path):
+    tts, log = command(tmp_path)
+    with endpoint() as server:
+        arguments = ["data", "instruct", str(tmp_path / "set"), f"{alpaca}#1", "--style", "llama_omni", "--llm", "rule"]
+        arguments += ["--tts", tts, "--question-voice", "anna", "--answer-voice", "lj"]
+        assert main([*arguments, "--answer-tts", server.url, "--answer-tts-model", "vits"]) == 0
+    assert [(body["model"], body["voice"], body["input"]) for _, body, _ in server.requests] == [
+        ("vits", "lj", "Apple, pear")
+    ]
+    (asked,) = log.read_text().splitlines()
+    assert asked.startswith("anna|") and asked.lower().endswith("name two fruits.")
+    assert "tokens of the LLM" not in (tmp_path / "set" / "README.md").read_text()
+
+
 def test_a_wrong_key_ends_it_and_what_is_done_stays(alpaca: Path, tmp_path: Path, capsys):
     with endpoint(llm) as server:
         base = ["data", "instruct", str(tmp_path / "set"), str(alpaca), "--style", "llama_omni", "--threads", "1"]

@@ -25,7 +25,8 @@ from transformers import (
 from speechzoo.audio import read_audio
 from speechzoo.cli import main
 from speechzoo.corpora.clusters import convert_pickle, judge, phones_of_frames, purity
-from speechzoo.corpora.extraction import HubertLayer, frame_times
+from speechzoo.corpora.extraction import HubertLayer, clusters_file, frame_times
+from speechzoo.encoders import WhisperEncoder
 from speechzoo.system.files import read_jsonl, write_jsonl
 from speechzoo.units import KMeansUnits
 
@@ -98,6 +99,24 @@ def test_a_model_that_wants_normalised_sound_gets_it(hubert: Path, tmp_path: Pat
     torch.testing.assert_close(
         HubertLayer(str(tmp_path), 2)([clip])[0], HubertLayer(str(hubert), 2)([loud])[0], atol=1e-5, rtol=1e-4
     )
+
+
+def test_a_small_whisper_of_ours_is_heard_at_the_clips_real_length(tiny_whisper_pt: Path, monkeypatch):
+    monkeypatch.setattr("speechzoo.corpora.extraction.fetch", {"whisper-tiny.en": tiny_whisper_pt}.__getitem__)
+    clips = noises(0.3, 1.0)
+    whisper = WhisperEncoder(str(tiny_whisper_pt), window="trimmed", layer=1).eval()
+    ours = HubertLayer("whisper-tiny.en", 1)(clips)
+    for clip, states in zip(clips, ours, strict=True):
+        with torch.no_grad():
+            theirs, (frames,) = whisper(clip[None], torch.tensor([len(clip)]))
+        assert len(states) == frames == len(clip) // 320
+        torch.testing.assert_close(states, theirs[0], atol=2e-5, rtol=1e-4)
+
+
+def test_clusters_go_by_the_name_of_a_published_vocoder(tmp_path: Path):
+    named = KMeansUnits.load(clusters_file(Path("unit-vocoder-tiny")))
+    assert named.num_units == 200
+    assert clusters_file(tmp_path / "km.safetensors") == tmp_path / "km.safetensors"
 
 
 def test_another_layer_or_model_is_refused(hubert: Path, tmp_path: Path):

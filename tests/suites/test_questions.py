@@ -140,7 +140,7 @@ def test_instructs2s_is_helpful_base_and_vicuna_without_mathematics_and_code(tmp
         {"dataset": "koala", "instruction": "Left out."},
         {"dataset": "vicuna", "instruction": "Write a C++ program."},
         {"dataset": "vicuna", "instruction": "How do I sleep better?"},
-        {"dataset": "helpful_base", "instruction": "Who made Berlin?"},
+        {"dataset": "helpful_base", "instruction": "Who made Berlin?", "expected": "Nobody."},  # of a file of one's own
     ]
     (tmp_path / "alpaca_eval.json").write_text(json.dumps(rows))
     with pytest.raises(FileNotFoundError, match=r"question.jsonl: no such file; it is from lm-sys/vicuna-blog-eval"):
@@ -158,6 +158,7 @@ def test_instructs2s_is_helpful_base_and_vicuna_without_mathematics_and_code(tmp
         ("helpful_base-001", "Who made Berlin?"),
     ]
     assert [q.sound is not None for q in questions] == [False, False, True]
+    assert [q.references for q in questions] == [(), (), ("Nobody.",)]
 
 
 def test_what_is_missing_is_told_in_one_line(tmp_path: Path):

@@ -14,6 +14,7 @@ ACTIONS = {
     "instruct": "written instructions -> filtered -> rewritten by an LLM -> spoken -> units",
     "released": "a released speech instruction set, in its own layout",
     "units": "units of the spoken answers, by a HuBERT layer and k-means",
+    "example": "a small raw corpus, texts and speech in the layouts of the papers' sources, to try the chain with",
     "kmeans": "train the clusters of units on the speech of some data",
     "convert-kmeans": "bring fairseq's k-means file, which is a pickle, into our safetensors",
     "join": "join the shards of a data set, write its card",
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     add["units"].add_argument(
         "--data", nargs="+", required=True, metavar="FILE", help="JSONL, Parquet, tar, hf:NAME:SPLIT"
     )
+    _example(add["example"])
     _kmeans(add["kmeans"])
     add["convert-kmeans"].add_argument("source", type=Path, metavar="FILE.bin")
     add["convert-kmeans"].add_argument("out", type=Path, metavar="FILE.safetensors")
@@ -57,6 +59,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", default="0/1", metavar="i/n", help="a job's share, i from 0: $SLURM_ARRAY_TASK_ID/8")
     parser.add_argument("--threads", type=int, default=8, help="that read clips, ask endpoints or speak")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--val", type=int, default=0, metavar="N", help="records apart: train.jsonl, val.jsonl too")
     parser.add_argument("--title", help="of the card")
     parser.add_argument("--licence", default="unknown", help="of the source, by its identifier on the hub")
 
@@ -77,7 +80,8 @@ def _instruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", choices=("llama_omni", "llasm"), required=True, help="whose filters and stages")
     parser.add_argument("--limit", type=int, help="the first so many of each file")
     parser.add_argument("--stages", metavar="A,B", help="only these of filter, rewrite, speak, units")
-    parser.add_argument("--llm", metavar="URL|MODEL", help="OpenAI-compatible endpoint, or a local Hugging Face model")
+    llm = "OpenAI-compatible endpoint, a local Hugging Face model, or `rule`: a small rule instead, to try the chain"
+    parser.add_argument("--llm", metavar="URL|MODEL", help=llm)
     parser.add_argument("--llm-model", default="", help="name of the endpoint's model")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--estimate", action="store_true", help="say what the LLM will cost, and stop before it")
@@ -88,6 +92,8 @@ def _instruct(parser: argparse.ArgumentParser) -> None:
     tts = "quickstart, piper, 'command:PROGRAM --out {out} {text}', or an OpenAI-compatible speech endpoint"
     parser.add_argument("--tts", default="quickstart", help=tts)
     parser.add_argument("--tts-model", default="", help="name of the endpoint's model")
+    parser.add_argument("--answer-tts", metavar="TTS", help="of the answers, where another one speaks them")
+    parser.add_argument("--answer-tts-model", default="", metavar="NAME", help="name of its model")
     for who in ("question", "answer"):
         parser.add_argument(f"--{who}-voice", nargs="+", default=["joe"], metavar="NAME[=WEIGHT]")
     _hubert(parser, kmeans=True, required=False)
@@ -105,12 +111,21 @@ def _released(parser: argparse.ArgumentParser) -> None:
 
 
 def _hubert(parser: argparse.ArgumentParser, kmeans: bool, required: bool = True) -> None:
-    parser.add_argument("--hubert", default="voidful/mhubert-base", metavar="MODEL", help="folder or name on the hub")
+    told = "folder or name on the hub; or whisper-tiny.en, the quickstart's (--layer 3)"
+    parser.add_argument("--hubert", default="voidful/mhubert-base", metavar="MODEL", help=told)
     parser.add_argument("--layer", type=int, default=11, help="from 1 (11: LLaMA-Omni's)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     if kmeans:
-        parser.add_argument("--kmeans", type=Path, required=required, metavar="FILE.safetensors", help="see kmeans")
+        of = "see kmeans; or a zoo vocoder's name: its clusters"
+        parser.add_argument("--kmeans", type=Path, required=required, metavar="FILE.safetensors", help=of)
         parser.add_argument("--batch-seconds", type=float, default=240.0, help="of speech in a batch")
+
+
+def _example(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="for alpaca.json, LibriSpeech/ and eval/")
+    parser.add_argument("--questions", type=int, nargs=2, default=[660, 100], metavar=("TRAIN", "TEST"))
+    parser.add_argument("--clips", type=int, nargs=2, default=[0, 0], metavar=("TRAIN", "TEST"), help="of them spoken")
+    parser.add_argument("--seed", type=int, default=0)
 
 
 def _kmeans(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +160,12 @@ def _run(args: argparse.Namespace) -> None:
             return
         print(f"{args.source}: a Python pickle; only arrays and k-means estimators are read from it, no code is run")
         print(f"{args.out}: {extraction.convert(args.source, args.out)} clusters")
+        return
+    if args.action == "example":
+        from speechzoo.corpora.example import write_example
+
+        (train, test), (clips, test_clips) = args.questions, args.clips
+        write_example(args.out, train, test, clips, test_clips, args.seed)
         return
     if args.action == "contamination":
         from speechzoo.corpora.contamination import check

@@ -41,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
     model, told = ("--endpoint-model", "--endpoint_model"), "may be repeated"
     foreign.add_argument(*model, action="append", default=[], metavar="NAME", help=told)
     foreign.add_argument("--endpoint-voice", default="", metavar="VOICE", help="ask for spoken answers too")
+    asked = made.add_argument_group("text-to-speech, for questions that are only written")
+    asked.add_argument("--tts", help="speaks them: as of `speechzoo data instruct`; kept in OUT/questions")
+    asked.add_argument("--tts-model", default="", metavar="NAME", help="the endpoint's name of it")
+    asked.add_argument("--question-voice", nargs="+", default=["joe"], metavar="NAME[=WEIGHT]")
     judge = made.add_argument_group("judge (without one its columns are not measured)")
     judge.add_argument(
         "--judge", metavar="URL|MODEL", help="OpenAI-compatible endpoint, or a chat model of transformers"

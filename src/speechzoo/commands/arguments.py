@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import json
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -38,12 +41,11 @@ class Parser(LightningArgumentParser):
     def parse_args(  # type: ignore[override]  # the rest of the arguments is jsonargparse's own
         self, args: Sequence[str] | None = None, *rest: Any, **options: Any
     ) -> Namespace:
-        """As jsonargparse's, with `None` for `null`: so W&B's agent writes it, and so jsonargparse itself hands a
-        `null` on to the parser of a nested part, which would read a text."""
+        """As jsonargparse's, which reads YAML, with what Python writes understood too (see `in_yaml`)."""
         words = list(sys.argv[1:] if args is None else args)
         if problem := wrong_config(words):
             self.error(problem)
-        return super().parse_args([NONE.sub(r"\1null", word) for word in words], *rest, **options)
+        return super().parse_args([in_yaml(word) for word in words], *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error and exit with 2."""
@@ -63,6 +65,25 @@ class Parser(LightningArgumentParser):
             if near := get_close_matches(wrong, known, n=1):
                 line += f"; did you mean {near[0]!r} instead of {wrong!r}?"
         self.exit(2, f"speechzoo: {line}\n")
+
+
+def in_yaml(word: str) -> str:
+    """An argument as YAML, where Python wrote it: `None` alone, a list or a dict just as `repr` does.
+
+    So W&B's agent writes values, and so jsonargparse hands a `null` on to the parser of a nested part. YAML would read
+    `None` as a text, and two backslashes where Python means one.
+    """
+    key, _, value = word.partition("=")
+    if NONE.match(word) or not (key.startswith("--") and value[:1] in ("[", "{")):
+        return NONE.sub(r"\1null", word)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)  # the same before Python 3.12
+            found = ast.literal_eval(value)
+        return f"{key}={json.dumps(found)}" if repr(found) == value else word
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # YAML, then
+        return word
 
 
 def brief(message: str) -> str:

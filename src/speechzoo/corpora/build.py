@@ -17,6 +17,8 @@ from speechzoo.corpora.card import ABOUT, DATA, join
 from speechzoo.corpora.llm import open_llm
 from speechzoo.corpora.rewriting import Rewriter, cost, expected_tokens
 from speechzoo.corpora.sounds import kept_sound
+from speechzoo.corpora.splits import split
+from speechzoo.corpora.spoken_rules import RULE, RuleRewriter
 from speechzoo.corpora.stage import Broken, Item, Shard, Stage, check_settings, each
 from speechzoo.corpora.tables import rows
 from speechzoo.corpora.texts import STYLES, instructions, language_of, suitable
@@ -93,7 +95,7 @@ def instruct(args: Namespace) -> None:
     if unknown := [name for name in wanted if name not in stages]:
         raise ValueError(f"--stages {args.stages}: there is no {unknown[0]} here; the stages are {', '.join(stages)}")
     if "rewrite" in wanted and not args.llm:
-        raise ValueError(f"--style {args.style} has instructions rewritten: name an LLM with --llm")
+        raise ValueError(f"--style {args.style} has instructions rewritten: name an LLM with --llm, or {RULE}")
     if args.kmeans and not style.spoken:
         raise ValueError(f"--kmeans: answers of --style {args.style} are not spoken, so they have no units")
     licences = dict.fromkeys((Path(name.partition("#")[0]).stem for name in args.texts), args.licence)
@@ -124,8 +126,9 @@ def _settings(stage: str, args: Namespace) -> dict[str, Any]:
         "filter": {"style": args.style, "texts": args.texts, "content": content, "limit": args.limit},
         "rewrite": {"llm": args.llm, "model": args.llm_model, "temperature": args.temperature, "seed": args.seed},
         "speak": {"tts": args.tts, "model": args.tts_model, "seed": args.seed}
-        | {"question_voices": args.question_voice, "answer_voices": args.answer_voice},
-        "units": {"hubert": args.hubert, "layer": args.layer, "kmeans": args.kmeans and file_digest(args.kmeans)},
+        | {"question_voices": args.question_voice, "answer_voices": args.answer_voice}
+        | ({"answer_tts": args.answer_tts, "answer_model": args.answer_tts_model} if args.answer_tts else {}),
+        "units": {"hubert": args.hubert, "layer": args.layer, "kmeans": args.kmeans and _clusters(args)},
     }[stage]
 
 
@@ -133,13 +136,16 @@ def _rewrite(args: Namespace, before: Stage, stage: Stage) -> bool:
     """The LLM's stage; tells what it is going to read and write, and what it did. False where only that was asked."""
     done = stage.finished()
     missing = [item.value["turns"] for item in before.items() if item.id not in done and isinstance(item.value, dict)]
-    expected = cost(*expected_tokens(missing), args.prices)
-    print(f"rewrite: {len(missing):,} conversations, an estimated {expected} (answers kept from before cost nothing)")
+    rewriter: Rewriter | RuleRewriter = RuleRewriter(args.seed)
+    expected = "by a small rule"
+    if args.llm != RULE:
+        llm = open_llm(args.llm, args.llm_model, args.key_env, args.device)
+        rewriter = Rewriter(llm, args.out / "llm", args.temperature, args.seed)
+        tokens = cost(*expected_tokens(missing), args.prices)
+        expected = f"an estimated {tokens} (answers kept from before cost nothing)"
+    print(f"rewrite: {len(missing):,} conversations, {expected}")
     if args.estimate:
         return False
-    rewriter = Rewriter(
-        open_llm(args.llm, args.llm_model, args.key_env, args.device), args.out / "llm", args.temperature, args.seed
-    )
 
     def spoken(value: dict[str, Any]) -> dict[str, Any]:
         return {"turns": rewriter(value["turns"]), "source": value["source"]}
@@ -147,19 +153,24 @@ def _rewrite(args: Namespace, before: Stage, stage: Stage) -> bool:
     try:
         told("rewrite", stage.run(before.items(), each(spoken, args.threads)))
     finally:
-        file = stage.folder / "spent.json"
-        earlier = Counter(json.loads(file.read_text())) if file.is_file() else Counter()
-        write_json(file, dict(earlier + Counter(rewriter.spent)))
-        used = cost(rewriter.spent["prompt_tokens"], rewriter.spent["completion_tokens"], args.prices)
-        print(f"rewrite: {used}, as the LLM counted them")
+        if isinstance(rewriter, Rewriter):
+            file = stage.folder / "spent.json"
+            earlier = Counter(json.loads(file.read_text())) if file.is_file() else Counter()
+            write_json(file, dict(earlier + Counter(rewriter.spent)))
+            used = cost(rewriter.spent["prompt_tokens"], rewriter.spent["completion_tokens"], args.prices)
+            print(f"rewrite: {used}, as the LLM counted them")
     return True
 
 
 def _speaking(args: Namespace, answers: bool) -> Values:
     """Questions, and answers where the paper has them spoken, to sound files; one voice each for a conversation."""
-    speaker = open_speaker(args.tts, args.tts_model, args.key_env)
     asks, replies = Cast(args.question_voice), Cast(args.answer_voice)
-    named, sounds = f"{args.tts} {args.tts_model}", args.out.absolute() / "audio"
+    asking = open_speaker(args.tts, args.tts_model, args.key_env), f"{args.tts} {args.tts_model}"
+    replying = asking
+    if args.answer_tts:
+        speaker = open_speaker(args.answer_tts, args.answer_tts_model, args.key_env)
+        replying = speaker, f"{args.answer_tts} {args.answer_tts_model}"
+    sounds = args.out.absolute() / "audio"
 
     def value(given: dict[str, Any]) -> dict[str, Any]:
         key = f"{args.seed}:{given['id']}"
@@ -169,13 +180,13 @@ def _speaking(args: Namespace, answers: bool) -> Values:
         facts |= {"voices": [asker, *([replier] if answers else [])], "language": language_of(given["turns"][0][0])}
         messages: list[dict[str, Any]] = []
         for question, text in given["turns"]:
-            file, seconds = speak_to(sounds, speaker, named, question, asker, seed)
+            file, seconds = speak_to(sounds, *asking, question, asker, seed)
             facts["user_seconds"].append(seconds)
             part = {"type": "audio", "path": str(file), "transcript": question}
             messages.append({"role": "user", "content": [part]})
             answer = {"role": "assistant", "content": text}
             if answers:
-                file, seconds = speak_to(sounds, speaker, named, text, replier, seed)
+                file, seconds = speak_to(sounds, *replying, text, replier, seed)
                 facts["answer_seconds"].append(seconds)
                 answer["audio"] = str(file)
             messages.append(answer)
@@ -218,16 +229,23 @@ def units(args: Namespace) -> None:
                     value = {"messages": row.value["messages"]} if not problem else Broken("malformed", problem[0])
                 yield Item(next(numbers), key, value)
 
-    settings = {"hubert": args.hubert, "layer": args.layer, "kmeans": file_digest(args.kmeans)}
+    settings = {"hubert": args.hubert, "layer": args.layer, "kmeans": _clusters(args)}
     stage = Stage(args.out / "units", args.shard, settings)
     told("units", stage.run(items(), _unit_work(args)))
     finish(args)
 
 
-def _unit_work(args: Namespace) -> Any:
-    from speechzoo.corpora.extraction import UnitWork
+def _clusters(args: Namespace) -> str:
+    from speechzoo.corpora.extraction import clusters_file
 
-    return UnitWork(args.hubert, args.layer, args.kmeans, args.device, args.batch_seconds, args.threads)
+    return file_digest(clusters_file(args.kmeans))
+
+
+def _unit_work(args: Namespace) -> Any:
+    from speechzoo.corpora.extraction import UnitWork, clusters_file
+
+    kmeans = clusters_file(args.kmeans)
+    return UnitWork(args.hubert, args.layer, kmeans, args.device, args.batch_seconds, args.threads)
 
 
 def checked(work: Values) -> Values:
@@ -249,7 +267,7 @@ def begin(args: Namespace, title: str, licences: dict[str, str], tasks: list[str
         ValueError: if that was another one.
     """
     args.shard = Shard.read(args.shard)
-    about = {"title": args.title or title, "licences": licences, "tasks": tasks, "stages": stages}
+    about = {"title": args.title or title, "licences": licences, "tasks": tasks, "stages": stages, "val": args.val}
     check_settings(args.out, {"stages": stages, "shards": args.shard.count})
     command = re.sub(r" --shard[= ]\S+", "", args.command_line)  # the same for all of them
     write_json(args.out / ABOUT, {**about, "shards": args.shard.count, "command": command})
@@ -264,8 +282,10 @@ def finish(args: Namespace) -> None:
 
 
 def joined(folder: Path) -> None:
-    """Join, and say what there is."""
+    """Join, keep records for validation apart where they are wanted, and say what there is."""
     numbers = join(folder)
+    if val := json.loads((folder / ABOUT).read_text()).get("val"):
+        split(folder, val)
     left = sum(numbers["left_out"].values())
     print(f"{folder / DATA}: {numbers['records']:,} records, {left:,} left out; {folder / 'README.md'} tells all")
 

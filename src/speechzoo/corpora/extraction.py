@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from speechzoo.audio import SAMPLE_RATE, SoundError
+from speechzoo.audio import MAX_SAMPLES, SAMPLE_RATE, SoundError
 from speechzoo.corpora.clusters import convert_pickle, judge, phones_of_frames
 from speechzoo.corpora.stage import Broken, Item, Result
 from speechzoo.data.record import all_audio
 from speechzoo.data.sources import open_source, read_clip, resolve
 from speechzoo.data.tensor_files import batches_within
-from speechzoo.encoders import HFSpeechEncoder
+from speechzoo.encoders import Encoder, HFSpeechEncoder, WhisperEncoder
+from speechzoo.names.published import is_name, published
+from speechzoo.parts.registry import PARTS, fetch
 from speechzoo.system.files import read_jsonl, write_json
 from speechzoo.system.terminal import quiet
 from speechzoo.units import KMeansUnits
@@ -32,8 +34,9 @@ class HubertLayer:
     """States of a HuBERT layer, 50 a second, as fairseq extracts them for LLaMA-Omni's units (mHuBERT, layer 11).
 
     Args:
-        model: a folder or a name on the hub (`voidful/mhubert-base` for LLaMA-Omni), of HuBERT's kin.
-        layer: from 1, see `HFSpeechEncoder`.
+        model: a folder or a name on the hub (`voidful/mhubert-base` for LLaMA-Omni), of HuBERT's kin; or the name of a
+            small Whisper of ours, whose encoder the quickstart makes its units of.
+        layer: from 1, see `HFSpeechEncoder` and `WhisperEncoder`.
         device: torch's name of it.
 
     Raises:
@@ -42,20 +45,32 @@ class HubertLayer:
 
     def __init__(self, model: str, layer: int, device: str = "cpu") -> None:
         quiet()
-        self.encoder, self.device = HFSpeechEncoder(model, layer).to(device).eval().requires_grad_(False), device
-        if not self.encoder.raw:
-            raise ValueError(f"{model}: units are made of HuBERT's kin, which hears raw sound")
+        self.encoder: Encoder
+        if model in PARTS:
+            self.encoder = WhisperEncoder(str(fetch(model)), window="trimmed", layer=layer)
+        else:
+            self.encoder = HFSpeechEncoder(model, layer)
+            if not self.encoder.raw:
+                raise ValueError(f"{model}: units are made of HuBERT's kin, which hears raw sound")
+        self.encoder.to(device).eval().requires_grad_(False)
+        self.device = device
 
     @torch.inference_mode()
     def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Shape: `[T]` at 16 kHz each -> `[F, D]` each, F = 0 for clips of less than 25 ms."""
-        pieces = [(index, piece) for index, clip in enumerate(clips) for piece in clip.split(CHUNK)]
+        chunk = MAX_SAMPLES if isinstance(self.encoder, WhisperEncoder) else CHUNK
+        pieces = [(index, piece) for index, clip in enumerate(clips) for piece in clip.split(chunk)]
         lens = torch.tensor([len(piece) for _, piece in pieces])
         states, frames = self.encoder(pad_sequence([p for _, p in pieces], batch_first=True).to(self.device), lens)
         found: list[list[Tensor]] = [[] for _ in clips]
         for (index, _), row, size in zip(pieces, states.cpu(), frames.tolist(), strict=True):
             found[index].append(row[:size])
         return [torch.cat(some) for some in found]
+
+
+def clusters_file(kmeans: Path) -> Path:
+    """The file of clusters that is meant: itself, or that of a published vocoder by its name in the zoo."""
+    return published(str(kmeans)) / "kmeans.safetensors" if is_name(kmeans) else kmeans
 
 
 def frame_times(frames: int) -> Tensor:

@@ -93,17 +93,24 @@ class Rewriter:
             raise Broken("LLM wrote nothing", f"as {what}", transient=True)
         if reply.ended == "length":
             raise Broken("LLM's text is cut off", f"{what} of {TOKENS} tokens")
-        rule = (
-            "list" if LISTED.search(text) else next((rule for rule, found in UNSPEAKABLE.items() if found(text)), None)
-        )
-        if rule:
-            raise Broken("rewritten, but not speakable", f"{rule} in the {what} {text[:80]!r}")
-        return text
+        return check_speakable(text, what)
 
     def _count(self, **more: int | None) -> None:
         with self._lock:
             for key, number in more.items():
                 self.spent[key] += number or 0
+
+
+def check_speakable(text: str, what: str) -> str:
+    """A rewritten text, if it can be spoken.
+
+    Raises:
+        Broken: naming the rule of `UNSPEAKABLE` that says no, or a list.
+    """
+    rules = ("list",) if LISTED.search(text) else (rule for rule, found in UNSPEAKABLE.items() if found(text))
+    if rule := next(iter(rules), None):
+        raise Broken("rewritten, but not speakable", f"{rule} in the {what} {text[:80]!r}")
+    return text
 
 
 def _kept(file: Path) -> Chat | None:

@@ -124,10 +124,11 @@ SUITES: dict[str, Suite] = {
     ),
     "instructs2s": Suite(
         "InstructS2S-Eval as LLaMA-Omni's paper builds it",
-        OMNI_TABLE,
+        (*OMNI_TABLE, "same_s2t", "same_s2s"),
         reader=corpora.instructs2s,
         judge="instruction",
-        source="alpaca_eval.json, Vicuna's question.jsonl, audio/ID.wav",
+        rules=("same",),
+        source="alpaca_eval.json, Vicuna's question.jsonl, audio/ID.wav or --tts",
         note="The paper's judge is GPT-4o and its questions are spoken by CosyVoice-300M-SFT.",
         paper=True,
     ),

@@ -12,6 +12,7 @@ from speechzoo.suites.catalogue import suite
 from speechzoo.suites.evaluate import Options, evaluate
 from speechzoo.suites.judge import Judge, LLMJudge
 from speechzoo.suites.results import log_to_wandb, write_results
+from speechzoo.suites.speaking import spoken
 from speechzoo.suites.systems import Foreign, Local, System
 from speechzoo.system.endpoint import Endpoint, api_key
 from speechzoo.system.terminal import quiet
@@ -25,8 +26,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--data belongs to a suite by name; a file of questions says itself where its sounds are")
     quiet(results_only=True)
     questions, missing = found.read(file or args.data)
+    out = args.out or Path("checkpoints/evaluate") / name
+    if args.tts and not args.written:
+        how = (args.tts, args.tts_model, args.question_voice, "SPEECHZOO_ENDPOINT_KEY", args.seed, args.parallel)
+        questions, mute = spoken(questions[: args.limit], (out / "questions").absolute(), *how)
+        missing += mute
     options = Options(
-        out=args.out or Path("checkpoints/evaluate") / name,
+        out=out,
         judge=_judge(args),
         recogniser=args.recogniser,
         device=args.device,

@@ -42,7 +42,8 @@ def instructs2s(folder: Path, _: str) -> Found:
 
     Reads `alpaca_eval.json` of tatsu-lab/alpaca_eval, Vicuna's own `question.jsonl` for its categories, and
     `audio/ID.wav` or `.flac`, the spoken questions. Ids are `helpful_base-000` ... and `vicuna-000` ..., in the file's
-    order, which is also that of the numbers. 199 questions in the paper.
+    order, which is also that of the numbers. 199 questions in the paper. `expected`, which AlpacaEval does not have, is
+    the one right answer of a question, for files of one's own.
 
     Raises:
         FileNotFoundError: naming the file that is missing, and where it is from.
@@ -63,7 +64,8 @@ def instructs2s(folder: Path, _: str) -> Found:
         name = f"{kind}-{counts[kind]:03d}"
         counts[kind] += 1
         sound = next((f for f in (folder / "audio" / f"{name}{end}" for end in (".wav", ".flac")) if f.is_file()), None)
-        found.append(Question(name, words, None if sound is None else str(sound), kind=kind))
+        right = (str(row["expected"]),) if row.get("expected") else ()
+        found.append(Question(name, words, None if sound is None else str(sound), right, kind))
     return found, []
 
 

@@ -44,7 +44,8 @@ case $SCALE in
   quickstart | smoke)
     pairs=(660 100) val=20
     [[ $SCALE == smoke ]] && pairs=(24 19) val=4 small+=("${few[@]}")
-    texts=("$raw/alpaca.json") write=(--llm rule) ask=(--tts quickstart) speak=()
+    texts=("$raw/alpaca.json") write=(--llm rule) ask=(--tts quickstart)
+    speak=(--answer-voice joe-steady)  # as the quickstart's answers are spoken
     units=(--hubert whisper-tiny.en --layer 3 --kmeans unit-vocoder-tiny)
     # 660 questions are too few to learn hearing from: stage 1 starts from a published adaptor, the paper's from nothing.
     stage1=("$recipes"/quickstart/llama_omni_stage1.yaml "${small[@]}" --model.init_args.init_from="[llama-omni-tiny-asr]")

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from api_stand_in import endpoint
 
 from speechzoo.audio import read_audio
 from speechzoo.cli import main
 from speechzoo.corpora.rewriting import ANSWER, ASK, Rewriter, expected_tokens
 from speechzoo.corpora.stage import Broken
-from speechzoo.corpora.voices import Cast, CommandVoices, open_speaker
+from speechzoo.corpora.voices import Cast, CommandVoices, QuickstartVoices, open_speaker
 from speechzoo.system.endpoint import Endpoint
 from speechzoo.system.files import read_jsonl
 
@@ -238,3 +239,11 @@ def test_the_quickstart_speaks_and_a_small_llm_writes(alpaca: Path, tmp_path: Pa
     assert numbers["records"] + sum(numbers["left_out"].values()) == 1
     samples = np.concatenate([soundfile.read(file)[0] for file in out.rglob("*.flac")] or [np.zeros(0)])
     assert numbers["records"] == 0 or len(samples) > 8000
+
+
+@pytest.mark.real
+def test_the_steady_voice_says_equal_words_alike():
+    voices = QuickstartVoices()
+    one, other = (voices.speak("It is raining.", "joe-steady", seed) for seed in (1, 2))
+    assert torch.equal(one, other) and len(one) > 8000
+    assert not torch.equal(*(voices.speak("It is raining.", "joe", seed) for seed in (1, 2)))

@@ -40,21 +40,26 @@ class Speaker(Protocol):
         """
 
 
+STEADY = "joe-steady"
+"""The quickstart's voice without variation: equal words give equal sound, and so equal units, which are easier to learn.
+So the quickstart's answers are spoken."""
+
+
 class QuickstartVoices:
-    """The Piper voice of the quickstart (`joe`), and what else `quickstart.voices.available` finds."""
+    """The Piper voice of the quickstart (`joe`, `joe-steady`), and what else `quickstart.voices.available` finds."""
 
     def __init__(self) -> None:
         self._mine = threading.local()  # its lexicon belongs to the thread that opened it
 
     def speak(self, text: str, voice: str, seed: int) -> Tensor:
-        known = ["joe", *others.available()]
+        known = ["joe", STEADY, *others.available()]
         if voice not in known:
             raise ValueError(f"voice {voice}: here are {', '.join(known)}")
         try:
-            if voice != "joe":
+            if voice not in ("joe", STEADY):
                 return torch.from_numpy(others.speak(voice, text, seed=seed))
-            joe = self._joe()
-            return torch.from_numpy(resample(joe.speak(text, noise=0.5, seed=seed), joe.sample_rate))
+            joe, noise = self._joe(), 0.0 if voice == STEADY else 0.5
+            return torch.from_numpy(resample(joe.speak(text, noise=noise, seed=seed), joe.sample_rate))
         except (ValueError, RuntimeError) as error:
             raise Broken(FAILED, str(error)) from error
 

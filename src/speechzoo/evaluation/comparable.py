@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from speechzoo.evaluation.runs import Run
-from speechzoo.evaluation.settings import DATA, MISSING, Group, settings
+from speechzoo.evaluation.settings import DATA, Group, settings
 from speechzoo.evaluation.tables import count
 from speechzoo.names.trust import known
 
 BASES = ("model.init_args.encoder.init_args.model", "model.init_args.llm.init_args.model")
 TOLERANCE = 0.05  # budgets that differ by less count as the same
+UNKNOWN = "not known"
 NAMED = 4  # runs of a group that a warning names; of more the first, the last and their number
 
 
@@ -25,9 +26,9 @@ def unfair(groups: Sequence[Group]) -> list[str]:
     trained = [group for group in groups if any(run.config for run in group.runs)]
     lines = []
     for key, what in zip(DATA, ("training data", "validation data"), strict=True):
-        lines += _differ(what, trained, lambda run, key=key: settings(run).get(key, MISSING))  # type: ignore[misc]
+        lines += _differ(what, trained, lambda run, key=key: settings(run).get(key, UNKNOWN))  # type: ignore[misc]
     for key, what in zip(BASES, ("encoders", "LLMs"), strict=True):
-        lines += _differ(what, trained, lambda run, key=key: settings(run).get(key, MISSING))  # type: ignore[misc]
+        lines += _differ(what, trained, lambda run, key=key: settings(run).get(key, UNKNOWN))  # type: ignore[misc]
     lines += _differ("training objectives", trained, objective)
     if len(trained) > 1:
         lines += _seeds(trained) + _budgets(trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any
 
 from speechzoo.evaluation.report import flatten
 from speechzoo.evaluation.runs import Run, locate
+from speechzoo.parts.registry import PARTS
 
 SEEDS = ("seed_everything", "data.init_args.seed")
 DATA = ("data.init_args.train", "data.init_args.val")
@@ -26,6 +28,10 @@ BOOKKEEPING = (
 )
 LONGEST = 60  # letters of a label that names settings; else runs are called by name, and their table says the rest
 MISSING = "–"
+PART, PART_FOLDER = (
+    re.compile(r"\$\{part:([^}]+)\}"),
+    re.compile(r"(.+?)-\d[\d.]*-\d+"),
+)  # as `speechzoo.parts` keeps them
 
 
 @dataclass
@@ -97,8 +103,8 @@ def settings(run: Run) -> dict[str, str]:
                 value = ", ".join(_manifest(name, run.folder) for name in _texts(at(config, key)))
             elif key == "model.init_args.init_from":
                 value = ", ".join(Path(name).name for name in _texts(at(config, key))) or "none"
-            elif value.startswith("/"):
-                value = Path(value).name
+            else:
+                value = _place(value)
             result[prefix + key] = short_class(key, value)
     return result
 
@@ -183,6 +189,16 @@ def at(config: dict[str, Any], key: str) -> Any:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
+
+
+def _place(value: str) -> str:
+    """A small pretrained part by its name, wherever it lies; any other absolute path by its last name."""
+    if part := PART.fullmatch(value):
+        return part[1]
+    if not value.startswith("/"):
+        return value
+    kept = (PART_FOLDER.fullmatch(name) for name in Path(value).parts)
+    return next((found[1] for found in kept if found and found[1] in PARTS), Path(value).name)
 
 
 def _texts(value: Any) -> list[str]:

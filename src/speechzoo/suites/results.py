@@ -76,8 +76,11 @@ def kind_table(suite: Suite, done: Sequence[Evaluated], seed: int) -> Table | No
 
 
 def latency_table(suite: Suite, done: Sequence[Evaluated]) -> Table | None:
-    """First sound by Omega, LLM + vocoder = both in ms; None where nothing streams units."""
-    timed = [result for result in done if result.latency]
+    """First sound by Omega, LLM + vocoder = both in ms; None where nothing streams units.
+
+    A cascade's voice has no Omega:
+    its time is in `results.json`, and `speechzoo compare --cost first_sound` shows both."""
+    timed = [result for result in done if result.latency and set(result.latency["omegas"]) != {"offline"}]
     if not timed:
         return None
     header, told = [result.name for result in timed], [cast(dict[str, Any], result.latency) for result in timed]

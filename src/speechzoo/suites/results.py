@@ -78,8 +78,8 @@ def kind_table(suite: Suite, done: Sequence[Evaluated], seed: int) -> Table | No
 def latency_table(suite: Suite, done: Sequence[Evaluated]) -> Table | None:
     """First sound by Omega, LLM + vocoder = both in ms; None where nothing streams units.
 
-    A cascade's voice has no Omega:
-    its time is in `results.json`, and `speechzoo compare --cost first_sound` shows both."""
+    A cascade's voice has no Omega: its time is in `results.json`, and `speechzoo compare --cost first_sound` has both.
+    """
     timed = [result for result in done if result.latency and set(result.latency["omegas"]) != {"offline"}]
     if not timed:
         return None

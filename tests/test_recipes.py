@@ -24,7 +24,7 @@ from speechzoo.text import CLIP, ChatPrompt
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = (str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
-OVERLAYS = ("cluster/", "sweeps/", "zoo/")  # these are no recipes
+OVERLAYS = ("cluster/", "study/", "sweeps/", "zoo/")  # these are no recipes
 NAMES = sorted(name for name in ALL if not name.startswith(OVERLAYS))
 
 LLASM = {

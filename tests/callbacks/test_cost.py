@@ -17,6 +17,7 @@ from speechzoo.callbacks.cost import peak_memory_mb
 KEYS = {
     "seconds", "validation_seconds", "steps", "examples", "tokens", "supervised_tokens", "units",
     "trainable_parameters", "total_parameters", "peak_memory_mb", "train_loss", "val_loss",
+    "commit",
 }  # fmt: skip
 
 

@@ -100,7 +100,24 @@ def test_an_openai_file_gives_the_states_of_openai_whisper(tiny_whisper_pt, clip
     torch.testing.assert_close(queries.queries(states)[0], net.decoder.ln(x), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("layer", [None, 1])
+def test_a_learned_mix_begins_as_the_mean_and_learns_alone(theirs, folder, clips):
+    """Of all that transformers calls hidden states, whose last one is the normed one."""
+    encoder = WhisperEncoder(str(folder), layer="mix")
+    encoder.net.requires_grad_(False)
+    mel, lens = log_mel(*clips, 80)
+    states = torch.stack(theirs.model.encoder(mel, output_hidden_states=True).hidden_states)
+    assert encoder.mix.shape == (len(states),) == (3,)
+    torch.testing.assert_close(encoder.encode_mel(mel, lens, whole=True)[0], states.mean(0), atol=2e-5, rtol=1e-4)
+    with torch.no_grad():
+        encoder.mix.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    found = encoder.encode_mel(mel, lens, whole=True)[0]
+    mixed = (encoder.mix.softmax(0)[:, None, None, None] * states).sum(0)
+    torch.testing.assert_close(found, mixed, atol=2e-5, rtol=1e-4)
+    found.square().sum().backward()
+    assert encoder.mix.grad.abs().min() > 0 and all(weight.grad is None for weight in encoder.net.parameters())
+
+
+@pytest.mark.parametrize("layer", [None, 1, "mix"])
 @torch.no_grad()
 def test_trimmed_states_do_not_depend_on_the_batch(tiny_whisper_pt, clips, layer):
     encoder = WhisperEncoder(str(tiny_whisper_pt), window="trimmed", layer=layer)
@@ -163,6 +180,7 @@ def test_fingerprints_tell_weights_and_settings_apart(tiny_whisper_pt, folder):
         WhisperEncoder(str(tiny_whisper_pt)),
         WhisperEncoder(str(tiny_whisper_pt), window="trimmed"),
         WhisperEncoder(str(tiny_whisper_pt), layer=1),
+        WhisperEncoder(str(tiny_whisper_pt), layer="mix"),
         WhisperEncoder(str(folder)),
         WhisperQueries(str(tiny_whisper_pt), num_queries=5),
         WhisperQueries(str(tiny_whisper_pt), num_queries=6),

@@ -58,6 +58,12 @@ def answer(item: Answer, chance: float, rng: np.random.Generator, **more) -> Ans
     return Answer(**{**item.__dict__, "text": " ".join(words), "seconds": seconds, **more})
 
 
+@pytest.fixture(autouse=True)
+def without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison makes a run of W&B, which takes seconds; the test that looks at it asks for it."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
 @pytest.fixture
 def made_up(tmp_path: Path) -> ReportData:
     """A `ReportData` whose files lie in `tmp_path`."""

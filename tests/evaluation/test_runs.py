@@ -7,54 +7,16 @@ import struct
 from pathlib import Path
 
 import pytest
-import yaml
+from made_runs import make_run
 
 from speechzoo.cli.compare import main
 from speechzoo.evaluation import Answer, save_answers
+from speechzoo.evaluation.comparable import objective, unfair
 from speechzoo.evaluation.runs import find_runs
 from speechzoo.evaluation.runs_figures import WRAP, label_lines, plot_bars, plot_curves, wrap
 from speechzoo.evaluation.runs_report import compare_runs
 from speechzoo.evaluation.runs_tables import difference, interval, measures_of, result_table, scores
-from speechzoo.evaluation.settings import group_runs, objective, unfair
-
-
-def make_run(
-    folder: Path,
-    model: str = "LLaSM",
-    lr: float = 0.1,
-    seed: int = 0,
-    val_loss: float | None = 1.0,
-    tokens: int = 1000,
-    right: int | None = None,
-    data: str = "train.jsonl",
-    **options: object,
-) -> Path:
-    """A run folder as `speechzoo fit` leaves it; `right` of four questions are answered exactly."""
-    folder.mkdir(parents=True)
-    init = {"optimizer": {"class_path": "AdamW", "init_args": {"lr": lr}}, "llm": {"init_args": {"model": "llm"}}}
-    config = {
-        "seed_everything": seed,
-        "name": folder.name,
-        "doctor": {"rows": 4 + seed},  # decides nothing about the run
-        "model": {"class_path": f"speechzoo.models.{model}", "init_args": {**init, **options}},
-        "data": {"init_args": {"train": data, "val": "val.jsonl", "seed": seed, "feature_cache": str(folder)}},
-        "trainer": {"default_root_dir": str(folder), "max_steps": 10, "logger": [{"class_path": "CSVLogger"}]},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    metrics = folder / "csv" / "version_0" / "metrics.csv"
-    metrics.parent.mkdir(parents=True)
-    metrics.write_text("epoch,step,train/loss,val/loss\n0,4,3.0,\n0,4,,2.5\n0,9,1.5,\n0,9,,2.0\n")
-    if val_loss is not None:
-        summary = {"seconds": 60.0, "steps": 10, "examples": 80, "tokens": tokens, "trainable_parameters": 12_000}
-        summary |= {"total_parameters": 2_000_000, "peak_memory_mb": 512.0, "train_loss": 0.5, "val_loss": val_loss}
-        (folder / "summary.json").write_text(json.dumps(summary))
-    if right is not None:
-        answers = [
-            Answer(f"q{i}", "sum", f"question {i}", f"answer {i}", f"answer {i}" if i < right else "no idea")
-            for i in range(4)
-        ]
-        save_answers(folder / "answers.jsonl", answers)
-    return folder
+from speechzoo.evaluation.settings import group_runs
 
 
 def test_mean_and_sd_over_seeds(tmp_path: Path) -> None:
@@ -179,10 +141,10 @@ def test_what_makes_a_comparison_unfair(tmp_path: Path) -> None:
         ),
     ]
     lines = "\n".join(unfair(group_runs(find_runs(paths))))
-    assert "training data differ: LLaSM: one.jsonl 6b86b273; LLaMAOmni: two.jsonl d4735e3a" in lines
-    assert "seeds differ: LLaSM: 0; LLaMAOmni: 1" in lines
-    assert "tokens trained on differ: LLaSM: 1,000; LLaMAOmni: 1,100" in lines
-    assert "training objectives differ: LLaSM: 1 lm; LLaMAOmni: 1 lm + 1 ctc" in lines
+    assert "training data differ: LLaSM (a): one.jsonl 6b86b273; LLaMAOmni (b): two.jsonl d4735e3a" in lines
+    assert "seeds differ: LLaSM (a): 0; LLaMAOmni (b): 1" in lines
+    assert "tokens trained on differ: LLaSM (a): 1,000; LLaMAOmni (b): 1,100" in lines
+    assert "training objectives differ: LLaSM (a): 1 lm; LLaMAOmni (b): 1 lm + 1 ctc" in lines
     assert "validation data" not in lines and "LLMs" not in lines and "conversations" not in lines
 
     twice = [make_run(tmp_path / "t" / name) for name in "ab"]
@@ -211,7 +173,8 @@ def test_unfinished_and_failed_runs_are_listed_and_not_averaged(tmp_path: Path, 
     stopped = make_run(tmp_path / "stopped", val_loss=None)
     assert main([str(sweep), str(stopped), "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert "3 of 4 runs did not finish" in text and text == capsys.readouterr().out.split("\nWritten")[0]
+    assert "3 of 4 runs did not finish and are not in the averages: trial\\_001, trial\\_002, stopped" in text
+    assert text == capsys.readouterr().out.split("\nWritten")[0]
     assert "exit code 1: RuntimeError: out of memory" in text and "not started" in text
     assert "its last recorded step is 9" in text
     facts = json.loads((tmp_path / "out" / "comparison.json").read_text())
@@ -263,9 +226,9 @@ def test_all_files_and_their_escaping(tmp_path: Path) -> None:
     assert "±" not in tex.read_text() and tex.read_text().count(r"\begin{table}") == tex.read_text().count(
         r"\end{table}"
     )
-    assert "A&amp;B_{x} &lt;b&gt;" in html.read_text() and html.read_text().count("data:image/png;base64,") == 2
+    assert "A&amp;B_{x} &lt;b&gt;" in html.read_text() and html.read_text().count("data:image/png;base64,") == 3
     assert "![loss](loss.png)" in md.read_text()
-    for name in ("loss.png", "scores.png"):
+    for name in ("front.png", "loss.png", "scores.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 

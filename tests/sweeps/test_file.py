@@ -20,6 +20,7 @@ from speechzoo.sweeps.state import Trial
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted((RECIPES / "sweeps").glob("*.yaml"))
+STUDY = sorted((RECIPES / "study").glob("*.yaml"))  # more of it: test_study.py
 
 
 @pytest.mark.parametrize("macro", ["args", "args_no_hyphens", "args_no_equals", "args_no_boolean_flags"])
@@ -158,7 +159,7 @@ def test_shipped_sweeps(path: Path, monkeypatch) -> None:
         assert len(configs) >= 2 and all(Path(config).is_file() for config in configs)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED + STUDY, ids=lambda path: path.stem)
 def test_shipped_sweeps_under_wandb_agent(path: Path, tmp_path: Path, monkeypatch) -> None:
     """The agent of W&B itself makes our command line of each trial, and marks the trial as one of a sweep."""
     from wandb import wandb_agent

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from speechzoo.callbacks.flops import peak_flops, training_flops
 from speechzoo.models import SpeechLLM
+from speechzoo.system.commit import code_version
 from speechzoo.system.files import write_json
 from speechzoo.types import SpeechBatch, SpeechOutput
 
@@ -32,11 +33,11 @@ class StageCost(Callback):
 
     `summary.json` holds seconds, validation_seconds, steps, examples, tokens (LLM positions after splicing, padding
     not), supervised_tokens, units, trainable_parameters, total_parameters, peak_memory_mb, train_loss (mean of the
-    last 50 batches) and val_loss. Counts are summed over ranks and carried over in the checkpoint, so a stage that
-    was stopped and resumed reports all the work behind its result; work after the last checkpoint, which is done
-    again, is not counted twice. Peak memory is the accelerator's if there is one, else this process's own (1 MB =
-    10^6 bytes), over the runs of the stage; on Linux the mark is reset when the stage starts, elsewhere it is the
-    peak since the process started.
+    last 50 batches), val_loss and commit (of the code; several where a continued run had several). Counts are summed
+    over ranks and carried over in the checkpoint, so a stage that was stopped and resumed reports all the work behind
+    its result; work after the last checkpoint, which is done again, is not counted twice. Peak memory is the
+    accelerator's if there is one, else this process's own (1 MB = 10^6 bytes), over the runs of the stage; on Linux the
+    mark is reset when the stage starts, elsewhere it is the peak since the process started.
 
     Args:
         train_loss, val_loss: names under which the module logs its losses.
@@ -49,6 +50,7 @@ class StageCost(Callback):
         self.train_loss, self.val_loss, self.filename = train_loss, val_loss, filename
         self._before = dict.fromkeys((*COUNTS, "seconds", "validation_seconds", "peak_memory_mb"), 0.0)
         self._now: dict[str, Tensor] = {}
+        self._code: list[str] = []  # versions of the code, the first one first
         self._losses: deque[Tensor | float] = deque(maxlen=FINAL)
         self._val_loss: float | None = None
         self._trainer: Trainer | None = None
@@ -63,6 +65,8 @@ class StageCost(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = trainer
+        if trainer.is_global_zero:  # at the start: the checkout may go on while a run lasts
+            self._code = list(dict.fromkeys([*self._code, code_version()]))
         self._now = {name: torch.zeros((), dtype=torch.long, device=trainer.strategy.root_device) for name in COUNTS}
         self._started, self._validation, self._logged = None, 0.0, (0.0, 0.0, 0.0)
         self._flops = torch.zeros((), dtype=torch.float64, device=trainer.strategy.root_device)
@@ -111,7 +115,7 @@ class StageCost(Callback):
             self._hook.remove()
             self._hook = None
 
-    def summary(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float | int | None]:
+    def summary(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float | int | str | None]:
         """The cost of the stage so far, over all ranks and restarts; every rank must call it."""
         totals = self._totals(trainer)
         parameters = list(pl_module.parameters())
@@ -131,16 +135,19 @@ class StageCost(Callback):
             "peak_memory_mb": totals["peak_memory_mb"] or None,
             "train_loss": total / number if number else None,
             "val_loss": self._val_loss,
+            "commit": ", ".join(self._code) or None,
         }
 
     def state_dict(self) -> dict[str, Any]:
         totals = dict(self._before) if self._trainer is None else self._totals(self._trainer)
-        return {"totals": totals, "losses": [float(loss) for loss in self._losses], "val_loss": self._val_loss}
+        losses = [float(loss) for loss in self._losses]
+        return {"totals": totals, "losses": losses, "val_loss": self._val_loss, "code": list(self._code)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = dict(state_dict["totals"])
         self._losses.extend(state_dict["losses"])
         self._val_loss = state_dict["val_loss"]
+        self._code = list(state_dict.get("code", ["not known"]))  # checkpoints of before do not say
 
     def _count_positions(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, SpeechOutput) and module.training:

@@ -41,7 +41,7 @@ class Speaker(Protocol):
 
 
 STEADY = "joe-steady"
-"""The quickstart's voice without variation: equal words give equal sound, and so equal units, which are easier to learn.
+"""The quickstart's voice without variation: equal words give equal sound, and so equal units, which are learnt sooner.
 So the quickstart's answers are spoken."""
 
 

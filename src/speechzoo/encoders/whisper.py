@@ -24,7 +24,9 @@ class WhisperEncoder(Encoder):
         window: `padded` computes every clip as 30 s, 1500 frames, as both papers do; `trimmed` stops at the real end
             (50 frames a second), several times cheaper and equally usable after training, but not what released
             checkpoints were trained with, and never for transcribing: Whisper's own decoder loops on such states.
-        layer: states after this many blocks instead of after the last one and its norm.
+        layer: states after this many blocks instead of after the last one and its norm; `mix`: a learned weighted mean
+            of the input of the first block and the states after each, the last one's after its norm (SUPERB, arXiv
+            2105.01051), whose weights are `encoder.mix`. To train them and not Whisper, freeze `^encoder\\.net\\.`.
         dtype: of the weights; the states come out in it.
         gradient_checkpointing: where the encoder learns, recompute its blocks in the backward pass to save memory.
     """
@@ -33,7 +35,7 @@ class WhisperEncoder(Encoder):
         self,
         model: str,
         window: Literal["padded", "trimmed"] = "padded",
-        layer: int | None = None,
+        layer: int | Literal["mix"] | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -41,7 +43,7 @@ class WhisperEncoder(Encoder):
         if window not in ("padded", "trimmed"):
             raise ValueError(f"WhisperEncoder.window is padded or trimmed, not {window!r}")
         net, self._start_token = load_whisper(model)
-        if layer is not None and not 1 <= layer <= net.dims.n_audio_layer:
+        if isinstance(layer, int) and not 1 <= layer <= net.dims.n_audio_layer:
             raise ValueError(f"{model} has {net.dims.n_audio_layer} blocks: layer {layer} does not exist")
         self.net: Any = self._keep(net)  # openai-whisper has no types
         for module in self.net.modules():
@@ -53,6 +55,8 @@ class WhisperEncoder(Encoder):
         self.window, self.layer = window, layer
         self.gradient_checkpointing = gradient_checkpointing
         self.to(getattr(torch, dtype))
+        # After that: in half precision small steps of its weights would be lost.
+        self.mix = torch.nn.Parameter(torch.zeros(net.dims.n_audio_layer + 1)) if layer == "mix" else None
 
     def _keep(self, net: Any) -> Any:
         return net.encoder  # the text decoder would only take memory
@@ -83,13 +87,18 @@ class WhisperEncoder(Encoder):
                 f"{x.shape[1] / 50:.1f} s is longer than the encoder's 30 s window: split it"
             )
         x = (x + net.positional_embedding[: x.shape[1]]).to(x.dtype)
-        for block in net.blocks[: self.layer]:
+        layers = [x]
+        for block in net.blocks[: self.layer if isinstance(self.layer, int) else None]:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, inside, use_reentrant=False)
             else:
                 x = block(x, inside)
-        if self.layer is None:
+            if self.mix is not None:
+                layers.append(x)
+        if not isinstance(self.layer, int):
             x = net.ln_post(x)
+        if self.mix is not None:
+            x = torch.einsum("l,lnfd->nfd", self.mix.softmax(0).to(x.dtype), torch.stack([*layers[:-1], x]))
         return (x if inside is None else x * inside[..., None]), lens
 
     def _encoder(self) -> Any:

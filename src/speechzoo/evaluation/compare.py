@@ -40,6 +40,7 @@ class StageSummary:
     peak_memory_mb: float | None = None
     train_loss: float | None = None
     val_loss: float | None = None
+    commit: str | None = None  # of the code, see `code_version`
     metrics: list[str] = field(default_factory=list)  # metrics.csv of the stage, in the order of its restarts
 
     @classmethod

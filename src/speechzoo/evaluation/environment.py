@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from speechzoo.system.commit import git
+
 PACKAGES = ("speechzoo", "torch", "lightning", "transformers", "openai-whisper", "peft", "torchmetrics", "numpy")
 
 
@@ -51,13 +53,8 @@ def _commit(repository: str | Path | None) -> str | None:
     if repository is None:
         return None
     try:
-        head = _git(repository, "rev-parse", "HEAD")
-        changed = _git(repository, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+        head = git(repository, "rev-parse", "HEAD")
+        changed = git(repository, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
         return None
     return f"{head} with local changes" if changed else head
-
-
-def _git(repository: str | Path, *args: str) -> str:
-    command = ["git", "-C", str(repository), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

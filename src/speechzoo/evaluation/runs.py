@@ -12,8 +12,9 @@ import yaml
 
 from speechzoo.evaluation.answers import Answer, load_answers
 from speechzoo.evaluation.compare import StageSummary
+from speechzoo.evaluation.evaluated import SUITE, Evaluated, read_evaluated
 from speechzoo.evaluation.figures import TRAIN_COLUMNS, VAL_COLUMNS, Curve, metrics_files, read_curve
-from speechzoo.names.published import entry, name_of, published
+from speechzoo.names.published import entry, is_name, name_of, published
 
 SWEEP, CONFIG, SUMMARY = "sweep.json", "config.yaml", "summary.json"
 
@@ -30,6 +31,8 @@ class Run:
     stages: list[StageSummary] = field(default_factory=list)  # in the same order
     answers: list[Answer] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # stages it started from that are not there
+    suite: str = ""  # its answers are those that `speechzoo evaluate` kept, to this suite
+    first_sound: float | None = None  # s until the first sound, median, as `speechzoo evaluate` timed it
 
     @property
     def config(self) -> dict[str, Any]:
@@ -40,6 +43,11 @@ class Run:
     def seed(self) -> str:
         """Its seed, "–" if it has none."""
         return str(self.config.get("seed_everything", "–"))
+
+    @property
+    def commit(self) -> str | None:
+        """Of the code that trained its last stage; None where nobody recorded it."""
+        return self.stages[-1].commit if self.stages else None
 
     def total(self, name: str) -> float | None:
         """Sum of a quantity over the stages; None if one of them lacks it."""
@@ -63,32 +71,61 @@ class Run:
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs that the paths stand for.
 
-    A path is a run folder, a name of the zoo, the folder of a sweep (`sweep.json`), or a folder of run folders such as
-    the quickstart's; of the latter, stages that another run started from are part of that run, and `answers/*.jsonl`
-    belong to the run whose name begins with the file's.
+    A path is a run folder, a name of the zoo, the folder of a sweep (`sweep.json`), what `speechzoo evaluate` wrote
+    (`suite.json`), or a folder of run folders such as the quickstart's; of the latter, stages that another run started
+    from are part of that run, and `answers/*.jsonl` belong to the run whose name begins with the file's. Evaluated
+    answers belong to the run that gave them, also where it is named itself or is a trial of a named sweep.
 
     Raises:
         FileNotFoundError: if a path is not there.
         ValueError: if it holds no run.
     """
     runs: list[Run] = []
+    suites: list[Path] = []
     for path in paths:
         if (name := name_of(path)) is not None:
             runs.append(_published(name))
             continue
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder")
-        if (path / SWEEP).is_file():
+        if (path / SUITE).is_file():
+            suites.append(path)
+        elif (path / SWEEP).is_file():
             runs += _sweep(path)
         elif (path / CONFIG).is_file():
             runs.append(read_run(path))
         elif folders := sorted(file.parent for file in path.glob(f"*/{CONFIG}")):
             runs += _siblings(path, folders)
         else:
-            raise ValueError(f"{path}: no run here; a run folder holds {CONFIG}, a sweep's {SWEEP}")
-    unique = {run.folder.resolve() / run.name: run for run in runs}
+            raise ValueError(f"{path}: no run here; a run folder holds {CONFIG}, a sweep's {SWEEP}, answers {SUITE}")
+    for path in suites:  # last, whatever the order given: their answers go to runs that are there
+        for found in read_evaluated(path):
+            _attach(found, path, runs)
+    unique = {(run.folder.resolve(), run.name, run.suite): run for run in runs}
     _tell_apart(list(unique.values()))
     return list(unique.values())
+
+
+def _attach(found: Evaluated, path: Path, runs: list[Run]) -> None:
+    """Give answers to the run they are of; one that is not among `runs`, or has answered another suite, comes anew."""
+    source = found.source or ""
+    is_zoo = bool(source) and is_name(source)
+    place = published(source) if is_zoo else locate(source, path) if source else None
+    if place is not None and place.is_file():  # a checkpoint
+        place = place.parent
+    mine = [run for run in runs if place is not None and run.configs and run.folder.resolve() == place.resolve()]
+    run = next((run for run in mine if not run.suite), None)
+    if run is None:
+        if is_zoo:
+            run = _published(source)
+        elif place is not None and (place / CONFIG).is_file():
+            run = read_run(place)
+        else:  # a cascade, a model behind an endpoint, a saved form: nothing of a training is known
+            run = Run(found.name, path)
+        if mine:
+            run.name = f"{run.name} on {found.suite}"
+        runs.append(run)
+    run.answers, run.suite, run.first_sound = found.answers, found.suite, found.first_sound
 
 
 def read_run(folder: Path) -> Run:
@@ -111,12 +148,16 @@ def read_run(folder: Path) -> Run:
 
 def _published(name: str) -> Run:
     """A model of the zoo: what all its stages cost stands in the index."""
-    folder, about = published(name), entry(name)
+    folder = published(name)
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
-    stages = [StageSummary(stage, **cost) for stage, cost in about.get("training", {}).items()]
+    stages = _published_stages(name)
     answers = folder / "answers.jsonl"
     told = load_answers(answers) if answers.is_file() else []
     return Run(name, folder, configs={name: config}, stages=stages, answers=told)
+
+
+def _published_stages(name: str) -> list[StageSummary]:
+    return [StageSummary(stage, **cost) for stage, cost in entry(name).get("training", {}).items()]
 
 
 def locate(name: str, folder: Path) -> Path | None:
@@ -137,6 +178,9 @@ def _chain(folder: Path, seen: set[Path]) -> tuple[dict[str, dict[str, Any]], li
     stages: list[StageSummary] = []
     missing: list[str] = []
     for source in [sources] if isinstance(sources, str) else sources:
+        if is_name(source):  # its settings are not those of a run here, its cost stands in the index
+            stages += _published_stages(source)
+            continue
         # Beside the run only where the named folder is gone: another sweep's trial_000 is not this one's.
         places = locate(source, folder), folder.parent / Path(source).name
         place = next((place for place in places if place is not None and (place / CONFIG).is_file()), None)

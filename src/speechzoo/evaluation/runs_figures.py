@@ -1,4 +1,4 @@
-"""Figures of a comparison of runs as PNG bytes: loss over steps and tokens, bars with intervals."""
+"""Figures of a comparison of runs as PNG bytes: quality against cost, losses over steps and tokens, bars."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 
 from speechzoo.evaluation.answers import Measure
 from speechzoo.evaluation.figures import GREY, _figure, _png
+from speechzoo.evaluation.pareto import Front
 from speechzoo.evaluation.runs_tables import interval, scores
 from speechzoo.evaluation.settings import Group
+from speechzoo.evaluation.tables import percent
 
 COLOURS = (
     "#2563a8",
@@ -103,6 +105,57 @@ def plot_bars(groups: Sequence[Group], measures: Sequence[Measure], seed: int = 
         axis.set_yticks(range(len(groups)), labels if axis is axes[0] else [], fontsize=7, color=GREY)
         axis.set_ylim(len(groups) - 0.5, -0.5)
         axis.set_xlim(left=0)
+    return _png(figure)
+
+
+def plot_front(found: Front) -> bytes:
+    """Groups by cost (to the right) and quality (better is up), those on the Pareto front filled and joined.
+
+    A dot is a run, a circle the mean of a group, bars are ± sd over its runs. Numbers stand at the circles, the names
+    below: the front's in order of cost, then the others. Costs that differ more than tenfold get a logarithmic axis.
+    """
+    from matplotlib.ticker import MaxNLocator  # the quickstart's extra, as all of matplotlib
+
+    points = sorted(found.points, key=lambda p: (bool(p.beaten_by), statistics.fmean(p.cost)))
+    scale = 100.0 if found.quality.show is percent else 1.0
+    names = [wrap(f"{n}  {point.group.label}", 2 * WRAP) for n, point in enumerate(points, start=1)]
+    figure, (axis,) = _figure(width=7.4, height=4.4 + 0.16 * sum(n.count("\n") + 1 for n in names), panels=1)
+    means = [(statistics.fmean(p.cost), scale * statistics.fmean(p.quality)) for p in points]
+    for n, (point, (x, y), name) in enumerate(zip(points, means, names, strict=True), start=1):
+        best = not point.beaten_by
+        colour = COLOURS[0] if best else GREY
+        spread = [
+            statistics.stdev(values) if len(values) > 1 else 0.0
+            for values in (point.cost, [scale * v for v in point.quality])
+        ]
+        axis.errorbar(x, y, xerr=spread[0], yerr=spread[1], color=colour, lw=1, capsize=2, alpha=0.5, zorder=2)
+        if len(point.cost) == len(point.quality) > 1:
+            axis.plot(point.cost, [scale * v for v in point.quality], ".", color=colour, ms=4, alpha=0.6, zorder=2)
+        style = {"mfc": colour if best else "white", "mec": colour, "mew": 1.4, "ms": 15, "zorder": 4}
+        axis.plot(x, y, "o", label=name, ls="", **style)
+        axis.text(x, y, str(n), color="white" if best else colour, fontsize=8, ha="center", va="center", zorder=5)
+    edge = [mean for mean, point in zip(means, points, strict=True) if not point.beaten_by]
+    # As stairs: what lies between two of them nobody has reached.
+    axis.step(*zip(*edge, strict=True), where="post", color=COLOURS[0], lw=1.4, alpha=0.7, zorder=1)
+    if means and max(x for x, _ in means) > 10 * min(x for x, _ in means) > 0:
+        axis.set_xscale("log")
+    else:
+        axis.margins(x=0.12)
+        axis.set_xlim(left=max(0.0, axis.get_xlim()[0]))
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.margins(y=0.15)
+    if not found.quality.higher_is_better:
+        axis.invert_yaxis()
+    axis.xaxis.set_major_formatter(lambda value, _: found.cost.show(value))
+    axis.set_xlabel(f"{found.cost.name} (less is better: to the left)")
+    unit = ", %" if scale > 1 else ""
+    way = "up" if found.quality.higher_is_better else "up, the axis is turned round"
+    axis.set_ylabel(f"{found.quality.name}{unit} (better: {way})")
+    axis.set_title(
+        "Filled: nothing here is both better and cheaper (Pareto front of the means)", fontsize=9, loc="left"
+    )
+    axis.grid(color="#e4e7eb", lw=0.7)
+    figure.legend(loc="outside lower left", ncols=1, frameon=False, fontsize=8, markerscale=0.45)
     return _png(figure)
 
 

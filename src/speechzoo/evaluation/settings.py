@@ -1,23 +1,21 @@
-"""What differs between runs: their groups, the columns of their table, and whether the comparison is fair."""
+"""What differs between runs: their settings, groups that differ in their seed alone, the columns of their table."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from speechzoo.evaluation.report import flatten
 from speechzoo.evaluation.runs import Run, locate
-from speechzoo.evaluation.tables import count
-from speechzoo.names.trust import known
+from speechzoo.parts.registry import PARTS
 
 SEEDS = ("seed_everything", "data.init_args.seed")
 DATA = ("data.init_args.train", "data.init_args.val")
-BASES = ("model.init_args.encoder.init_args.model", "model.init_args.llm.init_args.model")
 # What a run is called, where it writes, what it prints: no part of what was trained.
 BOOKKEEPING = (
     *("name", "recipe", "vars", "ckpt_path", "weights_only", "doctor", "preflight"),
@@ -29,18 +27,22 @@ BOOKKEEPING = (
     *("trainer.num_sanity_val_steps", "trainer.enable_autolog_hparams", "trainer.model_registry"),
 )
 LONGEST = 60  # letters of a label that names settings; else runs are called by name, and their table says the rest
-TOLERANCE = 0.05  # budgets that differ by less count as the same
 MISSING = "–"
+PART, PART_FOLDER = (
+    re.compile(r"\$\{part:([^}]+)\}"),
+    re.compile(r"(.+?)-\d[\d.]*-\d+"),
+)  # as `speechzoo.parts` keeps them
 
 
 @dataclass
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ in their seed alone, or that have chosen settings in common (see `grouping`)."""
 
     architecture: str
     settings: dict[str, str]
     runs: list[Run]
     label: str = ""
+    mixed: dict[str, str] = field(default_factory=dict)  # settings that differ among its runs, by short name
 
     @property
     def names(self) -> str:
@@ -98,12 +100,12 @@ def settings(run: Run) -> dict[str, str]:
                 continue
             if (whole := next((name for name in DATA if key.startswith(f"{name}.")), key)) in DATA:
                 key = whole  # several sets by name are one setting
-                value = ", ".join(_manifest(name, run.folder) for name in _texts(_at(config, key)))
+                value = ", ".join(_manifest(name, run.folder) for name in _texts(at(config, key)))
             elif key == "model.init_args.init_from":
-                value = ", ".join(Path(name).name for name in _texts(_at(config, key))) or "none"
-            elif value.startswith("/"):
-                value = Path(value).name
-            result[prefix + key] = value
+                value = ", ".join(Path(name).name for name in _texts(at(config, key))) or "none"
+            else:
+                value = _place(value)
+            result[prefix + key] = short_class(key, value)
     return result
 
 
@@ -128,62 +130,23 @@ def between(groups: Sequence[Group]) -> list[str]:
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """The shortest endings that tell the keys apart: `model.init_args.optimizer.init_args.lr` -> `lr`."""
-    parts = {
-        k: [p for p in k.replace(": ", ".").split(".") if p not in ("init_args", "class_path")] or [k] for k in keys
-    }
+    parts = {key: words(key) for key in keys}
     names = {}
-    for key, words in parts.items():
+    for key, own in parts.items():
         others = [other for k, other in parts.items() if k != key]
-        length = next((n for n in range(1, len(words)) if all(o[-n:] != words[-n:] for o in others)), len(words))
-        names[key] = ".".join(words[-length:])
+        length = next((n for n in range(1, len(own)) if all(o[-n:] != own[-n:] for o in others)), len(own))
+        names[key] = ".".join(own[-length:])
     return names
 
 
-def unfair(groups: Sequence[Group]) -> list[str]:
-    """Reasons why the groups are no fair comparison, one line each; empty if none is known."""
-    trained = [group for group in groups if group.settings]
-    lines = []
-    if len(trained) > 1:
-        for key, what in zip(DATA, ("training data", "validation data"), strict=True):
-            lines += _different(what, {g.label: g.settings.get(key, MISSING) for g in trained})
-        for key, what in zip(BASES, ("encoders", "LLMs"), strict=True):
-            lines += _different(what, {g.label: g.settings.get(key, MISSING) for g in trained})
-        lines += _different("training objectives", {g.label: objective(g.runs[0]) for g in trained})
-        lines += _different("seeds", {g.label: ", ".join(sorted(run.seed for run in g.runs)) for g in trained})
-        for name, what in (("tokens", "tokens trained on"), ("examples", "conversations trained on")):
-            known = {g.label: fmean(values) for g in trained if (values := g.values(name, "total"))}
-            if unknown := [g.label for g in trained if g.label not in known]:
-                lines.append(f"{what}: not known of {', '.join(unknown)}")
-            if known and max(known.values()) > (1 + TOLERANCE) * min(known.values()):
-                lines += _different(what, {label: count(value) for label, value in known.items()})
-    for group in trained:
-        seeds = [run.seed for run in group.runs]
-        if len(set(seeds)) < len(seeds):
-            lines.append(f"seeds of {group.label} come twice ({', '.join(seeds)}): its spread is not one over seeds")
-        if gone := sorted({name for run in group.runs for name in run.missing}):
-            lines.append(f"{group.label} started from {', '.join(gone)}, not found here: its cost is not counted")
-    return lines
+def words(key: str) -> list[str]:
+    """Names of a dotted key that say something: `model.init_args.adaptor.class_path` -> `[model, adaptor]`."""
+    return [part for part in key.replace(": ", ".").split(".") if part not in ("init_args", "class_path")] or [key]
 
 
-def objective(run: Run) -> str:
-    """The losses of the last stage and their weights, without those weighted 0.
-
-    Those of an architecture of ours, of another one `lm` and what its configuration weighs.
-    """
-    model = run.config.get("model", {})
-    kind = known("model").get(str(model.get("class_path")))
-    weights = dict.fromkeys(getattr(kind, "objectives", ["lm"]), 1.0)
-    weights |= model.get("init_args", {}).get("loss_weights") or {}
-    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight)
-
-
-def _different(what: str, values: dict[str, str]) -> list[str]:
-    if len(set(values.values())) < 2:
-        return []
-    by_value: dict[str, list[str]] = {}
-    for label, value in values.items():
-        by_value.setdefault(value, []).append(label)
-    return [f"{what} differ: " + "; ".join(f"{' and '.join(labels)}: {value}" for value, labels in by_value.items())]
+def short_class(key: str, value: str) -> str:
+    """A class of ours without its module, where the key names one; any other value as it is."""
+    return value.rsplit(".", 1)[-1] if key.endswith("class_path") and value.startswith("speechzoo.") else value
 
 
 def _differing(found: Sequence[dict[str, str]]) -> list[str]:
@@ -220,11 +183,22 @@ def _fold(found: dict[str, str], whole: set[str]) -> dict[str, str]:
     return result
 
 
-def _at(config: dict[str, Any], key: str) -> Any:
+def at(config: dict[str, Any], key: str) -> Any:
+    """What stands under a dotted key; None if nothing does."""
     value: Any = config
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
+
+
+def _place(value: str) -> str:
+    """A small pretrained part by its name, wherever it lies; any other absolute path by its last name."""
+    if part := PART.fullmatch(value):
+        return part[1]
+    if not value.startswith("/"):
+        return value
+    kept = (PART_FOLDER.fullmatch(name) for name in Path(value).parts)
+    return next((found[1] for found in kept if found and found[1] in PARTS), Path(value).name)
 
 
 def _texts(value: Any) -> list[str]:

@@ -161,13 +161,14 @@ def _answer(question: Question, reply: Reply, folder: Path) -> Answer:
 def _latency(
     system: Local, store: Store, questions: Sequence[Question], suite: Suite, options: Options
 ) -> dict[str, Any] | None:
-    """Milliseconds to the first sound by Omega, measured once; None where no unit decoder speaks."""
+    """Times to the first sound by Omega, measured once; None where nobody speaks. A voice has `offline` alone."""
     file = store.folder / "latency.json"
     if file.is_file():
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
     asked = [q for q in questions if q.id in store.answers][: options.latency]
-    if not asked or not any(answer.units for answer in store.answers.values()) or "vocoder" not in system.talker.sound:
+    spoke = any(answer.units or answer.reply_seconds for answer in store.answers.values())
+    if not asked or not spoke or not system.talker.sounds:
         return None
     messages = [system.messages(question, suite.words, options.written) for question in asked]
     tokens = int(system.generate.get("max_new_tokens", 64))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +14,7 @@ from speechzoo.bench.latency import PAPER
 from speechzoo.evaluation.answers import Answer, normalisers
 from speechzoo.evaluation.compare import SystemResult, pair_differences, pair_table
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, markdown
+from speechzoo.evaluation.wandb_run import open_run
 from speechzoo.suites import paper
 from speechzoo.suites.catalogue import Suite
 from speechzoo.suites.columns import COLUMNS, Column
@@ -77,8 +76,11 @@ def kind_table(suite: Suite, done: Sequence[Evaluated], seed: int) -> Table | No
 
 
 def latency_table(suite: Suite, done: Sequence[Evaluated]) -> Table | None:
-    """First sound by Omega, LLM + vocoder = both in ms; None where nothing streams units."""
-    timed = [result for result in done if result.latency]
+    """First sound by Omega, LLM + vocoder = both in ms; None where nothing streams units.
+
+    A cascade's voice has no Omega: its time is in `results.json`, and `speechzoo compare --cost first_sound` has both.
+    """
+    timed = [result for result in done if result.latency and set(result.latency["omegas"]) != {"offline"}]
     if not timed:
         return None
     header, told = [result.name for result in timed], [cast(dict[str, Any], result.latency) for result in timed]
@@ -222,21 +224,11 @@ def log_to_wandb(
 
     Offline unless WANDB_MODE says otherwise; nothing where it is `disabled`. A repeated one goes to the same run.
     """
-    if (mode := os.environ.get("WANDB_MODE", "offline")) == "disabled":
+    run = open_run("speechzoo-evaluate", name, folder)
+    if run is None:
         return
     import wandb
 
-    identity = hashlib.sha256(f"{name} {folder.resolve()}".encode()).hexdigest()[:12]
-    run = wandb.init(
-        project="speechzoo-evaluate",
-        name=name,
-        id=identity,
-        resume="allow" if mode == "online" else None,
-        dir=folder,
-        mode=cast(Any, mode),
-        reinit="finish_previous",
-        settings=wandb.Settings(silent=True),
-    )
     columns: list[str | int] = [*"model id kind question sound references text heard speech scores".split()]
     table = wandb.Table(columns=columns)
     sounds: dict[str, list[Any]] = {"questions": [], "speech": []}

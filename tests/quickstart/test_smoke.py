@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 from speechzoo.evaluation.answers import load_answers, score
+from speechzoo.names.published import entry
 from speechzoo.quickstart.examination import SYSTEMS
 from speechzoo.quickstart.pipeline import Quickstart
 from speechzoo.quickstart.scale import ASKED, DEFAULT, LANES, PUBLISHED, STAGES
@@ -116,3 +117,5 @@ def test_started_from_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert score(copied)["wer"].value < 0.2  # it hears without a step of training here
     text = (out / "report.md").read_text()
     assert "Taken from the zoo, not trained here: llasm-tiny-asr" in text
+    stages = entry("llasm-tiny-asr")["training"]
+    assert len(stages) > 1 and all(f"llasm-tiny-asr, {stage}" in text.replace("\\", "") for stage in stages)

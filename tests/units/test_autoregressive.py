@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_schedule import written_out
+from test_read_write import written_out
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -139,8 +139,9 @@ def _result(out: Path, scale: Scale, system: System) -> SystemResult:
         state = read(source(out, scale, run))["state_dict"]
         trained |= {name: tensor.numel() for name, tensor in state.items()}
         if source(out, scale, run) != out / run:
-            cost = list(entry(PUBLISHED[run])["training"].values())[-1]
-            summaries.append(StageSummary(PUBLISHED[run], **cost))
+            stages = entry(PUBLISHED[run])["training"]
+            names = [f"{PUBLISHED[run]}, {stage}" for stage in stages] if len(stages) > 1 else [PUBLISHED[run]]
+            summaries += [StageSummary(name, **cost) for name, cost in zip(names, stages.values(), strict=True)]
             continue
         csv = metrics_files(out / run)
         name = run.removeprefix("llasm_").removeprefix("llama_omni_")

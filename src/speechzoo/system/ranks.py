@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,9 +55,14 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 @atexit.register
 def leave() -> None:
     """Take the process group down before the process ends: a thread of gloo that is still there aborts it (SIGABRT),
-    after all work was done. Lightning does so for NCCL only."""
+    after all work was done. Lightning does so for NCCL only.
+
+    Groups that a sharded model holds outlive that. Their threads may still have to let go of a tensor, which takes
+    Python's lock; whoever asks for it after the interpreter's end aborts the process too. The pause gives it to them.
+    """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(0.2)
 
 
 def gather_rows(rows: Sequence[tuple[int, Any]]) -> list[Any]:

@@ -53,6 +53,15 @@ def test_training_data_of_the_same_name_and_other_content(tmp_path: Path) -> Non
     assert "(one/run): train.jsonl 6b86b273" in told and "(two/run): train.jsonl d4735e3a" in told
 
 
+def test_groups_called_by_their_runs_are_told_apart(tmp_path: Path) -> None:
+    paths = [
+        make_run(tmp_path / f"{name}{seed}", seed=seed, steps=steps, system="word " * 20 + name)
+        for name, steps in (("a", 10), ("b", 10), ("c", 20))
+        for seed in (0, 1)
+    ]
+    assert unfair(group_runs(find_runs(paths))) == ["optimiser steps differ: (a0, a1) and (b0, b1): 10; (c0, c1): 20"]
+
+
 def test_commits_within_a_group_are_told_by_run(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / f"r{seed}", seed=seed, commit=c) for seed, c in enumerate(("aaa", "bbb", "aaa"))]
     assert unfair(group_runs(find_runs(paths))) == [

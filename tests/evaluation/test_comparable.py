@@ -10,7 +10,7 @@ from made_runs import make_run
 from speechzoo.evaluation.comparable import test_set as questions_of
 from speechzoo.evaluation.comparable import unfair
 from speechzoo.evaluation.runs import find_runs
-from speechzoo.evaluation.settings import group_runs
+from speechzoo.evaluation.settings import group_runs, settings
 
 
 def reasons(folder: Path, first: dict, second: dict, seeds: int = 1) -> list[str]:
@@ -53,6 +53,15 @@ def test_training_data_of_the_same_name_and_other_content(tmp_path: Path) -> Non
     assert "(one/run): train.jsonl 6b86b273" in told and "(two/run): train.jsonl d4735e3a" in told
 
 
+def test_groups_called_by_their_runs_are_told_apart(tmp_path: Path) -> None:
+    paths = [
+        make_run(tmp_path / f"{name}{seed}", seed=seed, steps=steps, system="word " * 20 + name)
+        for name, steps in (("a", 10), ("b", 10), ("c", 20))
+        for seed in (0, 1)
+    ]
+    assert unfair(group_runs(find_runs(paths))) == ["optimiser steps differ: (a0, a1) and (b0, b1): 10; (c0, c1): 20"]
+
+
 def test_commits_within_a_group_are_told_by_run(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / f"r{seed}", seed=seed, commit=c) for seed, c in enumerate(("aaa", "bbb", "aaa"))]
     assert unfair(group_runs(find_runs(paths))) == [
@@ -83,3 +92,16 @@ def test_a_run_that_answered_nothing(tmp_path: Path) -> None:
 def test_many_runs_are_told_by_the_first_and_the_last(tmp_path: Path) -> None:
     (told,) = reasons(tmp_path, {}, {"steps": 20}, seeds=5)
     assert told == "optimiser steps differ: LLaSM, lr=0.1 (a0 … a4, 5 runs): 10; LLaSM, lr=0.2 (b0 … b4, 5 runs): 20"
+
+
+def test_a_small_part_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
+    """A published configuration names it, that of a run says where it lay; a newer version has the same name."""
+    names = ["${part:whisper-tiny.en}", "/cache/whisper-tiny.en-0.1.0-1/tiny.en.pt"]
+    names += ["/other/whisper-tiny.en-0.2.0-1/tiny.en.pt", "/mine/large-v3.pt", "/yours/large-v3.pt", "large-v3"]
+    runs = find_runs([make_run(tmp_path / f"r{n}", encoder=encoder(name)) for n, name in enumerate(names)])
+    found = [settings(run)["model.init_args.encoder.init_args.model"] for run in runs]
+    assert found == ["whisper-tiny.en"] * 3 + ["large-v3.pt"] * 2 + ["large-v3"]
+
+
+def encoder(model: str) -> dict:
+    return {"class_path": "speechzoo.encoders.WhisperEncoder", "init_args": {"model": model}}

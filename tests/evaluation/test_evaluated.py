@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from speechzoo.cli.compare import main
 from speechzoo.evaluation import save_answers
 from speechzoo.evaluation.evaluated import read_evaluated
 from speechzoo.evaluation.runs import find_runs
-from speechzoo.evaluation.settings import architecture
+from speechzoo.evaluation.runs_tables import suite_table
+from speechzoo.evaluation.settings import architecture, group_runs
 
 
 def evaluated(folder: Path, suite: str, first: dict | None = None, **models: tuple[str | None, int]) -> Path:
@@ -83,6 +85,18 @@ def test_the_first_sound_is_that_of_the_smallest_chunk(tmp_path: Path) -> None:
     assert main([str(done), str(voice), "--out", str(tmp_path / "out"), "--cost", "first_sound"]) == 0
     told = json.loads((tmp_path / "out" / "comparison.json").read_text())["front"]
     assert [(p["label"], p["cost"]) for p in told["points"]] == [("one", [0.3]), ("two", [2.0])]
+
+
+def test_scores_of_rules_and_judges_are_shown(tmp_path: Path) -> None:
+    done = evaluated(tmp_path / "eval", "s", one=(None, 1), two=(None, 1))
+    judged = [replace(a, scores={"s2tif": n + 1.0, "ifeval_total": 3.0}) for n, a in enumerate(quiz(1))]
+    judged[0] = replace(judged[0], scores=None, quality={"UTMOS": 4.25})
+    save_answers(done / "one" / "answers.jsonl", judged)
+    table = suite_table(group_runs(find_runs([done])))
+    assert table.header == ["Runs of", "UTMOS", "s2tif"]
+    rows = [[str(cell) for cell in row] for row in table.rows]
+    assert rows == [["one", "4.250", "3.000"], ["two", "not measured", "not measured"]]  # (2 + 3 + 4) / 3
+    assert suite_table(group_runs(find_runs([make_run(tmp_path / "run", right=2)]))) is None
 
 
 def test_a_stage_that_started_from_the_zoo_has_its_cost(tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ def test_latency_stands_beside_table_4():
     assert rows[4] == "| 40 | 300 + 50 = 350 | 302 + 45 = 347 | 3.52 | 10.4 % | 3.6688 | 2.74 |"
     assert rows[2].startswith("| 10 | not measured | 206 + 30 = 236 | 3.54 | 9.8 % |")
     assert latency_table(SUITES["instructs2s"], [Evaluated("m", ANSWERS, [])]) is None
+    voice = Evaluated("a voice", ANSWERS, [], latency={**timed.latency, "omegas": {"offline": omegas["40"]}})
+    assert latency_table(SUITES["instructs2s"], [voice]) is None  # it waits for no units
+    assert "a voice" not in latency_table(SUITES["instructs2s"], [timed, voice]).to_markdown()
 
 
 def test_results_hold_scores_differences_and_what_failed(tmp_path: Path):

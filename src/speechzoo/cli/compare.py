@@ -11,7 +11,8 @@ from speechzoo.system.terminal import tell_error
 EPILOG = """\
 speechzoo compare llasm-tiny llama-omni-tiny checkpoints/evaluate/quickstart
 speechzoo compare checkpoints/sweeps/tiny checkpoints/quickstart
-speechzoo compare checkpoints/sweeps/study_adaptor --group-by adaptor --quality wer --cost tokens
+speechzoo compare checkpoints/sweeps/study_adaptor --group-by adaptor,lr --cost trainable_parameters
+speechzoo compare checkpoints/sweeps/study_llm checkpoints/evaluate/study_llm --group-by lora --quality wer
 
 What makes the runs no fair comparison is said first, with their names: other training data (by content), another
 budget, commit, objective, test set or number of questions."""

@@ -46,7 +46,9 @@ def told(group: Group, runs: Sequence[Run] | None = None) -> str:
     """A group, or some of its runs, for a sentence: its label and the names of the runs."""
     names = [run.name for run in (group.runs if runs is None else runs)]
     text = ", ".join(names) if len(names) <= NAMED else f"{names[0]} … {names[-1]}, {len(names)} runs"
-    return group.label if group.label in (text, group.names) and runs is None else f"{group.label} ({text})"
+    if runs is None and group.label in (text, group.names):
+        return f"({text})" if len(names) > 1 else text
+    return f"{group.label} ({text})"
 
 
 def objective(run: Run) -> str:

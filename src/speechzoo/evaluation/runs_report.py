@@ -25,6 +25,7 @@ from speechzoo.evaluation.runs_tables import (
     run_table,
     scores,
     settings_table,
+    suite_table,
 )
 from speechzoo.evaluation.settings import Group, group_runs
 from speechzoo.evaluation.tables import Table, markdown
@@ -72,6 +73,7 @@ def compare_runs(
         )
     tables = {
         "Results": result_table(groups, seed),
+        "Scores of the suites": suite_table(groups),
         "Quality against cost": None if best is None else front_table(best),
         "Differences on the same questions": difference_table(groups, seed),
         "Cost": cost_table(groups),

@@ -12,6 +12,9 @@ from speechzoo.evaluation.settings import MISSING, Group, between, short_names, 
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, count, megabytes, number, percent, points, seconds
 from speechzoo.metrics import Difference, Interval, bootstrap_ratio, paired_bootstrap
 
+# How many instructions there were and were followed: shares only when divided, which `evaluate` does.
+NUMBERS = ("ifeval_total", "ifeval_strict", "ifeval_loose")
+
 Pooled = dict[str, tuple[Answer, float, float]]
 
 
@@ -121,6 +124,34 @@ def cost_table(groups: Sequence[Group]) -> Table:
             mean_sd(group.values("peak_memory_mb", "peak"), megabytes),
         )
     return table
+
+
+def suite_table(groups: Sequence[Group]) -> Table | None:
+    """Scores by rules and judges, and predicted quality of the speech, as `speechzoo evaluate` left them; None without.
+
+    A cell is the mean over runs, each the mean of its answers that have the score, ± sd over runs.
+    """
+    found = [[_suite_scores(run.answers) for run in group.runs] for group in groups]
+    names = sorted({name for runs in found for one in runs for name in one})
+    if not names:
+        return None
+    table = Table(
+        ["Runs of", *names],
+        caption="Scores of `speechzoo evaluate` by their names in answers.jsonl: means over a run's answers that have "
+        "one, ± standard deviation over runs. Its own tables have intervals and paired tests of them.",
+    )
+    for group, runs in zip(groups, found, strict=True):
+        table.add(group.label, *(mean_sd([one[name] for one in runs if name in one], number) for name in names))
+    return table
+
+
+def _suite_scores(answers: Sequence[Answer]) -> dict[str, float]:
+    held: dict[str, list[float]] = {}
+    for answer in answers:
+        for name, value in {**(answer.scores or {}), **(answer.quality or {})}.items():
+            if name not in NUMBERS:
+                held.setdefault(name, []).append(value)
+    return {name: statistics.fmean(values) for name, values in held.items()}
 
 
 def difference_table(groups: Sequence[Group], seed: int = 0) -> Table | None:

@@ -72,7 +72,10 @@ def test_leaving_in_mid_answer_frees_the_caches(omni, caches):
 
 
 def test_many_short_streams_leave_nothing_behind(omni, caches):
-    """200 streams, every other one left early: no cache and no more Python memory than after the first ten."""
+    """200 streams, every other one left early: no cache is left, and Python's memory does not grow with each.
+
+    What else lives in this process may take memory once; what a stream leaves behind is there in both halves.
+    """
     held = []
     tracemalloc.start()
     for number in range(200):  # tracing makes each several times slower than it is
@@ -82,13 +85,13 @@ def test_many_short_streams_leave_nothing_behind(omni, caches):
             events.close()
         else:
             collect(events)
-        if number in (10, 199):
+        if number in (10, 105, 199):
             del events
             gc.collect()
             held.append(tracemalloc.get_traced_memory()[0])
             assert not len(caches)
     tracemalloc.stop()
-    assert held[1] - held[0] < 100_000  # bytes
+    assert min(held[1] - held[0], held[2] - held[1]) < 50_000  # bytes of about 95 streams
 
 
 def test_several_threads_ask_one_model_and_get_their_own_answers(omni):

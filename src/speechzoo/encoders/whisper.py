@@ -43,8 +43,10 @@ class WhisperEncoder(Encoder):
         if window not in ("padded", "trimmed"):
             raise ValueError(f"WhisperEncoder.window is padded or trimmed, not {window!r}")
         net, self._start_token = load_whisper(model)
-        if isinstance(layer, int) and not 1 <= layer <= net.dims.n_audio_layer:
-            raise ValueError(f"{model} has {net.dims.n_audio_layer} blocks: layer {layer} does not exist")
+        if layer not in (None, "mix", *range(1, net.dims.n_audio_layer + 1)):
+            raise ValueError(
+                f"{model} has {net.dims.n_audio_layer} blocks: layer {layer!r} does not exist, nor is it mix"
+            )
         self.net: Any = self._keep(net)  # openai-whisper has no types
         for module in self.net.modules():
             if isinstance(module, LayerNorm):

@@ -150,13 +150,14 @@ def _published(name: str) -> Run:
     """A model of the zoo: what all its stages cost stands in the index."""
     folder = published(name)
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
-    stages = _published_stages(name)
+    stages = published_stages(name)
     answers = folder / "answers.jsonl"
     told = load_answers(answers) if answers.is_file() else []
     return Run(name, folder, configs={name: config}, stages=stages, answers=told)
 
 
-def _published_stages(name: str) -> list[StageSummary]:
+def published_stages(name: str) -> list[StageSummary]:
+    """What each stage of a published model cost, as its entry of the index tells."""
     return [StageSummary(stage, **cost) for stage, cost in entry(name).get("training", {}).items()]
 
 
@@ -179,7 +180,7 @@ def _chain(folder: Path, seen: set[Path]) -> tuple[dict[str, dict[str, Any]], li
     missing: list[str] = []
     for source in [sources] if isinstance(sources, str) else sources:
         if is_name(source):  # its settings are not those of a run here, its cost stands in the index
-            stages += _published_stages(source)
+            stages += published_stages(source)
             continue
         # Beside the run only where the named folder is gone: another sweep's trial_000 is not this one's.
         places = locate(source, folder), folder.parent / Path(source).name

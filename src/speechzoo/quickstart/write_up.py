@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import wandb
@@ -24,6 +23,8 @@ from speechzoo.evaluation import (
     write_report,
 )
 from speechzoo.evaluation.figures import metrics_files
+from speechzoo.evaluation.runs import published_stages
+from speechzoo.evaluation.wandb_run import open_run
 from speechzoo.models.checkpoint import read
 from speechzoo.names.published import entry
 from speechzoo.parts.registry import licences
@@ -139,9 +140,8 @@ def _result(out: Path, scale: Scale, system: System) -> SystemResult:
         state = read(source(out, scale, run))["state_dict"]
         trained |= {name: tensor.numel() for name, tensor in state.items()}
         if source(out, scale, run) != out / run:
-            stages = entry(PUBLISHED[run])["training"]
-            names = [f"{PUBLISHED[run]}, {stage}" for stage in stages] if len(stages) > 1 else [PUBLISHED[run]]
-            summaries += [StageSummary(name, **cost) for name, cost in zip(names, stages.values(), strict=True)]
+            name = PUBLISHED[run]
+            summaries += [replace(stage, name=f"{name}, {stage.name}") for stage in published_stages(name)]
             continue
         csv = metrics_files(out / run)
         name = run.removeprefix("llasm_").removeprefix("llama_omni_")
@@ -187,14 +187,9 @@ def _seconds(stages: Stages) -> dict[str, Any]:
 
 
 def _log_to_wandb(out: Path, systems: list[SystemResult]) -> None:
-    run = wandb.init(
-        project="speechzoo-quickstart",
-        name="comparison",
-        group="comparison",
-        dir=out,
-        mode=cast(Any, os.environ.get("WANDB_MODE", "offline")),
-        reinit="finish_previous",
-    )
+    run = open_run("speechzoo-quickstart", "comparison", out)
+    if run is None:
+        return
     columns: list[str | int] = ["system", "id", "question", "reference", "answer", "audio"]
     table = wandb.Table(columns=columns)
     for system in systems:

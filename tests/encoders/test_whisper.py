@@ -269,5 +269,5 @@ def test_unknown_names_and_settings_are_refused(tiny_whisper_pt):
     with pytest.raises(ValueError, match="padded or trimmed, not 'short'"):
         WhisperEncoder(str(tiny_whisper_pt), window="short")
     for layer in (0, 3, "last"):
-        with pytest.raises(ValueError, match=f"has 2 blocks: layer {layer} does not exist"):
+        with pytest.raises(ValueError, match=f"has 2 blocks: layer {layer!r} does not exist"):
             WhisperEncoder(str(tiny_whisper_pt), layer=layer)

@@ -24,8 +24,8 @@ from rank_cases import (
     make,
     questions,
     share,
-    two,
 )
+from rank_runs import two
 from together import run_together
 from torch.utils.data import DataLoader
 

@@ -25,7 +25,7 @@ from transformers import (
 from speechzoo.audio import read_audio
 from speechzoo.cli import main
 from speechzoo.corpora.clusters import convert_pickle, judge, phones_of_frames, purity
-from speechzoo.corpora.extraction import HubertLayer, clusters_file, frame_times
+from speechzoo.corpora.extraction import EncoderLayer, clusters_file, frame_times
 from speechzoo.encoders import WhisperEncoder
 from speechzoo.system.files import read_jsonl, write_jsonl
 from speechzoo.units import KMeansUnits
@@ -66,7 +66,7 @@ def noises(*seconds: float) -> list[torch.Tensor]:
 def test_a_layer_is_transformers_hidden_state_before_the_last_norm(tmp_path: Path, kind: dict, layer: int):
     model = save(tmp_path, **kind)
     clips = noises(0.31, 1.0, 0.1)
-    ours = HubertLayer(str(tmp_path), layer)(clips)
+    ours = EncoderLayer(str(tmp_path), layer)(clips)
     if kind:  # fairseq's large models, which were trained on sound of mean 0 and variance 1
         clips = [torch.nn.functional.layer_norm(clip, clip.shape) for clip in clips]
     if kind and layer == 3:  # transformers gives the last one after the norm: take it away
@@ -79,7 +79,7 @@ def test_a_layer_is_transformers_hidden_state_before_the_last_norm(tmp_path: Pat
 
 
 def test_short_clips_have_no_frame_and_long_ones_are_cut_as_fairseq_does(hubert: Path, monkeypatch):
-    layer = HubertLayer(str(hubert), 2)
+    layer = EncoderLayer(str(hubert), 2)
     short, edge = layer([torch.randn(399), torch.randn(400)])
     assert short.shape == (0, 16) and edge.shape == (1, 16)
     monkeypatch.setattr("speechzoo.corpora.extraction.CHUNK", 8000)
@@ -97,7 +97,7 @@ def test_a_model_that_wants_normalised_sound_gets_it(hubert: Path, tmp_path: Pat
     (clip,) = noises(0.3)
     loud = (clip - clip.mean()) / (clip.numpy().var() + 1e-7) ** 0.5
     torch.testing.assert_close(
-        HubertLayer(str(tmp_path), 2)([clip])[0], HubertLayer(str(hubert), 2)([loud])[0], atol=1e-5, rtol=1e-4
+        EncoderLayer(str(tmp_path), 2)([clip])[0], EncoderLayer(str(hubert), 2)([loud])[0], atol=1e-5, rtol=1e-4
     )
 
 
@@ -105,7 +105,7 @@ def test_a_small_whisper_of_ours_is_heard_at_the_clips_real_length(tiny_whisper_
     monkeypatch.setattr("speechzoo.corpora.extraction.fetch", {"whisper-tiny.en": tiny_whisper_pt}.__getitem__)
     clips = noises(0.3, 1.0)
     whisper = WhisperEncoder(str(tiny_whisper_pt), window="trimmed", layer=1).eval()
-    ours = HubertLayer("whisper-tiny.en", 1)(clips)
+    ours = EncoderLayer("whisper-tiny.en", 1)(clips)
     for clip, states in zip(clips, ours, strict=True):
         with torch.no_grad():
             theirs, (frames,) = whisper(clip[None], torch.tensor([len(clip)]))
@@ -121,13 +121,13 @@ def test_clusters_go_by_the_name_of_a_published_vocoder(tmp_path: Path):
 
 def test_another_layer_or_model_is_refused(hubert: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="has 3 layers: layer 4 does not exist"):
-        HubertLayer(str(hubert), 4)
+        EncoderLayer(str(hubert), 4)
     Wav2Vec2BertModel(
         Wav2Vec2BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
     ).save_pretrained(tmp_path)
     SeamlessM4TFeatureExtractor().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="hears raw sound"):
-        HubertLayer(str(tmp_path), 1)
+        EncoderLayer(str(tmp_path), 1)
 
 
 def records(folder: Path) -> Path:

@@ -30,8 +30,9 @@ CHUNK = 100 * SAMPLE_RATE
 """Longer clips are cut into pieces that do not see each other, as fairseq's `dump_hubert_feature.py` does."""
 
 
-class HubertLayer:
-    """States of a HuBERT layer, 50 a second, as fairseq extracts them for LLaMA-Omni's units (mHuBERT, layer 11).
+class EncoderLayer:
+    """States of an encoder's layer, 50 a second: of HuBERT as fairseq extracts them for LLaMA-Omni's units (mHuBERT,
+    layer 11), or of Whisper for the quickstart's.
 
     Args:
         model: a folder or a name on the hub (`voidful/mhubert-base` for LLaMA-Omni), of HuBERT's kin; or the name of a
@@ -82,7 +83,7 @@ class UnitWork:
     """Puts `units` beside each answer that has sound.
 
     Args:
-        hubert, layer, device: see `HubertLayer`.
+        hubert, layer, device: see `EncoderLayer`.
         kmeans: centroids as `KMeansUnits` keeps them.
         batch_seconds: of speech, padding counted, in a batch.
         threads: that read clips.
@@ -94,7 +95,7 @@ class UnitWork:
     def __init__(
         self, hubert: str, layer: int, kmeans: Path, device: str = "cpu", batch_seconds: float = 240.0, threads: int = 4
     ) -> None:
-        self.encoder, self.kmeans = HubertLayer(hubert, layer, device), KMeansUnits.load(kmeans)
+        self.encoder, self.kmeans = EncoderLayer(hubert, layer, device), KMeansUnits.load(kmeans)
         width, dim = self.kmeans.centroids.shape[1], self.encoder.encoder.out_dim
         if width != dim:
             raise ValueError(f"{kmeans}: its centroids have width {width}, the states of {hubert} {dim}")
@@ -159,7 +160,7 @@ def train(args: Namespace) -> dict[str, Any]:
     labelled = _labels(args.labels) if args.labels else {}
     if labelled and not (clips := [clip for clip in clips if clip in labelled]):
         raise ValueError(f"{args.labels}: names none of the clips of the data")
-    encoder = HubertLayer(args.hubert, args.layer, args.device)
+    encoder = EncoderLayer(args.hubert, args.layer, args.device)
     states: list[Tensor] = []
     used, broken = [], 0
     for path in clips:

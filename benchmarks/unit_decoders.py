@@ -64,7 +64,7 @@ class Bench:
             for row, text, some in zip(self.rows, texts, units, strict=False)
         ]
         ear = Cascade(str(fetch("whisper-tiny.en")), model.llm, model.prompt)
-        spoken, _ = speak_units(said, self.vocoder, self.out, self.out / "unit_decoders" / folder)
+        spoken = speak_units(said, self.vocoder, self.out, self.out / "unit_decoders" / folder)
         return float(score(listen(spoken, self.out, ear.transcribe))["asr_wer"].value)
 
     @torch.no_grad()

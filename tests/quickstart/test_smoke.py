@@ -18,6 +18,7 @@ from rich.console import Console
 from speechzoo.evaluation.answers import load_answers, score
 from speechzoo.names.published import entry
 from speechzoo.quickstart.examination import SYSTEMS
+from speechzoo.quickstart.listening import read_facts
 from speechzoo.quickstart.pipeline import Quickstart
 from speechzoo.quickstart.scale import ASKED, DEFAULT, LANES, PUBLISHED, STAGES
 from speechzoo.units import KMeansUnits
@@ -81,7 +82,7 @@ def test_smoke_run(tmp_path: Path) -> None:
         assert len((out / "answers" / f"{system.key}.jsonl").read_text().splitlines()) == 19
     assert html.count("data:audio/") >= 1 and html.count("data:image/") >= 1
     assert (out / "vocoder" / "model.safetensors").is_file()
-    facts = json.loads((out / "answers" / "speech.json").read_text())
+    facts = read_facts(out)
     assert facts["streamed_minus_whole"] < 1e-4
     spoken = [json.loads(line) for line in (out / "answers" / "llama_omni.jsonl").read_text().splitlines()]
     assert sum(row["spoken"] is not None for row in spoken) == facts["answers"] == 4

@@ -165,7 +165,7 @@ def question_groups(answers: Iterable[Answer]) -> list[Hashable]:
 
     A question whose words are not known is told by its sound, or by its id.
     """
-    return [tuple(answer_tokens(a.question)) or a.question.strip() or a.audio or a.id for a in answers]
+    return [answer_tokens(a.question) or a.question.strip() or a.audio or a.id for a in answers]
 
 
 def cut_answers(answers: Iterable[Answer]) -> int | None:

@@ -16,6 +16,8 @@ import regex
 
 Normaliser = Callable[[str], str]
 
+REMEMBERED = 16384  # texts: a report scores the same few hundred answers in a hundred groups, and this is its dear part
+
 # Scripts written without blanks between words; Whisper's paper (appendix C) splits their languages into characters too.
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 ONE = regex.compile(rf"(?=[{UNSPACED}])\X")
@@ -74,9 +76,12 @@ def speech_words(text: str, reference: str | None = None) -> list[str]:
     Args:
         reference: decides the normaliser for both sides; default: the text itself.
     """
-    clean = _english() if is_english(text if reference is None else reference) else _basic()
-    words: list[str] = WORDS.findall(clean(text))
-    return words
+    return list(_speech_words(text, is_english(text if reference is None else reference)))
+
+
+@lru_cache(REMEMBERED)
+def _speech_words(text: str, english: bool) -> tuple[str, ...]:
+    return tuple(WORDS.findall((_english() if english else _basic())(text)))
 
 
 def joined(words: list[str]) -> str:
@@ -115,7 +120,7 @@ TOKEN = regex.compile(
 )
 
 
-def answer_tokens(text: str) -> list[str]:
+def answer_tokens(text: str) -> tuple[str, ...]:
     """An answer as the tokens that decide whether two answers are the same.
 
     Case, width (NFKC), blanks, sentence punctuation, hyphens inside words, and the ways to write a number, a
@@ -123,6 +128,11 @@ def answer_tokens(text: str) -> list[str]:
     operators, brackets and what is in them, decimal points, percent, currencies, accents and fillers do. Characters of
     scripts without blanks are tokens of their own. The result is the same whatever it is compared with.
     """
+    return _answer_tokens(text)
+
+
+@lru_cache(REMEMBERED)
+def _answer_tokens(text: str) -> tuple[str, ...]:
     english = _english()
     text = LONG_DASH.sub(" ", text)
     text = SUPER.sub(lambda found: f"^{found[0]}", text)
@@ -149,7 +159,7 @@ def answer_tokens(text: str) -> list[str]:
             tokens.append(phrase)
         else:
             tokens += TOKEN.findall(_numbers(phrase))
-    return tokens
+    return tuple(tokens)
 
 
 def _sign(found: Any) -> str:

@@ -101,4 +101,4 @@ class RougeL(_TextRatio):
         return float(scores["rougeL_fmeasure"]), 1
 
     def _tokens(self, text: str) -> list[str]:
-        return answer_tokens(text) if self.normalise == "auto" else text.split()
+        return list(answer_tokens(text)) if self.normalise == "auto" else text.split()

@@ -21,10 +21,7 @@ from speechzoo.parts.registry import fetch, human_speech
 from speechzoo.quickstart.ask import TextReader, answer_questions, own_precision, read_questions
 from speechzoo.quickstart.copying import ASR_INSTRUCTION, copy_speech, everyday, people, questions_of
 from speechzoo.quickstart.scale import PUBLISHED, Scale
-from speechzoo.quickstart.speech import make_audible
-from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.system.files import write_json
-from speechzoo.vocoders import LatentVocoder
 
 
 @dataclass(frozen=True)
@@ -72,15 +69,6 @@ def ask_llama_omni(out: Path, scale: Scale, bar: Progress) -> None:
         write_json(target, {"unit_error_rate": rate, "true": true, "decoded": decoded})
     if scale.sentences:
         _copy(out, scale, bar, run, questions, "llama_omni_warmup")
-
-
-def listen_to_all(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
-    """Make LLaMA-Omni's and the cascade's answers audible; write what Whisper hears and `answers/speech.json`."""
-    if not (out / "answers" / "speech.json").is_file():
-        task = bar.add_task("Spoken answers, transcribed", total=None)
-        vocoder = LatentVocoder.from_folder(source(out, scale, "vocoder"))
-        make_audible(out, scale.spoken, vocoder, voice, _build("cascade", _runs(out, scale)))
-        bar.update(task, total=scale.spoken, completed=scale.spoken)
 
 
 def _runs(out: Path, scale: Scale) -> Callable[[str], SpeechLLM]:

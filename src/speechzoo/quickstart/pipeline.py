@@ -21,13 +21,13 @@ TITLES = {
     "units": "Unit targets of the spoken answers (k-means over Whisper features)",
     "llasm_pretrain": "LLaSM, stage 1: the adaptor learns to write down speech",
     "llasm_finetune": "LLaSM, stage 2: adaptor and LLM learn to answer",
-    "llasm_answers": "Held-out questions, put to LLaSM, the cascade and its LLM",
+    "llasm_answers": "Held-out questions, put to LLaSM, the cascade and its LLM; the cascade's answers spoken",
     "llama_omni_warmup": "LLaMA-Omni, warm-up: the adaptor learns to write down speech",
     "llama_omni_stage1": "LLaMA-Omni, stage 1: adaptor and LLM learn to answer",
     "llama_omni_stage2": "LLaMA-Omni, stage 2: the unit decoder learns to speak",
     "llama_omni_answers": "Held-out questions, put to LLaMA-Omni",
     "vocoder": "Vocoder: units to the latents of the voice, whose own generator makes the sound",
-    "speech": "The spoken answers made audible, and written down by Whisper",
+    "speech": "LLaMA-Omni's answers made audible, and written down by Whisper",
     "report": "Report",
 }
 METHODS = {

@@ -15,43 +15,65 @@ from torch.nn.utils.rnn import pad_sequence
 from speechzoo.audio import SAMPLE_RATE, read_audio, resample, write_audio
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers, score
 from speechzoo.metrics import SpeechQuality, quality_scorers
-from speechzoo.models import Cascade
 from speechzoo.quickstart.voice import PiperVoice
-from speechzoo.system.files import write_json
 from speechzoo.vocoders import Vocoder
 
 CHUNK_UNITS = 10
 """Omega of the streamed sound: the smallest of the paper, with the most seams."""
 
+Transcribe = Callable[[Tensor, Tensor], list[str]]
+"""A recogniser: clips `[B, samples]` and their lengths, 16 kHz, to their texts."""
 
-def speak_units(answers: Sequence[Answer], vocoder: Vocoder, out: Path, folder: Path) -> tuple[list[Answer], float]:
-    """Sound of each answer's units, whole and streamed, as files; and the largest difference of the two.
+
+def speak_units(answers: Sequence[Answer], vocoder: Vocoder, out: Path, folder: Path) -> list[Answer]:
+    """Sound of each answer's units as files.
 
     Args:
         out: folder of the run, which the paths in the answers are relative to.
         folder: in `out`, where the files go.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    spoken = []
+    for answer in answers:
+        wave = vocoder(_units(answer))
+        if not len(wave):  # nothing was decoded: nothing is heard
+            spoken.append(replace(answer, reply_seconds=0.0))
+            continue
+        name = _write(wave, vocoder, folder / f"{answer.id}.flac", out)
+        spoken.append(replace(answer, reply_audio=name, reply_seconds=len(wave) / vocoder.sample_rate))
+    return spoken
+
+
+def stream_units(answers: Sequence[Answer], vocoder: Vocoder, out: Path, folder: Path) -> tuple[list[Answer], float]:
+    """The same as a stream, in files beside those of `speak_units`; and the largest difference from the whole sound.
+
+    Raises:
+        RuntimeError: a streamed sound has another length than the whole.
+    """
     spoken, worst = [], 0.0
     for answer in answers:
-        units = torch.tensor(answer.units or [], dtype=torch.long)
-        whole = vocoder(units)
-        if not len(whole):  # nothing was decoded: nothing is heard
-            spoken.append(replace(answer, reply_seconds=0.0))
+        whole = vocoder(_units(answer))
+        if not len(whole):
+            spoken.append(answer)
             continue
         pieces = vocoder.stream(CHUNK_UNITS)
         # As a unit decoder brings them: a few with each token.
-        streamed = torch.cat([*(pieces.push(some) for some in units.split(8)), pieces.flush()])
+        streamed = torch.cat([*(pieces.push(some) for some in _units(answer).split(8)), pieces.flush()])
         if len(streamed) != len(whole):
             raise RuntimeError(f"{answer.id}: streamed sound has {len(streamed)} samples, the whole {len(whole)}")
         worst = max(worst, float((streamed - whole).abs().max()))
-        files = [folder / f"{answer.id}{end}.flac" for end in ("", "-streamed")]
-        for file, wave in zip(files, (whole, streamed), strict=True):
-            write_audio(file, resample(wave.numpy(), vocoder.sample_rate))
-        names = [str(file.relative_to(out)) for file in files]
-        seconds = len(whole) / vocoder.sample_rate
-        spoken.append(replace(answer, reply_audio=names[0], streamed_audio=names[1], reply_seconds=seconds))
+        name = _write(streamed, vocoder, folder / f"{answer.id}-streamed.flac", out)
+        spoken.append(replace(answer, streamed_audio=name))
     return spoken, worst
+
+
+def _units(answer: Answer) -> Tensor:
+    return torch.tensor(answer.units or [], dtype=torch.long)
+
+
+def _write(wave: Tensor, vocoder: Vocoder, file: Path, out: Path) -> str:
+    write_audio(file, resample(wave.numpy(), vocoder.sample_rate))
+    return str(file.relative_to(out))
 
 
 def speak_text(answers: Sequence[Answer], voice: PiperVoice, out: Path, folder: Path) -> tuple[list[Answer], list[str]]:
@@ -72,7 +94,7 @@ def speak_text(answers: Sequence[Answer], voice: PiperVoice, out: Path, folder: 
     return spoken, unspeakable
 
 
-def listen(answers: Sequence[Answer], out: Path, transcribe: Callable[[Tensor, Tensor], list[str]]) -> list[Answer]:
+def listen(answers: Sequence[Answer], out: Path, transcribe: Transcribe) -> list[Answer]:
     """What a recogniser writes down of each spoken answer; of a silent one nothing."""
     files = {answer.id: out / answer.reply_audio for answer in answers if answer.reply_audio}
     heard: dict[str, str] = {}
@@ -100,39 +122,50 @@ def rate(answers: Sequence[Answer], out: Path, scorers: Sequence[SpeechQuality])
     return rated
 
 
-def make_audible(out: Path, number: int, vocoder: Vocoder, voice: PiperVoice, cascade: Cascade) -> None:
-    """Give the first `number` answers of LLaMA-Omni and of the cascade a sound; write what was measured to
-    `answers/speech.json`."""
-    scorers = quality_scorers()
-    facts: dict[str, Any] = {"chunk_units": CHUNK_UNITS, "answers": number, "sample_rate": SAMPLE_RATE}
-    for key in ("llama_omni", "cascade"):
-        file = out / "answers" / f"{key}.jsonl"
-        answers = load_answers(file)
-        first, rest = answers[:number], answers[number:]
-        folder = out / "answers" / "speech" / key
-        if key == "llama_omni":
-            first, facts["streamed_minus_whole"] = speak_units(first, vocoder, out, folder)
-        else:
-            first, facts["unspeakable"] = speak_text(first, voice, out, folder)
-        save_answers(file, [*rate(listen(first, out, cascade.transcribe), out, scorers), *rest])
-    facts["true_answers_asr_wer"] = _true_answers(out, number, vocoder, cascade)
-    write_json(out / "answers" / "speech.json", facts)
+def make_units_audible(out: Path, number: int, vocoder: Vocoder, transcribe: Transcribe) -> dict[str, Any]:
+    """Give the first `number` answers of LLaMA-Omni a sound, whole and streamed; returns what was measured.
+
+    Besides them the units that the unit decoder makes of the true answers: what it loses, apart from wrong answers.
+    """
+    file, folder = out / "answers" / "llama_omni.jsonl", out / "answers" / "speech" / "llama_omni"
+    answers = load_answers(file)
+    spoken, worst = stream_units(speak_units(answers[:number], vocoder, out, folder), vocoder, out, folder)
+    save_answers(file, [*_judged(spoken, out, transcribe), *answers[number:]])
+    decoded = json.loads((out / "answers" / "units.json").read_text())["decoded"]
+    return {
+        "chunk_units": CHUNK_UNITS,
+        "answers": number,
+        "sample_rate": SAMPLE_RATE,
+        "streamed_minus_whole": worst,
+        "decoded_units_asr_wer": heard_of_units(out, "decoded", answers, decoded[:number], vocoder, transcribe),
+    }
 
 
-def _true_answers(out: Path, number: int, vocoder: Vocoder, cascade: Cascade) -> dict[str, float]:
-    """ASR-WER of the true answers, spoken from their own units (what the vocoder loses) and from those that the unit
-    decoder makes of them (what it loses besides): where the errors of the speech come from."""
-    answers = load_answers(out / "answers" / "llama_omni.jsonl")[:number]
-    units = json.loads((out / "answers" / "units.json").read_text())
-    found = {}
-    for key in ("true", "decoded"):
-        rows = [replace(a, text=a.reference, units=row) for a, row in zip(answers, units[key], strict=False)]
-        spoken, _ = speak_units(rows, vocoder, out, out / "answers" / "speech" / f"units_{key}")
-        found[key] = score(listen(spoken, out, cascade.transcribe))["asr_wer"].value
-    return found
+def make_text_audible(out: Path, number: int, voice: PiperVoice, transcribe: Transcribe) -> dict[str, Any]:
+    """Give the first `number` answers of the cascade a sound; returns which could not be spoken."""
+    file = out / "answers" / "cascade.jsonl"
+    answers = load_answers(file)
+    spoken, unspeakable = speak_text(answers[:number], voice, out, out / "answers" / "speech" / "cascade")
+    save_answers(file, [*_judged(spoken, out, transcribe), *answers[number:]])
+    return {"unspeakable": unspeakable}
 
 
-def read_facts(out: Path) -> dict[str, Any]:
-    """What `make_audible` measured."""
-    facts: dict[str, Any] = json.loads((out / "answers" / "speech.json").read_text())
-    return facts
+def heard_of_units(
+    out: Path,
+    name: str,
+    answers: Sequence[Answer],
+    units: Sequence[list[int]],
+    vocoder: Vocoder,
+    transcribe: Transcribe,
+) -> float:
+    """ASR-WER of the true answers, spoken from these units, a row for each of the first answers.
+
+    Of their own units it is what the vocoder loses.
+    """
+    rows = [replace(answer, text=answer.reference, units=row) for answer, row in zip(answers, units, strict=False)]
+    spoken = speak_units(rows, vocoder, out, out / "answers" / "speech" / f"units_{name}")
+    return score(listen(spoken, out, transcribe))["asr_wer"].value
+
+
+def _judged(spoken: Sequence[Answer], out: Path, transcribe: Transcribe) -> list[Answer]:
+    return rate(listen(spoken, out, transcribe), out, quality_scorers())

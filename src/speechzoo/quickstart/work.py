@@ -113,20 +113,28 @@ class Work:
         wandb.finish()
 
     def answer(self, system: str) -> None:
-        """Held-out questions, put to `llasm` (with the cascade and the text, which its LLM reads) or `llama_omni`."""
+        """Held-out questions, put to `llasm` (with the cascade and the text, which its LLM reads) or `llama_omni`.
+
+        The cascade's answers are made audible at once, LLaMA-Omni's by `make_speech`: its lane is the longer one.
+        """
         from speechzoo.quickstart.examination import ask_llama_omni, ask_llasm
+        from speechzoo.quickstart.listening import listen_to_cascade
 
         quiet(results_only=True)
         with self.progress() as bar:
-            {"llasm": ask_llasm, "llama_omni": ask_llama_omni}[system](self.out, self.scale, bar)
+            if system == "llama_omni":
+                ask_llama_omni(self.out, self.scale, bar)
+            else:
+                ask_llasm(self.out, self.scale, bar)
+                listen_to_cascade(self.out, self.scale, self.voice(), bar)
 
     def make_speech(self) -> None:
-        """Spoken answers as sound files, and what is heard of them."""
-        from speechzoo.quickstart.examination import listen_to_all
+        """LLaMA-Omni's answers as sound files, and what is heard of them."""
+        from speechzoo.quickstart.listening import listen_to_llama_omni
 
         quiet(results_only=True)
         with self.progress() as bar:
-            listen_to_all(self.out, self.scale, self.voice(), bar)
+            listen_to_llama_omni(self.out, self.scale, bar)
 
     def report(self) -> None:
         """`report.html` and `report.md`; the comparison also goes to W&B."""

@@ -29,8 +29,8 @@ from speechzoo.models.checkpoint import read
 from speechzoo.names.published import entry
 from speechzoo.parts.registry import licences
 from speechzoo.quickstart.examination import SYSTEMS, System, source
+from speechzoo.quickstart.listening import read_facts
 from speechzoo.quickstart.scale import PUBLISHED, Scale
-from speechzoo.quickstart.speech import read_facts
 from speechzoo.quickstart.stages import Stages
 from speechzoo.system.files import read_jsonl, write_json
 
@@ -105,7 +105,7 @@ def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
             "kernels": torch.backends.cpu.get_cpu_capability(),
             "seconds": data.settings["wall seconds by stage"],
             "scores": {system.name: score(system.answers) for system in systems},
-            "true_answers_asr_wer": read_facts(out)["true_answers_asr_wer"],
+            "true_answers_asr_wer": {key: read_facts(out)[f"{key}_units_asr_wer"] for key in ("true", "decoded")},
             "checks": [asdict(check) for check in data.checks],
         },
     )
@@ -113,11 +113,11 @@ def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
 
 
 def _where_speech_fails(out: Path) -> str:
-    wrong = read_facts(out)["true_answers_asr_wer"]
+    facts = read_facts(out)
+    true, decoded = (f"{facts[f'{key}_units_asr_wer']:.1%}" for key in ("true", "decoded"))
     return (
-        f"Where the speech goes wrong: true answers spoken from their true units are heard with {wrong['true']:.1%} "
-        f"WER, which is the vocoder's and the recogniser's share; from the units decoded after them with "
-        f"{wrong['decoded']:.1%}."
+        f"Where the speech goes wrong: true answers spoken from their true units are heard with {true} WER, which is "
+        f"the vocoder's and the recogniser's share; from the units decoded after them with {decoded}."
     )
 
 

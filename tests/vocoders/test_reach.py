@@ -67,7 +67,7 @@ def test_a_stride_is_refused() -> None:
 def test_generator_of_a_medium_piper_voice_sees_eleven_frames() -> None:
     torch.manual_seed(0)
     generator = loud_generator()
-    assert reach(generator.layers) == Reach(11, 11)
+    assert reach(generator.stages.layers) == Reach(11, 11)
     x = torch.randn(2, 192, 41, dtype=torch.float64)
     x[1] = x[0]
     x[1, :, 20] += 1

@@ -70,13 +70,12 @@ class VocoderStream:
         stop = total if last else self._ready(ends)
         if stop <= done or (not last and stop - done < self.chunk_units):
             return nothing
-        reach, hop = self.vocoder.frame_reach, self.vocoder.hop
         first_frame, last_frame = int(ends[done - 1]) if done else 0, int(ends[stop - 1])
-        start = max(0, first_frame - reach.left)
-        wave = self.vocoder.render(states, durations, start, min(int(ends[-1]), last_frame + reach.right))
+        wave = self.vocoder.render(states, durations, first_frame, last_frame)
         # The next chunk starts at last_frame and sees reach.left frames before it.
-        self._forget(durations[:stop], int((ends <= last_frame - reach.left).sum()) - self.vocoder.unit_reach.left)
-        return wave[(first_frame - start) * hop : (last_frame - start) * hop]
+        seen = last_frame - self.vocoder.frame_reach.left
+        self._forget(durations[:stop], int((ends <= seen).sum()) - self.vocoder.unit_reach.left)
+        return wave
 
     def _ready(self, ends: Tensor) -> int:
         """How many of the kept units can be spoken, given the frame where each ends. Shape: `[U]`."""

@@ -7,7 +7,7 @@ import os
 from omegaconf import OmegaConf
 
 from speechzoo.parts import registry as parts
-from speechzoo.system.cpu import fast_bfloat16
+from speechzoo.system.cpu import fast_bfloat16, training_precision
 
 
 def register_resolvers() -> None:
@@ -29,10 +29,10 @@ def _part(name: str) -> str:
 
 
 def _cpu(setting: str) -> str:
-    values = {"precision": ("32-true", "bf16-mixed"), "dtype": ("float32", "bfloat16")}
+    values = {"precision": training_precision(), "dtype": "bfloat16" if fast_bfloat16() else "float32"}
     if setting not in values:
         raise ValueError(f"${{cpu:{setting}}}: only {' and '.join(f'${{cpu:{name}}}' for name in values)} are known")
-    return values[setting][fast_bfloat16()]
+    return values[setting]
 
 
 def _wandb(setting: str) -> str:

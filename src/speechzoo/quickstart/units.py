@@ -1,12 +1,16 @@
-"""Unit targets of the quickstart: k-means over layer 3 of Whisper's encoder, on the spoken answers."""
+"""What the quickstart computes once of all sound: units of the answers (k-means over Whisper's layer 3), encoder states
+of the questions."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from speechzoo.data import FeatureCache
 from speechzoo.encoders import WhisperEncoder
+from speechzoo.system.cpu import training_precision
 from speechzoo.system.files import read_jsonl, write_jsonl
 from speechzoo.units import KMeansUnits
 
@@ -38,6 +42,19 @@ def make_units(
         for record in rows:
             record["messages"][-1]["units"] = kmeans(cache.get(_answer(corpus, record)))
         write_jsonl(corpus / f"qa_units_{name}.jsonl", rows)
+
+
+def encode_questions(corpus: Path, features: Path, whisper: str) -> None:
+    """Fill the cache that both systems' recipes read, in their precision: started together, each would do all of it."""
+    precision = training_precision()
+    encoder = WhisperEncoder(whisper, window="trimmed").eval()
+    cache = FeatureCache(features, encoder.fingerprint, precision)
+    rows = [row for name in ("train", "test") for row in _read(corpus / f"qa_{name}.jsonl")]
+    sounds = [
+        corpus / part["path"] for row in rows for part in row["messages"][0]["content"] if part["type"] == "audio"
+    ]
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision.startswith("bf16")):
+        cache.build(cache.missing(sounds), encoder)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

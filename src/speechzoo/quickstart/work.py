@@ -85,15 +85,16 @@ class Work:
         build_hearing(self.corpus, self.voice(), texts, self.seed, progress=told["speaking them"])
 
     def make_units(self) -> None:
-        """k-means units of the spoken answers."""
+        """k-means units of the spoken answers, and encoder states of the questions."""
         from speechzoo.parts.registry import fetch
-        from speechzoo.quickstart.units import make_units
+        from speechzoo.quickstart.units import encode_questions, make_units
         from speechzoo.quickstart.vocoder import write_vocoder_manifests
 
         whisper = str(fetch("whisper-tiny.en"))
         units = None if self.scale.from_scratch else published(PUBLISHED["vocoder"]) / "kmeans.safetensors"
         make_units(self.corpus, self.features, whisper, self.scale.num_units, self.seed, units)
         write_vocoder_manifests(self.corpus, self.features, whisper)
+        encode_questions(self.corpus, self.features, whisper)
 
     def train(self, name: str) -> None:
         """One stage through `speechzoo fit`, continued from its last checkpoint if there is one."""

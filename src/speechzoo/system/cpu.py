@@ -16,6 +16,11 @@ def fast_bfloat16() -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
+def training_precision() -> str:
+    """Lightning's name of the precision to train in on this CPU."""
+    return "bf16-mixed" if fast_bfloat16() else "32-true"
+
+
 def host_bytes(processes: int = 1) -> int:
     """This process's part of what is available on the machine (or in its container), and what it has; 0 unknown."""
     try:

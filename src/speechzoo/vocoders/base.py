@@ -36,10 +36,10 @@ class Vocoder(nn.Module, ABC):
         """State of each unit, and the frames it lasts, at least 1. Shape: `[U] -> [U, C], [U]`."""
 
     @abstractmethod
-    def render(self, states: Tensor, durations: Tensor, start: int, stop: int) -> Tensor:
-        """Samples of the frames `start ... stop - 1` of the units' frames, computed from these frames alone.
+    def render(self, states: Tensor, durations: Tensor, first: int, last: int) -> Tensor:
+        """Samples of the units' frames `first ... last - 1`, with the frames around them that they depend on.
 
-        Shape: `[U, C], [U] -> [(stop - start) * hop]`.
+        Shape: `[U, C], [U] -> [(last - first) * hop]`.
         """
 
     @overload

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechzoo.vocoders.reach import Branch
+from speechzoo.vocoders.stages import Generator, Stage
 
 SLOPE = 0.1
-LAST_SLOPE = 0.01
 
 
 class ResidualBlock(nn.Module):
@@ -75,19 +72,17 @@ class HiFiGANGenerator(nn.Module):
         self.conv_post = nn.Conv1d(channels, 1, 7, padding=3, bias=False)
         self.parallel = len(block_kernels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape: `[B, in_dim, F] -> [B, F * hop]`, in [-1, 1]."""
-        x = self.conv_pre(x)
-        for stage, up in enumerate(self.ups):
-            x = up(F.leaky_relu(x, SLOPE))
-            x = sum(block(x) for block in self._blocks(stage)) / self.parallel
-        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))[:, 0]
-
-    def _blocks(self, stage: int) -> list[Any]:
-        return list(self.resblocks[stage * self.parallel : (stage + 1) * self.parallel])
+    def forward(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Samples `first ... last - 1`, by default all, in [-1, 1]. Shape: `[B, in_dim, F] -> [B, last - first]`."""
+        return self.stages.samples(x, first, x.shape[-1] * self.hop if last is None else last)
 
     @property
-    def layers(self) -> Branch:
-        """The convolutions in the order of the data, for `speechzoo.vocoders.reach`."""
-        stages = [(up, [list(block.convs) for block in self._blocks(i)]) for i, up in enumerate(self.ups)]
-        return [self.conv_pre, *chain.from_iterable(stages), self.conv_post]
+    def stages(self) -> Generator:
+        """The layers in the order of the data."""
+        blocks: list[Any] = list(self.resblocks)
+        groups = [blocks[start : start + self.parallel] for start in range(0, len(blocks), self.parallel)]
+        stages = [
+            Stage(up, group, [list(block.convs) for block in group])  # type: ignore[arg-type]  # ModuleList's types
+            for up, group in zip(self.ups, groups, strict=True)
+        ]
+        return Generator(self.conv_pre, stages, self.conv_post, SLOPE)

@@ -19,6 +19,7 @@ from speechzoo.system.files import write_atomically, write_json
 from speechzoo.vocoders.base import Vocoder
 from speechzoo.vocoders.hifigan import HiFiGANGenerator
 from speechzoo.vocoders.reach import Reach, ShiftedConv1d, reach
+from speechzoo.vocoders.window import Window
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 VOICE = "voice"
@@ -130,7 +131,7 @@ class LatentVocoder(Vocoder):
         self.register_buffer("scale", torch.ones(config.latent_dim))
         self.sample_rate, self.num_units, self.hop = sample_rate, config.num_units, self.generator.hop
         self.unit_reach = reach([block.conv for block in self.net.unit_blocks])
-        inner, outer = reach([block.conv for block in self.net.frame_blocks]), reach(self.generator.layers)
+        inner, outer = reach([block.conv for block in self.net.frame_blocks]), reach(self.generator.stages.layers)
         self.frame_reach = Reach(inner.left + outer.left, inner.right + outer.right)
         self.eval()
 
@@ -139,11 +140,14 @@ class LatentVocoder(Vocoder):
         states, logs = self.net.encode(units[None], torch.ones_like(units[None]))
         return states[0], logs[0].exp().round().long().clamp(min=1)
 
-    def render(self, states: Tensor, durations: Tensor, start: int, stop: int) -> Tensor:
-        """Samples of frames. Shape: `[U, C], [U] -> [(stop - start) * hop]`."""
-        frames = self.net.expand(states, durations, start, stop)[None]
-        latents = self.net.latents(frames, torch.ones_like(frames[..., 0])) * self.scale + self.mean
-        return self.generator(latents.transpose(1, 2))[0]
+    def render(self, states: Tensor, durations: Tensor, first: int, last: int) -> Tensor:
+        """See `Vocoder.render`. Shape: `[U, C], [U] -> [(last - first) * hop]`."""
+        window = Window.of(self.frame_reach, first, last, int(durations.sum()))
+        frames = self.net.expand(states, durations, window.start, window.stop)
+        mask = window.pad(torch.ones_like(frames[:, :1]))[:, 0]
+        latents = self.net.latents(window.pad(frames)[None], mask[None]) * self.scale + self.mean
+        wave = self.generator(latents.transpose(1, 2), window.first * self.hop, window.last * self.hop)[0]
+        return window.wanted(wave, self.hop)
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, generator included; each appears whole or not at all."""

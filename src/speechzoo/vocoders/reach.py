@@ -48,7 +48,7 @@ def reach(layers: Branch) -> Reach:
         ValueError: for a convolution with a stride, whose output has no position for each input.
     """
     rate = _rate(layers)
-    first, last = _needs(layers, 0, rate - 1)
+    first, last = needs(layers, 0, rate - 1)
     return Reach(max(0, -first), max(0, last))
 
 
@@ -60,8 +60,12 @@ def _rate(layers: Branch) -> int:
     return rate
 
 
-def _needs(layers: Branch, first: int, last: int) -> tuple[int, int]:
-    """First and last input position that the output positions `first ... last` depend on."""
+def needs(layers: Branch, first: int, last: int) -> tuple[int, int]:
+    """First and last input position that the output positions `first ... last` depend on; they may lie outside.
+
+    Raises:
+        ValueError: for a convolution with a stride.
+    """
     for layer in reversed(layers):
         if isinstance(layer, nn.ConvTranspose1d):
             # out[t] gathers in[i] for every i with t = i * stride - padding + j, j in the kernel
@@ -75,6 +79,6 @@ def _needs(layers: Branch, first: int, last: int) -> tuple[int, int]:
             left = layer.left if isinstance(layer, ShiftedConv1d) else int(layer.padding[0])
             first, last = first - left, last - left + span
         else:
-            ends = [_needs(branch, first, last) for branch in layer]
+            ends = [needs(branch, first, last) for branch in layer]
             first, last = min(first, *(a for a, _ in ends)), max(last, *(b for _, b in ends))
     return first, last

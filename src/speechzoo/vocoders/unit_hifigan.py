@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from speechzoo.vocoders.base import Vocoder
-from speechzoo.vocoders.reach import Branch, reach
+from speechzoo.vocoders.reach import reach
+from speechzoo.vocoders.stages import Generator, Stage
+from speechzoo.vocoders.window import Window
 
 
 class DurationPredictor(nn.Module):
@@ -64,7 +66,7 @@ class UnitHiFiGAN(Vocoder):
         self.generator: SpeechT5HifiGan = parts["generator"]
         # The second kernel is 3 with padding 1 whatever the config says: fairseq wrote it so.
         self.unit_reach = reach([self.durations.conv1[0], self.durations.conv2[0]])
-        self.frame_reach = reach(_layers(self.generator))
+        self.frame_reach = reach(_stages(self.generator).layers)
         self._load(files[-1])
         self.eval()
 
@@ -103,9 +105,13 @@ class UnitHiFiGAN(Vocoder):
         """Embedding of each unit, and its frames. Shape: `[U] -> [U, C], [U]`."""
         return self.embedding(units), self.predict_durations(units)
 
-    def render(self, states: Tensor, durations: Tensor, start: int, stop: int) -> Tensor:
-        """Samples of frames. Shape: `[U, C], [U] -> [(stop - start) * hop]`."""
-        return self.generator(states.repeat_interleave(durations, dim=0)[start:stop])
+    def render(self, states: Tensor, durations: Tensor, first: int, last: int) -> Tensor:
+        """See `Vocoder.render`. Shape: `[U, C], [U] -> [(last - first) * hop]`."""
+        frames = states.repeat_interleave(durations, dim=0)
+        window = Window.of(self.frame_reach, first, last, len(frames))
+        samples = window.first * self.hop, window.last * self.hop
+        wave = _stages(self.generator).samples(window.cut(frames)[None].transpose(1, 2), *samples)[0]
+        return window.wanted(wave, self.hop)
 
     @torch.no_grad()
     def forward(self, units: Any, durations: bool = True) -> Any:
@@ -141,12 +147,14 @@ def networks(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _layers(generator: SpeechT5HifiGan) -> Branch:
-    """The generator's convolutions in the order of the data, for `reach`."""
-    layers: list[Any] = [generator.conv_pre]
-    per_stage = len(generator.resblocks) // len(generator.upsampler)
-    for stage, upsample in enumerate(generator.upsampler):
-        blocks: Any = generator.resblocks[stage * per_stage : (stage + 1) * per_stage]
-        pairs = [[conv for pair in zip(block.convs1, block.convs2, strict=True) for conv in pair] for block in blocks]
-        layers += [upsample, pairs]
-    return [*layers, generator.conv_post]
+def _stages(generator: SpeechT5HifiGan) -> Generator:
+    """The generator's layers in the order of the data."""
+    blocks: list[Any] = list(generator.resblocks)
+    each = len(blocks) // len(generator.upsampler)
+    stages = []
+    ups: list[Any] = list(generator.upsampler)
+    for number, up in enumerate(ups):
+        group = blocks[number * each : (number + 1) * each]
+        convs = [[c for pair in zip(block.convs1, block.convs2, strict=True) for c in pair] for block in group]
+        stages.append(Stage(up, group, convs))
+    return Generator(generator.conv_pre, stages, generator.conv_post, generator.config.leaky_relu_slope)

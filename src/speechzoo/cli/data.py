@@ -48,8 +48,11 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     args.command_line = shlex.join(["speechzoo", "data", *argv])
     try:
-        _run(args)
-    except (ValueError, OSError, ImportError, KeyboardInterrupt) as error:
+        if getattr(args, "ray", None) is not None:
+            _on_ray(args, argv)
+        else:
+            _run(args)
+    except (ValueError, OSError, ImportError, RuntimeError, KeyboardInterrupt) as error:
         return tell_error(error, f"speechzoo data {args.action}")
     return 0
 
@@ -57,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="FOLDER", help="of the data set; the same command goes on there")
     parser.add_argument("--shard", default="0/1", metavar="i/n", help="a job's share, i from 0: $SLURM_ARRAY_TASK_ID/8")
+    told = "all N shards as tasks of the Ray cluster of $RAY_ADDRESS, else of this machine, then joined"
+    parser.add_argument("--ray", type=int, metavar="N", help=told)
     parser.add_argument("--threads", type=int, default=8, help="that read clips, ask endpoints or speak")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--val", type=int, default=0, metavar="N", help="records apart: train.jsonl, val.jsonl too")
@@ -148,6 +153,34 @@ def _contamination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", default="question", help="of the question's text")
     parser.add_argument("--ngram", type=int, default=8, help="words")
     parser.add_argument("--threshold", type=float, default=0.5, help="share of a question's n-grams that flags it")
+
+
+def _on_ray(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """All shards at once, then the data set.
+
+    Raises:
+        ValueError: for a number below 1, a `--shard` besides, or a certain GPU.
+    """
+    if args.ray < 1 or args.shard != "0/1":
+        raise ValueError(f"--ray {args.ray}: a number of shards, at least 1, without --shard: it makes all of them")
+    device = getattr(args, "device", "cpu")
+    if device.startswith("cuda:"):
+        raise ValueError(f"--device {device}: Ray gives each shard a GPU of its own, write --device cuda")
+    from speechzoo.corpora import build
+    from speechzoo.corpora.on_ray import run_shards
+
+    run_shards(without_option(argv, "--ray"), args.ray, device == "cuda", args.out)
+    if args.ray > 1:  # a single shard has joined itself
+        build.joined(args.out)
+
+
+def without_option(argv: Sequence[str], name: str) -> list[str]:
+    """A command without an option that takes one value, written `NAME VALUE` or `NAME=VALUE`."""
+    kept = [word for word in argv if not word.startswith(f"{name}=")]
+    if name in kept:
+        at = kept.index(name)
+        del kept[at : at + 2]
+    return kept
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -24,16 +24,17 @@ from speechzoo.vocoders import LatentVocoder, Vocoder
 SPOKEN = ("llama_omni", "cascade", "true_units")
 
 
-def listen_to_cascade(out: Path, scale: Scale, voice: PiperVoice, bar: Progress) -> None:
+def listen_to_cascade(out: Path, scale: Scale, voice: Callable[[], PiperVoice], bar: Progress) -> None:
     """Speak the cascade's answers and, if there is a vocoder before any training, the true answers' own units."""
-    _once(out, "cascade", bar, lambda: make_text_audible(out, scale.spoken, voice, _whisper()))
+    _once(out, "cascade", bar, lambda: make_text_audible(out, scale.spoken, voice(), _whisper()))
     if not scale.from_scratch:
         _once(out, "true_units", bar, lambda: _true_units(out, scale))
 
 
-def listen_to_llama_omni(out: Path, scale: Scale, bar: Progress) -> None:
-    """Speak LLaMA-Omni's answers, and the true answers' own units if that is not done."""
+def listen_to_all(out: Path, scale: Scale, voice: Callable[[], PiperVoice], bar: Progress) -> None:
+    """Speak LLaMA-Omni's answers, and whatever is not spoken yet."""
     _once(out, "llama_omni", bar, lambda: make_units_audible(out, scale.spoken, _vocoder(out, scale), _whisper()))
+    listen_to_cascade(out, scale, voice, bar)
     _once(out, "true_units", bar, lambda: _true_units(out, scale))
 
 

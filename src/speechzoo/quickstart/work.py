@@ -127,15 +127,15 @@ class Work:
                 ask_llama_omni(self.out, self.scale, bar)
             else:
                 ask_llasm(self.out, self.scale, bar)
-                listen_to_cascade(self.out, self.scale, self.voice(), bar)
+                listen_to_cascade(self.out, self.scale, self.voice, bar)
 
     def make_speech(self) -> None:
         """LLaMA-Omni's answers as sound files, and what is heard of them."""
-        from speechzoo.quickstart.listening import listen_to_llama_omni
+        from speechzoo.quickstart.listening import listen_to_all
 
         quiet(results_only=True)
         with self.progress() as bar:
-            listen_to_llama_omni(self.out, self.scale, bar)
+            listen_to_all(self.out, self.scale, self.voice, bar)
 
     def report(self) -> None:
         """`report.html` and `report.md`; the comparison also goes to W&B."""

@@ -22,7 +22,7 @@ PAGES = {
     "recipes/README.md": "recipes/index.md",
     **{
         f"recipes/{name}/README.md": f"recipes/{name}.md"
-        for name in ("quickstart", "zoo", "llasm", "llama_omni", "llama_omni2", "cluster", "sweeps", "study")
+        for name in "quickstart zoo llasm llama_omni llama_omni2 ultravox cluster sweeps study".split()
     },
     **{f"docs/{path.name}": path.name for path in (ROOT / "docs").glob("*.md")},
 }

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from paper_values import PAPERS
 from rich.console import Console
 from tiny_runs import printed, saved, zoo
@@ -22,6 +26,7 @@ from speechzoo.names.spec import resolve, to_factory
 from speechzoo.quickstart.scale import SMOKE, STAGES
 from speechzoo.quickstart.work import Work
 from speechzoo.text import CLIP, ChatPrompt
+from speechzoo.training import FSDP2Strategy
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = (str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
@@ -65,6 +70,8 @@ def test_every_recipe_parses_and_its_model_can_be_made(tiny_parts, name: str) ->
     assert type(model) is resolve(config["model"]["class_path"])
     assert config["name"] == run_name(name)
     assert config["recipe"] and f"speechzoo fit --config recipes/{name}" in recipe(name).read_text()
+    top = re.findall(r"^\w+(?=:)", recipe(name).read_text(), re.MULTILINE)
+    assert len(top) == len(set(top))  # of a key that stands twice YAML takes the last without a word
     folder = config["trainer"]["default_root_dir"]
     assert folder.endswith(f"/{config['name']}")
     for logger in config["trainer"]["logger"]:
@@ -119,6 +126,14 @@ def test_overlays_for_one_gpu_keep_the_global_batch(name: str) -> None:
     assert bool(config["model"]["init_args"]["llm"]["init_args"]["lora"]) == name.endswith("_lora")
 
 
+@pytest.mark.parametrize(("name", "strategy"), [("ddp", DDPStrategy), ("fsdp2", FSDP2Strategy)])
+def test_the_watchdog_speaks_before_the_process_group_ends_the_run(name: str, strategy: type) -> None:
+    overlay = yaml.safe_load(recipe(f"cluster/{name}.yaml").read_text())
+    (watchdog,) = (one for one in overlay["trainer"]["callbacks+"] if one["class_path"] == "Watchdog")
+    limit = signature(strategy).parameters["timeout"].default
+    assert watchdog["init_args"]["timeout_seconds"] < limit.total_seconds()
+
+
 def test_all_full_scale_recipes_are_checked() -> None:
     assert sorted(PAPERS) == [name for name in NAMES if not name.startswith("quickstart/")]
     small = [f"quickstart/{name}.yaml" for name in (*STAGES, "llama_omni2", "ultravox")]
@@ -150,6 +165,7 @@ EXPECTED = {
     "llama_omni/stage1.yaml": (LLAMA3, "Madrid.<|eot_id|>"),
     "llama_omni/stage2.yaml": (LLAMA3, "Madrid.<|eot_id|>"),
     "llama_omni2/stage1.yaml": (QWEN, "Madrid.<|im_end|>"),
+    "llama_omni2/stage1b.yaml": (QWEN, "Madrid.<|im_end|>"),
     "llama_omni2/stage2.yaml": (QWEN, "Madrid.<|im_end|>"),
 }
 

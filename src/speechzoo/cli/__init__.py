@@ -18,7 +18,7 @@ COMMANDS = {
     "fit": "train a model: speechzoo fit --config recipes/... [--key value]",
     "doctor": "look at model, data and settings before training: speechzoo doctor --config recipes/...",
     "validate": "losses on the validation data",
-    "test": "losses on the test data",
+    "test": "losses on the test data, and scores of answers to its questions",
     "predict": "answer the questions of a manifest",
     "data": "make training data: speechzoo data asr|instruct|released|units|... FOLDER ...",
     "import": "bring a released LLaSM or LLaMA-Omni checkpoint in",

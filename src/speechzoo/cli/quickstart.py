@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     told = "train adaptors, units and vocoder too, instead of taking the zoo's"
     parser.add_argument("--from-scratch", action="store_true", help=told)
     parser.add_argument(
-        "--only", metavar="STAGE", help="stop after this stage (parts, corpus, units, llasm_pretrain, ...)"
+        "--only", metavar="STAGE", help="stop after this stage (parts, corpus, units, llasm_finetune, ...)"
     )
     args = parser.parse_args(argv)
     console = Console()

@@ -20,7 +20,8 @@ def import_main(argv: Sequence[str]) -> int:
     for system in ("llasm", "llama-omni"):
         sub = kinds.add_parser(system, allow_abbrev=False)
         sub.add_argument("source", help="folder in the released layout, or its hub name")
-        sub.add_argument("--speech-encoder", required=True, help="Whisper: an openai-whisper file or (LLaSM) a folder")
+        whisper = "an openai-whisper file" + (", a folder or a hub name" if system == "llasm" else "")
+        sub.add_argument("--speech-encoder", required=True, help=f"Whisper: {whisper}")
         sub.add_argument("--output", required=True, type=Path, help="new folder")
         sub.add_argument("--tokenizer", help="folder of the tokenizer, if the source has none")
         if system == "llama-omni":

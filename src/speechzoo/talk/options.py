@@ -13,7 +13,8 @@ MODEL = (
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What every command that asks a model has in common."""
-    parser.add_argument("--vocoder", metavar="DIR", help="vocoder for the model's units; default: that of a saved form")
+    told = "vocoder for the model's units, a folder or a name; default: that of a published model or a saved form"
+    parser.add_argument("--vocoder", metavar="DIR", help=told)
     parser.add_argument("--chunk-units", type=int, metavar="N", help="units the vocoder waits for (default 40)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the model's)")
     parser.add_argument("--temperature", type=float, help="draw tokens at this temperature (default: the likeliest)")

@@ -33,6 +33,8 @@ class CTCUnitDecoder(UnitDecoder):
         upsample: positions per state, 25 in the paper.
         dim, num_layers, num_heads, num_kv_heads, ffn_dim: of the Llama layers; "(2,4096,32,11008)" in the release.
         rope_theta, rope_scaling, rms_norm_eps: taken over from Llama-3.1's config in the release.
+        initializer_range: standard deviation of the layers' first weights. transformers' 0.02 suits a width of 4096; a
+            small decoder attends almost evenly with it and learns late, or not at all.
         align: see `UnitDecoder`.
         answer_align: the states answers are spoken from, where they are not those of training: the released code
             trains with `label` and answers with `predict`. Default: as `align`.
@@ -52,6 +54,7 @@ class CTCUnitDecoder(UnitDecoder):
         rope_theta: float = 500_000.0,
         rope_scaling: dict[str, Any] | None = None,
         rms_norm_eps: float = 1e-5,
+        initializer_range: float = 0.02,
         align: Literal["predict", "label"] = "predict",
         answer_align: Literal["predict", "label"] | None = None,
         gradient_checkpointing: bool = False,
@@ -78,6 +81,7 @@ class CTCUnitDecoder(UnitDecoder):
             num_attention_heads=num_heads,
             num_key_value_heads=num_kv_heads or num_heads,
             rms_norm_eps=rms_norm_eps,
+            initializer_range=initializer_range,
             rope_parameters=rope,
             max_position_embeddings=131_072,
             bos_token_id=None,

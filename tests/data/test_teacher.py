@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from datetime import timedelta
@@ -28,8 +29,11 @@ from speechzoo.data.tensor_files import TensorFiles
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import LLaSM, Ultravox
 from speechzoo.text import ChatPrompt
+from speechzoo.training import FSDP2Strategy
 
 FROZEN = [r"^encoder\.", r"^llm\."]
+# A conversation without a clip teaches nothing: its loss is 0 but for rounding.
+SAME = {"rel": 1e-5, "abs": 1e-6}
 FRANCE = "What is the capital of France?"
 
 
@@ -124,13 +128,13 @@ def test_losses_and_gradients_are_the_same_and_the_teacher_reads_once(
     assert built.ran.count("llm") == 19  # all conversations together; validation found them
     assert found.ran.count("llm") == 18 and built.train == found.train
     assert len(files(kept)) == 4  # the same words by two voices are read once
-    assert len(plain.train) == 9 and found.train == pytest.approx(plain.train, rel=tolerance)
+    assert len(plain.train) == 9 and found.train == pytest.approx(plain.train, rel=tolerance, abs=1e-6)
     assert {"val/kl_loss", "val/kl_end_loss", "val/lm_loss", "val/loss"} <= set(plain.val)
     assert found.val == pytest.approx(plain.val, rel=tolerance)
     for one, other in zip(found.grads, plain.grads, strict=True):
         assert one.keys() == other.keys() and all(name.startswith("adaptor.") for name in one)
         for name, grad in other.items():
-            assert float((one[name] - grad).norm()) <= of_gradients * float(grad.norm()), name
+            assert float((one[name] - grad).norm()) <= of_gradients * float(grad.norm()) + 1e-6, name
     for batch in found.batches:
         states = batch.written.states
         assert states.shape == (int((batch.turns > 0).sum()), 32) and states.dtype == getattr(torch, dtype)
@@ -233,7 +237,7 @@ def test_a_damaged_file_is_named_and_a_changed_transcript_read_anew(
     plain = fit(tmp_path, make(), told, epochs=1)
     other = fit(tmp_path, make(), told, epochs=1, teacher_cache=str(kept))
     assert len(files(kept)) == len(first) + 1 and other.ran.count("llm") == 7
-    assert other.train == pytest.approx(plain.train, rel=1e-5) and other.train != pytest.approx(again.train, rel=1e-3)
+    assert other.train == pytest.approx(plain.train, **SAME) and other.train != pytest.approx(again.train, rel=1e-3)
 
 
 def test_what_is_read_is_kept_by_its_tokens(
@@ -257,8 +261,11 @@ def test_questions_to_answer_need_no_teacher(
     assert len([text for reply in replies for text in reply.text]) == 5 and not (tmp_path / "teacher").exists()
 
 
+STRATEGIES = {"ddp": partial(DDPStrategy, process_group_backend="gloo"), "fsdp2": FSDP2Strategy}
+
+
 def two(rank: int, port: int, llm: Path, whisper: Path, told: Path, out: Path) -> None:
-    """Trainings without and with the cache in one of two processes under ddp; results go to files."""
+    """Trainings without and with the cache in one of two processes, under ddp and fsdp2; results go to files."""
     be_rank(rank, port)
     wrote: list[Path] = []
     real = TensorFiles.write
@@ -269,13 +276,13 @@ def two(rank: int, port: int, llm: Path, whisper: Path, told: Path, out: Path) -
 
     TensorFiles.write = counted
     LLMStates.build = partialmethod(LLMStates.build, batch_size=1)  # else all four were one pass of one process
-    for cache in (None, str(out / "teacher")):
+    for kind, cached in itertools.product(STRATEGIES, (False, True)):
         keep = Keep()
         engine = trainer(
             out,
             max_epochs=2,
             devices=2,
-            strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60)),
+            strategy=STRATEGIES[kind](timeout=timedelta(seconds=60)),
             plugins=[LightningEnvironment()],
             callbacks=[keep],
             enable_checkpointing=False,
@@ -283,11 +290,13 @@ def two(rank: int, port: int, llm: Path, whisper: Path, told: Path, out: Path) -
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
+        cache = str(out / kind) if cached else None
         data = SpeechDataModule(train=str(told), val=str(told), batch_size=1, teacher_cache=cache)
+        wrote.clear()
         engine.fit(ultravox(llm, whisper), datamodule=data)
         found = {"train": keep.train, "val": keep.val, "wrote": len(wrote), "passes": keep.ran.count("llm")}
         found["fillers"] = [batch.written.states for batch in keep.asked if batch.ids == [""]]
-        torch.save(found, out / f"{cache is not None}_{rank}.pt")
+        torch.save(found, out / f"{kind}_{cached}_{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -295,12 +304,21 @@ def two(rank: int, port: int, llm: Path, whisper: Path, told: Path, out: Path) -
 def test_two_processes_share_the_reading(tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, told: Path) -> None:
     """Each writes its part; losses are those without the cache, also with a filler in validation."""
     run_together(two, (find_free_network_port(), tiny_llm_dir, tiny_whisper_pt, told, tmp_path))
-    plain, cached = ([torch.load(tmp_path / f"{held}_{rank}.pt") for rank in range(2)] for held in (False, True))
-    assert [rank["wrote"] for rank in plain] == [0, 0] and [rank["wrote"] for rank in cached] == [2, 2]
-    assert len(files(tmp_path / "teacher")) == 4
-    for before, after in zip(plain, cached, strict=True):
-        assert len(after["train"]) == 6 and after["train"] == pytest.approx(before["train"], rel=1e-5)
-        assert after["val"] == pytest.approx(before["val"], rel=1e-5)
-        assert before["passes"] - after["passes"] == 2 * 6 - 2  # batches of steps and validation, less its share
-    (filler, *_) = cached[0]["fillers"] + cached[1]["fillers"]
-    assert filler.shape == (0, 32)
+    losses, folders = [], set()
+    for kind in STRATEGIES:
+        plain, cached = (
+            [torch.load(tmp_path / f"{kind}_{held}_{rank}.pt") for rank in range(2)] for held in (False, True)
+        )
+        assert [rank["wrote"] for rank in plain] == [0, 0] and [rank["wrote"] for rank in cached] == [2, 2]
+        assert len(files(tmp_path / kind)) == 4
+        for before, after in zip(plain, cached, strict=True):
+            assert len(after["train"]) == 6 and after["train"] == pytest.approx(before["train"], **SAME)
+            assert after["val"] == pytest.approx(before["val"], **SAME)
+            assert before["passes"] - after["passes"] == 2 * 6 - 2  # steps and validation, less its share
+        (filler, *_) = cached[0]["fillers"] + cached[1]["fillers"]
+        assert filler.shape == (0, 32)
+        losses.append([rank["train"] for rank in cached])
+        folders |= {file.parents[1].name for file in files(tmp_path / kind)}
+    assert len(folders) == 1  # one model, however its weights are cut
+    for one, other in zip(*losses, strict=True):
+        assert one == pytest.approx(other, **SAME)

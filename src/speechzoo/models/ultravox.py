@@ -57,9 +57,9 @@ class Ultravox(SpeechLLM):
         written, number = present(batch.written, "written"), self.num_targets(batch)["kl"]
         with torch.no_grad():
             states = self._read(written, number) if written.states is None else written.states
-            teacher = llm.head(states) / self.specs["temperature"]
+            teacher = llm.unembed(states) / self.specs["temperature"]
         where = predicting(result.turns, number)
-        student = llm.head(at(where, present(result.hidden, "hidden states"))) / self.specs["temperature"]
+        student = llm.unembed(at(where, present(result.hidden, "hidden states"))) / self.specs["temperature"]
         wanted, given = F.log_softmax(teacher.float(), dim=-1), F.log_softmax(student.float(), dim=-1)
         divergence = F.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=-1)
         result.sums["kl"] = divergence.sum()

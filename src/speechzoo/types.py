@@ -14,6 +14,7 @@ Shape letters, used in every docstring of the package:
 | V      | LLM vocabulary                                               |
 | Q      | assistant turns that carry units                             |
 | M      | supervised tokens of one assistant turn                      |
+| P      | supervised tokens of all rows, row by row                    |
 | U      | target units of one assistant turn                           |
 | R, K   | positions of the unit decoder, number of units (blank = K)   |
 
@@ -64,15 +65,20 @@ class HostSide:
 
 @dataclass
 class Written:
-    """Rows of a batch with what their clips say instead of the clips; padded on the right."""
+    """Rows of a batch with what their clips say instead of the clips; padded on the right.
+
+    `states` are those that predict the supervised tokens.
+    """
 
     input_ids: Tensor  # [B, L']
     attention_mask: Tensor  # [B, L'] bool
     turns: Tensor  # [B, L']; the same tokens are supervised as in the spoken row
+    states: Tensor | None = None  # [P, H] cached states of a frozen LLM that has read them
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Written:
         """With a function applied to each tensor."""
-        return Written(fn(self.input_ids), fn(self.attention_mask), fn(self.turns))
+        states = None if self.states is None else fn(self.states)
+        return Written(fn(self.input_ids), fn(self.attention_mask), fn(self.turns), states)
 
 
 @dataclass

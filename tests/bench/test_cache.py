@@ -69,7 +69,8 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path, capsys) -> None:
     plain = tmp_path / "plain.yaml"
     plain.write_text("data: {init_args: {train: a.jsonl}}\n")
     assert command.main(["cache", str(plain)]) == 1
-    assert "plain.yaml: uses neither data.feature_cache nor data.state_cache" in capsys.readouterr().err
+    said = "plain.yaml: uses none of data.feature_cache, data.state_cache, data.teacher_cache"
+    assert said in capsys.readouterr().err
     assert command.main(["cache", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml: no such recipe" in capsys.readouterr().err
     broken = tmp_path / "broken.yaml"

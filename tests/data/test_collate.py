@@ -61,3 +61,16 @@ def test_features_instead_of_audio() -> None:
     assert batch.features.shape == (2, 3, 2)
     assert batch.feature_lens.tolist() == [3, 1]
     assert batch.features[1, 1:].abs().sum() == 0
+
+
+def test_what_is_read_instead_of_heard() -> None:
+    one, two = items()
+    one.written = torch.tensor([5, 3, 6, PAD]), torch.tensor([0, 0, 1, 1])
+    two.written = torch.tensor([8, PAD]), torch.tensor([0, 1])
+    batch = collate([one, two], PAD, padding_side="left")
+    assert batch.written.input_ids.tolist() == [[5, 3, 6, PAD], [8, PAD, PAD, PAD]]  # always filled at its end
+    assert batch.written.turns.tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
+    assert batch.written.attention_mask.sum() == 6 and batch.written.states is None
+    one.read, two.read = torch.ones(2, 3), torch.zeros(0, 3)  # the other one is a filler
+    moved = collate([one, two], PAD).to(torch.float64).written.states
+    assert moved.tolist() == [[1.0] * 3] * 2 and moved.dtype == torch.float64

@@ -12,6 +12,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch import Callback
 from test_models import CONVERSATIONS, make
+from test_ultravox import kept_states
 from torch.utils.data import DataLoader
 from waits import Waits
 
@@ -35,7 +36,8 @@ class Watch(Callback):
         if batch_idx < FIRST:
             return
         self.mode = Waits([*pl_module.parameters(), *pl_module.buffers()])
-        self.mode.put(value for value in vars(batch).values() if isinstance(value, torch.Tensor))
+        read = {} if batch.written is None else vars(batch.written)
+        self.mode.put(value for value in (*vars(batch).values(), *read.values()) if isinstance(value, torch.Tensor))
         self.mode.__enter__()
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -102,6 +104,9 @@ def test_nothing_waits(tiny_llm_dir: Path, tiny_whisper_pt: Path, stage: str) ->
     model = make(name, tiny_llm_dir, tiny_whisper_pt, **options)
     batch = encode_batch(model.prompt, CONVERSATIONS, True, "right")
     assert watched(model, [batch]) == []
+    if batch.written is not None and hasattr(model, "teacher_states"):
+        batch.written.states = kept_states(model, batch)
+        assert watched(make(name, tiny_llm_dir, tiny_whisper_pt, **options), [batch]) == []
 
 
 def test_what_waits_is_found(tiny_llm_dir: Path, tiny_whisper_pt: Path) -> None:

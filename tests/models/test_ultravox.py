@@ -14,6 +14,7 @@ from speechzoo.data.dataset import ConversationDataset
 from speechzoo.data.manifest import ManifestError
 from speechzoo.models import Ultravox
 from speechzoo.models.ultravox import at, ends, predicting
+from speechzoo.types import SpeechBatch
 
 
 @pytest.fixture
@@ -74,6 +75,37 @@ def test_no_gradient_reaches_the_teacher(model: Ultravox) -> None:
     given = (model.llm.head(out.hidden[:, :-1][out.turns[:, 1:] > 0]) / 2).log_softmax(-1)
     (-(wanted * given).sum()).backward()
     torch.testing.assert_close(got, model.llm.head.weight.grad, atol=1e-6, rtol=1e-4)
+
+
+def kept_states(model: Ultravox, batch: SpeechBatch) -> torch.Tensor:
+    """What the teacher makes of the transcripts of a batch, as it comes from a cache."""
+    read = batch.written
+    states, lens = model.teacher_states(SpeechBatch(read.input_ids, read.attention_mask, read.turns))
+    assert states.shape[:2] == (len(batch), int(lens.max()))
+    return torch.cat([row[:length] for row, length in zip(states, lens.tolist(), strict=True)])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_cached_states_stand_in_for_the_teacher(tiny_llm_dir: Path, tiny_whisper_pt: Path, temperature: float) -> None:
+    """The same losses and gradients, whatever the temperature: logits are made of the states in each step."""
+    options = {"freeze": ["^encoder", "^llm"], "temperature": temperature}
+    model = make("ultravox", tiny_llm_dir, tiny_whisper_pt, **options).train()
+    batch = encode_batch(model.prompt, CONVERSATIONS, True, "right")
+    ran, found = [], []
+    model.llm.register_forward_pre_hook(lambda *_: ran.append("llm"))
+    for states in (None, kept_states(model, batch)):
+        ran.clear()
+        model.zero_grad()
+        batch.written.states = states
+        sums = model(batch).sums
+        (sums["kl"] + sums["kl_end"]).backward()
+        found.append((sums, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}, len(ran)))
+    (plain, before, both), (cached, after, alone) = found
+    assert (both, alone) == (2, 1)
+    for name, loss in plain.items():
+        torch.testing.assert_close(cached[name], loss, atol=0, rtol=1e-6)
+    for name, grad in before.items():
+        torch.testing.assert_close(after[name], grad, atol=1e-7, rtol=1e-5)
 
 
 def test_the_end_of_each_answer() -> None:

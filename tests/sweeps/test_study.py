@@ -34,7 +34,7 @@ FOLLOWS = {
     "adaptor": ("model.init_args.adaptor.",),
     "encoder": ("model.init_args.freeze", "data.init_args.feature_cache"),
     "llm": ("model.init_args.freeze",),
-    "objective": (),
+    "objective": ("data.init_args.teacher_cache",),
     "pretraining": (),
     "speech_out": (
         *("model.init_args.unit_decoder.", "model.init_args.optimizer.init_args.lr", "recipe"),

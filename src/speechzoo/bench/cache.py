@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 from speechzoo.system.files import write_json
 from speechzoo.system.terminal import tell_error
 
-CACHES = ("feature_cache", "state_cache")
-ARMS = {"none": (), "features": CACHES[:1], "states": CACHES}
+CACHES = ("feature_cache", "state_cache", "teacher_cache")
+ARMS = {"none": (), "features": CACHES[:1], "states": CACHES[:2], "teacher": (CACHES[0], CACHES[2])}
 """Arm -> caches in use. States are computed from cached features where a recipe has both."""
 
 
@@ -74,7 +74,7 @@ def caches_of(recipe: Path) -> list[str]:
     settings = content.get("data", {}).get("init_args", {})
     found = [name for name in CACHES if settings.get(name)]
     if not found:
-        raise ValueError(f"{recipe}: uses neither data.feature_cache nor data.state_cache")
+        raise ValueError(f"{recipe}: uses none of {', '.join(f'data.{name}' for name in CACHES)}")
     return found
 
 

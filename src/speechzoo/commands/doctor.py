@@ -101,7 +101,8 @@ def examine(
     # Nothing is written but the findings: no logger, no checkpoint, no config.
     set_callbacks(trainer, [doctor, *(one for one in callbacks_of(trainer) if isinstance(one, Preflight))])
     trainer.loggers, trainer.num_sanity_val_steps = [], 0
-    for cache in ("feature_cache", "state_cache"):  # filling them may take hours; the path without is looked at
+    # Filling caches may take hours; the path without is looked at.
+    for cache in ("feature_cache", "state_cache", "teacher_cache"):
         if hasattr(data, cache):
             setattr(data, cache, None)
     try:

@@ -32,6 +32,7 @@ class Item:
     states: dict[int, Tensor] | None = None  # [M, H] for each turn in `units`
     positions: int = 0  # length once the clips are spliced in; needed with `states`
     written: tuple[Tensor, Tensor] | None = None  # ids and turns [L'] with transcripts for clips
+    read: Tensor | None = None  # [P, H] states that predict the supervised tokens of `written`
 
 
 def collate(items: Sequence[Item], pad_id: int, padding_side: Side = "right") -> SpeechBatch:
@@ -68,16 +69,19 @@ def collate(items: Sequence[Item], pad_id: int, padding_side: Side = "right") ->
         answer_state_lens=state_lens,
         positions=torch.tensor([item.positions for item in items]) if cached else None,
         ids=[item.id for item in items],
-        written=_written([item.written for item in items if item.written is not None], pad_id),
+        written=_written(items, pad_id),
     )
 
 
-def _written(rows: list[tuple[Tensor, Tensor]], pad_id: int) -> Written | None:
+def _written(items: Sequence[Item], pad_id: int) -> Written | None:
+    rows = [item.written for item in items if item.written is not None]
     if not rows:
         return None
+    read = [item.read for item in items if item.read is not None]
     masks = [torch.ones(len(ids), dtype=torch.bool) for ids, _ in rows]
     ids, turns = (list(column) for column in zip(*rows, strict=True))
-    return Written(_rows(ids, pad_id, "right"), _rows(masks, False, "right"), _rows(turns, 0, "right"))
+    filled = _rows(ids, pad_id, "right"), _rows(masks, False, "right"), _rows(turns, 0, "right")
+    return Written(*filled, torch.cat(read) if read else None)
 
 
 def _rows(rows: list[Tensor], value: float, side: Side) -> Tensor:

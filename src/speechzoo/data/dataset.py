@@ -21,9 +21,9 @@ from speechzoo.data.manifest import Records, check_for_model, good_ones, settle
 from speechzoo.data.parts import plain, shown
 from speechzoo.data.parts import written as as_written
 from speechzoo.data.sources import read_clip
-from speechzoo.data.states import StateCache
+from speechzoo.data.states import StateCache, TeacherCache
 from speechzoo.text import ChatPrompt, Message
-from speechzoo.types import SpeechBatch
+from speechzoo.types import SpeechBatch, present
 
 __all__ = ["ConversationDataset", "Example", "Positions", "encode_batch"]
 
@@ -47,6 +47,7 @@ class ConversationDataset(Dataset[Item]):
         states: cached states of a frozen LLM, given for the answers that have units.
         speech: False leaves sound and features out, which training on cached `states` does without.
         written: also give each conversation with transcripts for clips (`SpeechBatch.written`).
+        teacher: cached states of a frozen LLM that read them so, given with them.
 
     Raises:
         ManifestError: for records the model cannot use, unless they are skipped.
@@ -65,8 +66,10 @@ class ConversationDataset(Dataset[Item]):
         states: StateCache | None = None,
         speech: bool = True,
         written: bool = False,
+        teacher: TeacherCache | None = None,
     ) -> None:
         self.features, self.states, self.speech, self.num_units = features, states, speech, num_units
+        self.teacher = teacher
         problems = check_for_model(records, num_units, audio_positions)
         examples, found = Examples.of(records, prompt, audio_positions, num_units, answer, written)
         problems += found
@@ -101,6 +104,7 @@ class ConversationDataset(Dataset[Item]):
         clips = example.clips if self.speech else []
         cached = [self.features.get(path) for path in clips] if self.features else None
         states = None if self.states is None else {} if filler else self.states.get(example)
+        read = None if self.teacher is None else self.teacher.get(example)
         return Item(
             id="" if filler else example.id,
             input_ids=torch.from_numpy(example.ids.astype(np.int64)),
@@ -110,11 +114,22 @@ class ConversationDataset(Dataset[Item]):
             units={} if filler else {t: torch.from_numpy(u.astype(np.int64)) for t, u in example.units.items()},
             states=states,
             positions=example.length,
-            written=None if example.written is None else _read(example.written, filler),
+            written=None if example.written is None else _tensors(example.written, filler),
+            read=read if read is None or not filler else read[:0],
         )
 
+    def as_text(self, index: int) -> Item:
+        """Conversation i with transcripts for its clips, as one of text alone.
 
-def _read(written: tuple[np.ndarray, np.ndarray], filler: bool) -> tuple[Tensor, Tensor]:
+        Raises:
+            ValueError: if the dataset was made without `written`.
+        """
+        example = self.examples[index]
+        ids, turns = _tensors(present(example.written, "transcripts"), filler=False)
+        return Item(example.id, ids, turns)
+
+
+def _tensors(written: tuple[np.ndarray, np.ndarray], filler: bool) -> tuple[Tensor, Tensor]:
     ids, turns = (torch.from_numpy(values.astype(np.int64)) for values in written)
     return ids, torch.zeros_like(turns) if filler else turns
 

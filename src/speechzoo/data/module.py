@@ -13,17 +13,16 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from speechzoo.audio import MAX_SECONDS
 from speechzoo.data.collate import Side, collate
 from speechzoo.data.dataset import ConversationDataset
-from speechzoo.data.features import FeatureCache
+from speechzoo.data.filling import features, fill, fingerprint, lacking
 from speechzoo.data.manifest import ManifestError, Problem, Records, check_for_model, scan, settle
 from speechzoo.data.sampler import SPREAD, EvalSampler, TokenBudgetSampler
 from speechzoo.data.sources import resolve, source_name
-from speechzoo.data.states import StateCache
+from speechzoo.data.states import StateCache, TeacherCache
 from speechzoo.data.window import SpeechLoader, WindowLoader, with_windows
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -59,6 +58,8 @@ class SpeechDataModule(LightningDataModule):
         feature_cache: folder for the states of a frozen encoder, computed once; shared by all processes.
         state_cache: folder for the LLM states that a unit decoder learns from, where all before it is frozen: computed
             once, then encoder and LLM run no more. Validation then reports no LM loss, which cannot change.
+        teacher_cache: folder for the states of a frozen LLM that reads transcripts, for models that learn to hear from
+            them: computed once, then the LLM only listens. Losses stay the same.
         max_seconds: longest clip, in seconds.
         pin_memory: keep batches in page-locked memory (with GPUs).
     """
@@ -79,6 +80,7 @@ class SpeechDataModule(LightningDataModule):
         on_bad: Literal["raise", "skip"] = "raise",
         feature_cache: str | None = None,
         state_cache: str | None = None,
+        teacher_cache: str | None = None,
         max_seconds: float = MAX_SECONDS,
         pin_memory: bool = False,
     ) -> None:
@@ -99,8 +101,8 @@ class SpeechDataModule(LightningDataModule):
         self.batch_size, self.max_tokens, self.num_workers, self.seed = batch_size, max_tokens, num_workers, seed
         self.padding_side, self.on_bad, self.feature_cache = padding_side, on_bad, feature_cache
         self.max_seconds, self.pin_memory = max_seconds, pin_memory
-        self.state_cache = state_cache
-        self._states_of: str | None = None  # fingerprint of the frozen parts, which takes reading all their weights
+        self.state_cache, self.teacher_cache = state_cache, teacher_cache
+        self._fingerprints: dict[str, str] = {}  # of the model's frozen parts, by the option that needs it
         self.records: dict[str, dict[str, Records]] = {}
         self._order: dict[str, int] = {}  # of the training data now, and of the run that is continued
         self._order_before: dict[str, int] = {}
@@ -223,61 +225,35 @@ class SpeechDataModule(LightningDataModule):
             report=self._report(split, name, "model"),
             written=split != "predict" and getattr(model, "reads", False),
         )
+        trainer = self._trainer()
         states: StateCache | None = None
         missing: list[int] = []
         if self.state_cache is not None and split != "predict":
-            states, missing = self._states(self.state_cache, model, dataset)
+            source = "cached encoder states" if self.feature_cache is not None else "sound"
+            whom = "with a unit decoder"
+            states = StateCache(self.state_cache, self._known("state_cache", "states_fingerprint", whom, source))
+            missing = lacking(trainer, states, dataset.examples)
         # Sound is still wanted where the model may be asked to answer: callbacks do so with validation questions.
         dataset.speech = states is None or split != "train" or bool(missing)
         if self.feature_cache is not None and dataset.speech:
-            dataset.features = self._features(self.feature_cache, model, dataset)
+            dataset.features = features(trainer, self.feature_cache, dataset)
         if states is not None:
-            self._build_states(states, missing, model, dataset)
+            fill(trainer, states, dataset.examples, missing, dataset.__getitem__, model.frozen_states)
             dataset.states, dataset.speech = states, split != "train"
+        if self.teacher_cache is not None and split != "predict":
+            whom = "that learn from what their LLM makes of transcripts"
+            known = self._known("teacher_cache", "teacher_fingerprint", whom, "transcripts")
+            teacher = TeacherCache(self.teacher_cache, known)
+            missing = lacking(trainer, teacher, dataset.examples)
+            fill(trainer, teacher, dataset.examples, missing, dataset.as_text, model.teacher_states)
+            dataset.teacher = teacher
         return dataset
 
-    def _states(self, folder: str, model: Any, dataset: ConversationDataset) -> tuple[StateCache, list[int]]:
-        """The cache of this model's states, and the numbers of the conversations that it lacks."""
-        if not hasattr(model, "states_fingerprint"):
-            raise ValueError(f"data.state_cache is for models with a unit decoder, not for {type(model).__name__}")
-        trainer = self._trainer()
-        if self._states_of is None:
-            source = "cached encoder states" if self.feature_cache is not None else "sound"
-            self._states_of = model.states_fingerprint(f"{trainer.precision} {source}")
-        cache = StateCache(folder, self._states_of)
-        missing = cache.missing(dataset.examples) if trainer.is_global_zero else []
-        return cache, trainer.strategy.broadcast(missing)
-
-    def _build_states(self, cache: StateCache, missing: list[int], model: Any, dataset: ConversationDataset) -> None:
-        """Compute what is missing as training would: same precision, same device; each process does its share."""
-        trainer = self._trainer()
-        together = partial(collate, pad_id=model.prompt.pad_id)
-
-        def states_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
-            batch = trainer.precision_plugin.convert_input(together([dataset[number] for number in numbers]))
-            with trainer.precision_plugin.forward_context():
-                states, lens = model.frozen_states(trainer.strategy.batch_to_device(batch))
-                return states, lens
-
-        training = model.training
-        model.eval()
-        rank = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        cache.build(dataset.examples, missing, states_of, **rank)
-        model.train(training)
-        trainer.strategy.barrier("state cache")
-
-    def _features(self, folder: str, model: Any, dataset: ConversationDataset) -> FeatureCache:
-        """The cache, holding every clip of the dataset; each process computes its share of what is missing."""
-        if getattr(model, "encoder", None) is None or not model.encoder_is_frozen:
-            raise ValueError("data.feature_cache needs a frozen encoder: leave it out, or freeze the encoder")
-        trainer = self._trainer()
-        cache = FeatureCache(folder, model.encoder.fingerprint, trainer.precision)
-        missing = cache.missing(dataset.examples.clips()) if trainer.is_global_zero else None
-        missing = trainer.strategy.broadcast(missing)
-        rank = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        cache.build(missing, model.encoder, context=trainer.precision_plugin.forward_context, **rank)
-        trainer.strategy.barrier("feature cache")
-        return cache
+    def _known(self, option: str, method: str, whom: str, source: str) -> str:
+        """What a cache knows the model by; it is asked once, as it takes reading all weights of the frozen parts."""
+        if option not in self._fingerprints:
+            self._fingerprints[option] = fingerprint(self._trainer(), option, method, whom, source)
+        return self._fingerprints[option]
 
     def _files(self, split: str) -> dict[str, list[str]]:
         for files in self.paths[split].values():

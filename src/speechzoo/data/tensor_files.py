@@ -44,8 +44,8 @@ class TensorFiles:
             return read_tensors(file)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{missing} in {self.folder} (a sound file changed after the cache was built, or the folder is not "
-                "shared between machines)"
+                f"{missing} in {self.folder} (a sound file or record changed after the cache was built, or the folder "
+                "is not shared between machines)"
             ) from error
         except DamagedError as error:
             raise ValueError(f"{damaged}; delete {file} and start again: they are computed anew") from error

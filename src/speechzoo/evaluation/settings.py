@@ -19,8 +19,8 @@ DATA = ("data.init_args.train", "data.init_args.val")
 # What a run is called, where it writes, what it prints: no part of what was trained.
 BOOKKEEPING = (
     *("name", "recipe", "vars", "ckpt_path", "weights_only", "doctor", "preflight"),
-    *("data.init_args.feature_cache", "data.init_args.state_cache", "data.init_args.num_workers"),
-    *("data.init_args.pin_memory", "data.init_args.predict", "data.init_args.test"),
+    *("data.init_args.feature_cache", "data.init_args.state_cache", "data.init_args.teacher_cache"),
+    *("data.init_args.num_workers", "data.init_args.pin_memory", "data.init_args.predict", "data.init_args.test"),
     *("trainer.default_root_dir", "trainer.logger", "trainer.callbacks", "trainer.plugins"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.profiler"),
     *("trainer.enable_checkpointing", "trainer.limit_test_batches", "trainer.limit_predict_batches"),

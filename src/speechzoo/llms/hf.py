@@ -117,6 +117,11 @@ class HFCausalLM(LLM):
             embeds = torch.where(hit.any(-1, keepdim=True), chosen.to(embeds.dtype), embeds)
         return embeds
 
+    def unembed(self, states: Tensor) -> Tensor:
+        """Logits `[..., V]` of states `[..., H]`, for losses of chosen positions."""
+        logits: Tensor = self.head(states)
+        return logits
+
     def splice(
         self,
         input_ids: Tensor,

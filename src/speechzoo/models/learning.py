@@ -46,7 +46,8 @@ class Learning(LightningModule):
         objectives: the losses of this architecture by name, each with what counts its targets. One with a loss of its
             own adds it here, and its sum in `add_losses`; normalisation, logs and weights follow from that.
         unit_loss: which of them is over target units; None where there are none.
-        reads: whether batches bring `written`, the conversations with transcripts for clips.
+        reads: whether batches bring `written`, the conversations with transcripts for clips. A model that also has
+            `teacher_fingerprint` and `teacher_states` (see `Ultravox`) may find there what its LLM made of them.
         loss_weights: factor of each loss.
         last_loss: `train/loss` of the last batch; Lightning's own copy is read by waiting for the device.
     """

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechzoo.generation.units import spoken
 from speechzoo.models.base import SpeechLLM
+from speechzoo.models.fingerprint import fingerprint, refuse_learning
 from speechzoo.models.learning import Objective, target_units
 from speechzoo.names.spec import resolve, to_factory
 from speechzoo.types import HostSide, SpeechBatch, SpeechOutput, present
@@ -137,23 +137,12 @@ class LLaMAOmni(SpeechLLM):
         Raises:
             ValueError: if one of these parts learns, or the LLM's loss is wanted, which cached states cannot give.
         """
-        for kind in ("encoder", "adaptor", "llm"):
-            learns = [name for name, weight in getattr(self, kind).named_parameters() if weight.requires_grad]
-            if learns:
-                raise ValueError(
-                    f"data.state_cache needs a frozen {kind}, but {kind}.{learns[0]} learns: add it to model.freeze, "
-                    "or leave data.state_cache out"
-                )
+        parts: dict[str, nn.Module] = {"encoder": self.encoder, "adaptor": self.adaptor, "llm": self.llm}
+        refuse_learning(parts, "data.state_cache")
         if self.loss_weights["lm"]:
             raise ValueError("data.state_cache holds no LM loss: set model.loss_weights.lm to 0, or leave it out")
-        adaptor = self.specs["adaptor"]
-        digest = hashlib.sha256(repr((settings, self.encoder.fingerprint, adaptor, self.unit_decoder.align)).encode())
-        digest.update(self.llm.settings.encode())
-        for part in (self.encoder, self.adaptor, self.llm):
-            for name, tensor in sorted(part.state_dict().items()):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(_bytes(tensor))
-        return digest.hexdigest()
+        known = settings, self.encoder.fingerprint, self.specs["adaptor"], self.unit_decoder.align
+        return fingerprint(known, parts, self.llm)
 
     def free_frozen(self) -> int:
         """Give the memory of encoder, adaptor and LLM back; batches then have to bring `answer_states`.
@@ -233,9 +222,3 @@ def answer_tokens(batch: SpeechBatch, longest: int | None = None) -> Tensor:
     """
     where = present(batch.unit_turns, "unit_turns")
     return answer_states(batch.input_ids[..., None], batch.turns, where, "label", longest)[0][..., 0]
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """The raw bytes of a tensor, gathered first where it is sharded."""
-    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from speechzoo.llms import HFCausalLM
 from speechzoo.models.base import SpeechLLM
+from speechzoo.models.fingerprint import fingerprint, refuse_learning
 from speechzoo.models.learning import Objective, answers, supervised_tokens
 from speechzoo.names.spec import at_least
-from speechzoo.types import SpeechBatch, SpeechOutput, present
+from speechzoo.types import SpeechBatch, SpeechOutput, Written, present
 
 
 class Ultravox(SpeechLLM):
@@ -27,7 +29,8 @@ class Ultravox(SpeechLLM):
     answer token (`kl`, per token), and once more over those that predict the end of an answer (`kl_end`, per answer):
     `_compute_kl_loss` and `_get_prediction_mask` of the released code, which takes the end of the last answer of a row;
     here that of every answer. Answers should be the LLM's own, given the transcript. Next-token cross entropy is there
-    too, as for every architecture: `loss_weights: {lm: 0}` for the released training.
+    too, as for every architecture: `loss_weights: {lm: 0}` for the released training. With `data.teacher_cache` the
+    teacher reads each transcript once, and a step runs the student alone.
 
     There is no paper. The recipe in `recipes/ultravox` tells what the released configurations say.
 
@@ -53,15 +56,54 @@ class Ultravox(SpeechLLM):
         llm = cast(HFCausalLM, self.llm)
         written, number = present(batch.written, "written"), self.num_targets(batch)["kl"]
         with torch.no_grad():
-            none = torch.zeros(0, 1, llm.dim, device=self.device), torch.zeros(0, dtype=torch.long, device=self.device)
-            read = llm(written.input_ids, written.attention_mask, written.turns, *none, loss=False)
-            teacher = llm.head(at(predicting(read.turns, number), read.hidden)) / self.specs["temperature"]
+            states = self._read(written, number) if written.states is None else written.states
+            teacher = llm.unembed(states) / self.specs["temperature"]
         where = predicting(result.turns, number)
-        student = llm.head(at(where, present(result.hidden, "hidden states"))) / self.specs["temperature"]
+        student = llm.unembed(at(where, present(result.hidden, "hidden states"))) / self.specs["temperature"]
         wanted, given = F.log_softmax(teacher.float(), dim=-1), F.log_softmax(student.float(), dim=-1)
         divergence = F.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=-1)
         result.sums["kl"] = divergence.sum()
         result.sums["kl_end"] = (divergence * at(where, ends(result.turns))).sum()
+
+    def _read(self, written: Written, number: int) -> Tensor:
+        """States of the LLM that predict the supervised tokens, so many, of what it reads. `[P, H]`."""
+        none = torch.zeros(0, 1, self.llm.dim, device=self.device), torch.zeros(0, dtype=torch.long, device=self.device)
+        width = written.input_ids.shape[1]  # no clip is spliced in; the mask would be asked of the device
+        read = self.llm(written.input_ids, written.attention_mask, written.turns, *none, loss=False, width=width)
+        return at(predicting(read.turns, number), read.hidden)
+
+    def teacher_fingerprint(self, settings: str) -> str:
+        """A hash (64 hex digits) of all that decides the teacher's states, conversations aside.
+
+        Every byte of the LLM counts, and neither encoder nor adaptor, which the teacher does without.
+
+        Args:
+            settings: how they are computed: precision.
+
+        Raises:
+            ValueError: if the LLM learns, or neither loss that has a teacher is wanted.
+        """
+        llm: dict[str, nn.Module] = {"llm": self.llm}
+        refuse_learning(llm, "data.teacher_cache")
+        if not self.loss_weights["kl"] and not self.loss_weights["kl_end"]:
+            raise ValueError(
+                "data.teacher_cache is for the losses kl and kl_end: give one a weight in model.loss_weights, or leave "
+                "it out"
+            )
+        return fingerprint((settings, "teacher"), llm, self.llm)
+
+    @torch.no_grad()
+    def teacher_states(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """The states that predict each row's supervised tokens, to be cached and given as `batch.written.states`.
+
+        Args:
+            batch: conversations of text alone, transcripts in the place of clips.
+
+        Shape: `-> [B, M, H], [B]`, M supervised tokens of the row that has most, 0 past each length.
+        """
+        read = self._read(Written(batch.input_ids, batch.attention_mask, batch.turns), self.num_targets(batch)["kl"])
+        lens = (batch.turns > 0).sum(dim=1)
+        return pad_sequence(read.split(lens.tolist()), batch_first=True), lens
 
 
 def predicting(turns: Tensor, number: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from speechzoo.system.ranks import any_rank
 from speechzoo.training.hollow import fill
 
-OUTSIDE = ("generate", "generate_states", "embed", "decode")
+OUTSIDE = ("generate", "generate_states", "embed", "unembed", "decode")
 """Methods beside `forward` that models call on their parts: there too the weights have to be gathered."""
 
 ANSWERS = ("generate", "generate_states")

@@ -21,13 +21,14 @@ from transformers import LlamaConfig
 from speechzoo.adaptors import ConcatMLP
 from speechzoo.cli import main
 from speechzoo.data import SpeechDataModule
-from speechzoo.doctor.fakes import Ledger, Work, fake_batch, fill_with_fakes
+from speechzoo.doctor.fake_batch import Work, fake_batch
+from speechzoo.doctor.fakes import Ledger, fill_with_fakes
 from speechzoo.doctor.memory import state_bytes
 from speechzoo.doctor.plan import Machine, Setting, plan
 from speechzoo.encoders import WhisperEncoder
 from speechzoo.encoders.whisper_weights import load_whisper
 from speechzoo.llms import HFCausalLM
-from speechzoo.models import LLaMAOmni, LLaMAOmni2
+from speechzoo.models import LLaMAOmni, LLaMAOmni2, Ultravox
 from speechzoo.names.shapes import llama, without_reading
 from speechzoo.text import ChatPrompt
 from speechzoo.training.exact_loss import step_loss
@@ -62,6 +63,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"freeze": [ENCODER, ADAPTOR, LM], "loss_weights": {"lm": 0.0}, "cls": LLaMAOmni2, "unit_decoder": WRITER},
         "bf16-mixed",
     ),
+    "distilled": ({}, {"freeze": [ENCODER, LM], "cls": Ultravox, "loss_weights": {"lm": 0.0}}, "bf16-mixed"),
+    "distilled_cached": ({}, {"freeze": [ENCODER, LM], "cls": Ultravox, "loss_weights": {"lm": 0.0}}, "bf16-mixed"),
     "encoder_too": ({}, {"freeze": [DECODER], "loss_weights": {"ctc": 0.0}}, "bf16-mixed"),
 }
 WORK = Work(2, 340, 24, 11 * 24)
@@ -70,6 +73,8 @@ TOLERANCE = 0.05
 
 def make(llm_dir: Path, whisper: Path, llm: dict[str, Any], options: dict[str, Any]) -> LLaMAOmni:
     options = {"cls": LLaMAOmni, "unit_decoder": CTC, **options}
+    if options["cls"] is Ultravox:
+        del options["unit_decoder"]
     return options.pop("cls")(
         encoder=partial(WhisperEncoder, model=str(whisper)),
         adaptor=partial(ConcatMLP, stack=5, hidden_dim=24),
@@ -105,7 +110,8 @@ def tracked(model: LLaMAOmni, work: Work, half: bool) -> int:
     optimizer.step()
     optimizer.zero_grad()
     tracker = Tracker()
-    tracker.track_external(model, optimizer, *[value for value in vars(batch).values() if torch.is_tensor(value)])
+    given = [*vars(batch).values(), *(vars(batch.written).values() if batch.written else ())]
+    tracker.track_external(model, optimizer, *[value for value in given if torch.is_tensor(value)])
     with tracker:
         step()
     return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
@@ -116,10 +122,11 @@ def test_a_real_step_takes_what_was_planned(name: str, tiny_llm_dir: Path, tiny_
     llm, options, precision = CASES[name]
     model = make(tiny_llm_dir, tiny_whisper_pt, llm, options)
     cache = None if name == "encoder_too" else "features"  # whose states are else the largest thing here
-    data = SpeechDataModule(batch_size=WORK.rows, feature_cache=cache)
+    taught = "states" if name == "distilled_cached" else None
+    data = SpeechDataModule(batch_size=WORK.rows, feature_cache=cache, teacher_cache=taught)
     (found,) = plan(model, Setting(precision=precision), data, [Machine("here", 1, 0)], WORK.positions, WORK.answer)
     assert not hasattr(model, "llm")  # nothing was built
-    work = replace(WORK, encoded=cache is not None)
+    work = replace(WORK, encoded=cache is not None, taught=taught is not None)
     real = tracked(make(tiny_llm_dir, tiny_whisper_pt, llm, options), work, precision == "bf16-mixed")
     if name == "units":  # what CTC's kernel makes inside, where torch does not count
         real += 8 * WORK.rows * (11 * WORK.answer) * (2 * 11 * WORK.answer + 1)

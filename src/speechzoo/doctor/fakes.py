@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -17,37 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from speechzoo.audio import MAX_SAMPLES
+from speechzoo.doctor.fake_batch import Work, fake_batch
 from speechzoo.models import SpeechLLM
 from speechzoo.names.shapes import LLAMAS, without_reading
 from speechzoo.training.exact_loss import step_loss
 from speechzoo.training.freeze import freeze
-from speechzoo.types import AUDIO, SpeechBatch
 
 KINDS = ("activations", "logits", "gradients")
 
 _aten = torch.ops.aten
 _INDEXED = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
-
-
-@dataclass(frozen=True)
-class Work:
-    """A batch of one device.
-
-    Attributes:
-        rows: conversations.
-        positions: of the longest of them, its clip among them.
-        answer: tokens of each answer.
-        units: target units of each answer, where the model speaks.
-        encoded, read: whether the encoder's states, or the LLM's, come from a cache.
-    """
-
-    rows: int
-    positions: int
-    answer: int
-    units: int
-    encoded: bool = False
-    read: bool = False
 
 
 class Ledger(TorchDispatchMode):
@@ -189,47 +167,6 @@ def fill_with_fakes(module: nn.Module, learning: torch.dtype | None = None) -> F
     return mode
 
 
-def fake_batch(model: SpeechLLM, work: Work, mode: FakeTensorMode) -> SpeechBatch:
-    """A batch of spoken questions, all but the first row a position shorter, so that there is padding.
-
-    Raises:
-        ValueError: if a clip and an answer do not fit into the positions.
-    """
-    lens = torch.full((work.rows,), MAX_SAMPLES)
-    frames = int(model.audio_positions(lens)[0])
-    length = work.positions - frames + 1  # ids, one of which stands for the clip
-    if length < work.answer + 2:
-        raise ValueError(
-            f"{work.positions} positions are too few for a clip of {frames}, an answer of {work.answer} and a prompt"
-        )
-    ids = torch.full((work.rows, length), 1)
-    ids[:, 0] = AUDIO
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[1:, -1] = False
-    turns = torch.zeros_like(ids)
-    turns[:, length - work.answer :] = 1
-    turns[~mask] = 0
-    batch = SpeechBatch(ids, mask, turns)
-    llm: Any = model.llm
-    with mode:
-        sound = torch.empty(work.rows, MAX_SAMPLES)
-        features = torch.empty(work.rows, 1500, model.encoder.out_dim)
-        states = torch.empty(work.rows, work.answer, llm.dim, dtype=next(iter(llm.parameters())).dtype)
-    if model.num_units is not None:
-        batch.units = torch.arange(work.units).expand(work.rows, -1) % model.num_units
-        batch.unit_lens = torch.full((work.rows,), work.units)
-        batch.unit_turns = torch.tensor([(row, 1) for row in range(work.rows)])
-    if work.read:
-        batch.answer_states, batch.positions = states, torch.full((work.rows,), work.positions)
-        batch.answer_state_lens = torch.full((work.rows,), work.answer)
-    elif work.encoded:
-        heard = model.encoder.out_lens(lens)
-        batch.features, batch.feature_lens = features[:, : int(heard.max())], heard
-    else:
-        batch.audio, batch.audio_lens = sound, lens
-    return batch
-
-
 def count_step(
     model: SpeechLLM,
     work: Work,
@@ -255,7 +192,7 @@ def count_step(
     vocabulary = llm.lm.get_input_embeddings().weight.shape[0] if hasattr(llm, "lm") else 0
     wide = {int(vocabulary), (model.num_units or -1) + 1} - {0}
     ledger = Ledger([*model.parameters(), *model.buffers()], wide, shards)
-    for value in vars(batch).values():
+    for value in [*vars(batch).values(), *(vars(batch.written).values() if batch.written else ())]:
         if isinstance(value, Tensor):
             ledger.see(value)
     done: set[str] = set()

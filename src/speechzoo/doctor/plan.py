@@ -18,7 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from speechzoo.audio import MAX_SAMPLES
-from speechzoo.doctor.fakes import Ledger, Work, count_step, fill_with_fakes, without_weights
+from speechzoo.doctor.fake_batch import Work
+from speechzoo.doctor.fakes import Ledger, count_step, fill_with_fakes, without_weights
 from speechzoo.doctor.findings import Finding, error, ok, warning
 from speechzoo.doctor.memory import Memory, state_bytes
 from speechzoo.models import SpeechLLM
@@ -153,9 +154,8 @@ def work_of(hollow: SpeechLLM, data: Any, positions: int | None, answer: int | N
         rows = max(1, min(rows, most // longest))
     clip = int(hollow.audio_positions(torch.tensor([MAX_SAMPLES]))[0])
     tokens = answer or max(1, longest - clip - PROMPT)
-    read = getattr(data, "state_cache", None) is not None
-    encoded = getattr(data, "feature_cache", None) is not None
-    return Work(rows, longest, tokens, UNITS * tokens, encoded, read)
+    cached = [getattr(data, f"{name}_cache", None) is not None for name in ("feature", "state", "teacher")]
+    return Work(rows, longest, tokens, UNITS * tokens, *cached)
 
 
 def plan(

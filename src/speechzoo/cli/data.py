@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from speechzoo.system.terminal import tell_error
@@ -169,9 +170,13 @@ def _on_ray(args: argparse.Namespace, argv: Sequence[str]) -> None:
     from speechzoo.corpora import build
     from speechzoo.corpora.on_ray import run_shards
 
-    run_shards(without_option(argv, "--ray"), args.ray, device == "cuda", args.out)
+    run_shards(partial(_shard, without_option(argv, "--ray")), args.ray, device == "cuda", args.out)
     if args.ray > 1:  # a single shard has joined itself
         build.joined(args.out)
+
+
+def _shard(argv: list[str], shard: str) -> int:
+    return main([*argv, f"--shard={shard}"])
 
 
 def without_option(argv: Sequence[str], name: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ from typing import Any
 ADVICE = "--ray needs Ray: pip install 'speechzoo[ray]', on every machine of the cluster"
 
 
-def run_shards(argv: Sequence[str], number: int, gpu: bool, folder: Path) -> None:
-    """Run `speechzoo data ARGV --shard i/number` for all i, as many at a time as the cluster has room for.
+def run_shards(shard: Callable[[str], int], number: int, gpu: bool, folder: Path) -> None:
+    """Call `shard("i/number")` for all i, as many at a time as the cluster has room for.
 
     The cluster is that of $RAY_ADDRESS; without it one is started on this machine. A task takes one CPU of Ray's count
     and, with `gpu`, one GPU. All machines have to see this working directory, the sources and the data set's folder
     under the same paths. A task whose machine is lost is started again and goes on where it stopped.
 
     Args:
-        argv: of the command, without `--ray`.
+        shard: makes one shard, in this working directory; returns an exit status.
         folder: of the data set.
 
     Raises:
@@ -34,8 +34,8 @@ def run_shards(argv: Sequence[str], number: int, gpu: bool, folder: Path) -> Non
     if started:
         ray.init(include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None)
     try:
-        task = ray.remote(num_cpus=1, num_gpus=int(gpu))(_shard)
-        waiting = {task.remote(list(argv), f"{index}/{number}", str(Path.cwd())): index for index in range(number)}
+        task = ray.remote(num_cpus=1, num_gpus=int(gpu))(_there)
+        waiting = {task.remote(shard, f"{index}/{number}", str(Path.cwd())): index for index in range(number)}
         failed: dict[int, str] = {}
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
@@ -62,9 +62,7 @@ def _problem(ray: Any, task: Any) -> str:
     return f"exit status {code}, its messages are above" if code else ""
 
 
-def _shard(argv: list[str], shard: str, folder: str) -> int:
-    """One shard, on whatever machine; returns the exit status."""
-    os.chdir(folder)  # relative paths mean what they mean where the command was given
-    from speechzoo.cli.data import main
-
-    return main([*argv, f"--shard={shard}"])
+def _there(shard: Callable[[str], int], number: str, folder: str) -> int:
+    """One shard on whatever machine; relative paths mean what they mean where the command was given."""
+    os.chdir(folder)
+    return shard(number)

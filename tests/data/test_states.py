@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
+from kept_runs import Keep
 from lightning.pytorch.callbacks import ModelCheckpoint
 from standin import Listener, trainer
 
@@ -28,23 +28,6 @@ from speechzoo.training import FSDP2Strategy
 from speechzoo.units import ARUnitDecoder, CTCUnitDecoder
 
 FROZEN = ["^encoder\\.", "^adaptor\\.", "^llm\\."]
-
-
-class Keep(Callback):
-    """Keeps the losses, the batches and the unit decoder's weights of a run."""
-
-    def __init__(self) -> None:
-        self.train, self.batches, self.val, self.asked = [], [], {}, []
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.train.append(float(outputs["loss"]))
-        self.batches.append(batch)
-
-    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        self.asked.append(batch)
-
-    def on_validation_end(self, trainer, module) -> None:
-        self.val = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name}
 
 
 def decoder(**changes) -> partial:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from kept_runs import Keep
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -37,11 +37,11 @@ SAME = {"rel": 1e-5, "abs": 1e-6}
 FRANCE = "What is the capital of France?"
 
 
-class Keep(Callback):
-    """Keeps losses, gradients and batches of a run, and which parts ran."""
+class KeepAll(Keep):
+    """Keeps gradients too, and which parts ran."""
 
     def __init__(self) -> None:
-        self.train, self.batches, self.val, self.asked = [], [], {}, []
+        super().__init__()
         self.grads: list[dict[str, torch.Tensor]] = []
         self.ran: list[str] = []
 
@@ -51,16 +51,6 @@ class Keep(Callback):
 
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
         self.grads.append({name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad})
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.train.append(float(outputs["loss"]))
-        self.batches.append(batch)
-
-    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        self.asked.append(batch)
-
-    def on_validation_end(self, trainer, module) -> None:
-        self.val = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name}
 
 
 def ultravox(llm_dir: Path, whisper_pt: Path, dtype: str = "float32", **changes: Any) -> Ultravox:
@@ -100,8 +90,8 @@ def told(tmp_path: Path, wavs: list[Path]) -> Path:
     return write(tmp_path / "told.jsonl", wavs)
 
 
-def fit(folder: Path, module: Any, manifest: Path, precision: str = "32-true", epochs: int = 3, **data: Any) -> Keep:
-    keep = Keep()
+def fit(folder: Path, module: Any, manifest: Path, precision: str = "32-true", epochs: int = 3, **data: Any) -> KeepAll:
+    keep = KeepAll()
     options = {"callbacks": [keep], "enable_checkpointing": False, "limit_val_batches": 1.0, "num_sanity_val_steps": 0}
     trainer(folder, max_epochs=epochs, precision=precision, **options).fit(
         module, datamodule=SpeechDataModule(train=str(manifest), val=str(manifest), batch_size=2, **data)
@@ -165,7 +155,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, tiny_llm_dir: Path, tiny
     whole = fit(tmp_path, make(), told, teacher_cache=data["teacher_cache"])
     saving = ModelCheckpoint(tmp_path / "run", save_last=True, every_n_train_steps=1)
     trainer(tmp_path, max_steps=4, callbacks=[saving]).fit(make(), datamodule=SpeechDataModule(**data))
-    keep = Keep()
+    keep = KeepAll()
     rest = trainer(tmp_path, max_epochs=3, callbacks=[keep], limit_val_batches=1.0, enable_checkpointing=False)
     rest.fit(make(), datamodule=SpeechDataModule(**data), ckpt_path=str(tmp_path / "run" / "last.ckpt"))
     assert rest.global_step == 9 and keep.train == whole.train[4:] and keep.val == whole.val
@@ -277,7 +267,7 @@ def two(rank: int, port: int, llm: Path, whisper: Path, told: Path, out: Path) -
     TensorFiles.write = counted
     LLMStates.build = partialmethod(LLMStates.build, batch_size=1)  # else all four were one pass of one process
     for kind, cached in itertools.product(STRATEGIES, (False, True)):
-        keep = Keep()
+        keep = KeepAll()
         engine = trainer(
             out,
             max_epochs=2,

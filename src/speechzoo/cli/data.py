@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     add["join"].add_argument("out", type=Path, metavar="FOLDER")
     _contamination(add["contamination"])
     args = parser.parse_args(argv)
-    args.command_line = shlex.join(["speechzoo", "data", *argv])
+    args.command_line = shlex.join(["speechzoo", "data", *without_option(argv, "--shard")])  # the same for all
     try:
         if getattr(args, "ray", None) is not None:
             _on_ray(args, argv)
@@ -160,7 +160,7 @@ def _on_ray(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """All shards at once, then the data set.
 
     Raises:
-        ValueError: for a number below 1, a `--shard` besides, or a certain GPU.
+        ValueError: for a number below 1, a `--shard` besides, or a GPU by its number.
     """
     if args.ray < 1 or args.shard != "0/1":
         raise ValueError(f"--ray {args.ray}: a number of shards, at least 1, without --shard: it makes all of them")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -269,8 +268,7 @@ def begin(args: Namespace, title: str, licences: dict[str, str], tasks: list[str
     args.shard = Shard.read(args.shard)
     about = {"title": args.title or title, "licences": licences, "tasks": tasks, "stages": stages, "val": args.val}
     check_settings(args.out, {"stages": stages, "shards": args.shard.count})
-    command = re.sub(r" --shard[= ]\S+", "", args.command_line)  # the same for all of them
-    write_json(args.out / ABOUT, {**about, "shards": args.shard.count, "command": command})
+    write_json(args.out / ABOUT, {**about, "shards": args.shard.count, "command": args.command_line})
 
 
 def finish(args: Namespace) -> None:

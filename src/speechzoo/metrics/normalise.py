@@ -120,6 +120,7 @@ TOKEN = regex.compile(
 )
 
 
+@lru_cache(REMEMBERED)
 def answer_tokens(text: str) -> tuple[str, ...]:
     """An answer as the tokens that decide whether two answers are the same.
 
@@ -128,11 +129,6 @@ def answer_tokens(text: str) -> tuple[str, ...]:
     operators, brackets and what is in them, decimal points, percent, currencies, accents and fillers do. Characters of
     scripts without blanks are tokens of their own. The result is the same whatever it is compared with.
     """
-    return _answer_tokens(text)
-
-
-@lru_cache(REMEMBERED)
-def _answer_tokens(text: str) -> tuple[str, ...]:
     english = _english()
     text = LONG_DASH.sub(" ", text)
     text = SUPER.sub(lambda found: f"^{found[0]}", text)

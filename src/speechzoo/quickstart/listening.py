@@ -18,7 +18,7 @@ from speechzoo.quickstart.examination import source
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.speech import Transcribe, heard_of_units, make_text_audible, make_units_audible
 from speechzoo.quickstart.voice import PiperVoice
-from speechzoo.system.files import write_json
+from speechzoo.system.files import read_jsonl, write_json
 from speechzoo.vocoders import LatentVocoder, Vocoder
 
 SPOKEN = ("llama_omni", "cascade", "true_units")
@@ -59,8 +59,7 @@ def _file(out: Path, name: str) -> Path:
 
 def _true_units(out: Path, scale: Scale) -> dict[str, Any]:
     answers = load_answers(out / "answers" / "llasm.jsonl")[: scale.spoken]
-    rows = [json.loads(line) for line in (out / "corpus" / "qa_units_test.jsonl").read_text().splitlines()]
-    units = [row["messages"][-1]["units"] for row in rows]
+    units = [row["messages"][-1]["units"] for row in read_jsonl(out / "corpus" / "qa_units_test.jsonl")]
     return {"true_units_asr_wer": heard_of_units(out, "true", answers, units, _vocoder(out, scale), _whisper())}
 
 

@@ -32,38 +32,28 @@ def speak_units(answers: Sequence[Answer], vocoder: Vocoder, out: Path, folder: 
         out: folder of the run, which the paths in the answers are relative to.
         folder: in `out`, where the files go.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    spoken = []
-    for answer in answers:
-        wave = vocoder(_units(answer))
-        if not len(wave):  # nothing was decoded: nothing is heard
-            spoken.append(replace(answer, reply_seconds=0.0))
-            continue
-        name = _write(wave, vocoder, folder / f"{answer.id}.flac", out)
-        spoken.append(replace(answer, reply_audio=name, reply_seconds=len(wave) / vocoder.sample_rate))
-    return spoken
+    return [_with_sound(answer, vocoder(_units(answer)), vocoder, out, folder) for answer in answers]
 
 
 def stream_units(answers: Sequence[Answer], vocoder: Vocoder, out: Path, folder: Path) -> tuple[list[Answer], float]:
-    """The same as a stream, in files beside those of `speak_units`; and the largest difference from the whole sound.
+    """The same, and once more as a stream, in files beside them; and the largest difference of a stream from the whole.
 
     Raises:
         RuntimeError: a streamed sound has another length than the whole.
     """
     spoken, worst = [], 0.0
     for answer in answers:
-        whole = vocoder(_units(answer))
-        if not len(whole):
-            spoken.append(answer)
-            continue
-        pieces = vocoder.stream(CHUNK_UNITS)
+        whole, pieces = vocoder(_units(answer)), vocoder.stream(CHUNK_UNITS)
+        answer = _with_sound(answer, whole, vocoder, out, folder)
         # As a unit decoder brings them: a few with each token.
         streamed = torch.cat([*(pieces.push(some) for some in _units(answer).split(8)), pieces.flush()])
         if len(streamed) != len(whole):
             raise RuntimeError(f"{answer.id}: streamed sound has {len(streamed)} samples, the whole {len(whole)}")
-        worst = max(worst, float((streamed - whole).abs().max()))
-        name = _write(streamed, vocoder, folder / f"{answer.id}-streamed.flac", out)
-        spoken.append(replace(answer, streamed_audio=name))
+        if len(whole):
+            worst = max(worst, float((streamed - whole).abs().max()))
+            name = _write(streamed, vocoder, folder / f"{answer.id}-streamed.flac", out)
+            answer = replace(answer, streamed_audio=name)
+        spoken.append(answer)
     return spoken, worst
 
 
@@ -71,7 +61,16 @@ def _units(answer: Answer) -> Tensor:
     return torch.tensor(answer.units or [], dtype=torch.long)
 
 
+def _with_sound(answer: Answer, wave: Tensor, vocoder: Vocoder, out: Path, folder: Path) -> Answer:
+    """The answer with its sound, in a file. Shape: wave `[T]`."""
+    if not len(wave):  # nothing was decoded: nothing is heard
+        return replace(answer, reply_seconds=0.0)
+    name = _write(wave, vocoder, folder / f"{answer.id}.flac", out)
+    return replace(answer, reply_audio=name, reply_seconds=len(wave) / vocoder.sample_rate)
+
+
 def _write(wave: Tensor, vocoder: Vocoder, file: Path, out: Path) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_audio(file, resample(wave.numpy(), vocoder.sample_rate))
     return str(file.relative_to(out))
 
@@ -129,7 +128,7 @@ def make_units_audible(out: Path, number: int, vocoder: Vocoder, transcribe: Tra
     """
     file, folder = out / "answers" / "llama_omni.jsonl", out / "answers" / "speech" / "llama_omni"
     answers = load_answers(file)
-    spoken, worst = stream_units(speak_units(answers[:number], vocoder, out, folder), vocoder, out, folder)
+    spoken, worst = stream_units(answers[:number], vocoder, out, folder)
     save_answers(file, [*_judged(spoken, out, transcribe), *answers[number:]])
     decoded = json.loads((out / "answers" / "units.json").read_text())["decoded"]
     return {

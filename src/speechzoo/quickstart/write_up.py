@@ -72,14 +72,14 @@ NOTES = [
 def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
     """Write `report.html` and `report.md` into `out`; log the answers to W&B (offline by default)."""
     systems = [_result(out, scale, system) for system in SYSTEMS]
-    human = json.loads((out / "human.json").read_text())
+    human, facts = json.loads((out / "human.json").read_text()), read_facts(out)
     pairs = read_jsonl(out / "corpus" / "pairs.jsonl")
     data = ReportData(
         title="speechzoo quickstart",
         intro=[*INTRO, *([] if scale.from_scratch else [_taken()])],
         systems=systems,
         limits=LIMITS,
-        notes=[*NOTES, _where_speech_fails(out)],
+        notes=[*NOTES, _where_speech_fails(facts)],
         data={
             "training questions": sum(pair["split"] == "train" for pair in pairs),
             "test questions": sum(pair["split"] == "test" for pair in pairs),
@@ -87,7 +87,7 @@ def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
             "kinds of question": len({pair["kind"] for pair in pairs}),
             "speaking rates": ", ".join(str(rate) for rate in sorted({pair["rate"] for pair in pairs})),
         },
-        checks=_checks(out, systems, scale),
+        checks=_checks(out, systems, scale, facts),
         human=[HumanClip(**clip) for clip in human["clips"]],
         human_note=human["note"],
         settings={"seed": seed, "scale": asdict(scale), "wall seconds by stage": _seconds(stages)},
@@ -105,15 +105,14 @@ def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
             "kernels": torch.backends.cpu.get_cpu_capability(),
             "seconds": data.settings["wall seconds by stage"],
             "scores": {system.name: score(system.answers) for system in systems},
-            "true_answers_asr_wer": {key: read_facts(out)[f"{key}_units_asr_wer"] for key in ("true", "decoded")},
+            "true_answers_asr_wer": {key: facts[f"{key}_units_asr_wer"] for key in ("true", "decoded")},
             "checks": [asdict(check) for check in data.checks],
         },
     )
     _log_to_wandb(out, systems)
 
 
-def _where_speech_fails(out: Path) -> str:
-    facts = read_facts(out)
+def _where_speech_fails(facts: dict[str, Any]) -> str:
     true, decoded = (f"{facts[f'{key}_units_asr_wer']:.1%}" for key in ("true", "decoded"))
     return (
         f"Where the speech goes wrong: true answers spoken from their true units are heard with {true} WER, which is "
@@ -153,12 +152,11 @@ def _result(out: Path, scale: Scale, system: System) -> SystemResult:
     return SystemResult(system.name, answers, summaries, size, sum(trained.values()), None, system.note)
 
 
-def _checks(out: Path, systems: list[SystemResult], scale: Scale) -> list[Check]:
+def _checks(out: Path, systems: list[SystemResult], scale: Scale, facts: dict[str, Any]) -> list[Check]:
     """What the recipes are expected to reach at the default scale."""
     copy = score(load_answers(out / "answers" / "copy_llasm_pretrain_questions.jsonl"))["wer"].value
     llasm = score(systems[0].answers)
     units = json.loads((out / "answers" / "units.json").read_text())["unit_error_rate"]
-    facts = read_facts(out)
     zoo, omni = not scale.from_scratch, score(systems[1].answers)
     rows = [
         ("LLaSM stage 1 copies unseen sentences (WER)", copy, 0.04 if zoo else 0.10, True),

@@ -34,7 +34,7 @@ class CTCUnitDecoder(UnitDecoder):
         dim, num_layers, num_heads, num_kv_heads, ffn_dim: of the Llama layers; "(2,4096,32,11008)" in the release.
         rope_theta, rope_scaling, rms_norm_eps: taken over from Llama-3.1's config in the release.
         initializer_range: standard deviation of the layers' first weights. transformers' 0.02 suits a width of 4096; a
-            small decoder attends almost evenly with it and learns late, or not at all.
+            small decoder learns late with it, or hardly (see recipes/quickstart/README.md).
         align: see `UnitDecoder`.
         answer_align: the states answers are spoken from, where they are not those of training: the released code
             trains with `label` and answers with `predict`. Default: as `align`.

@@ -6,8 +6,9 @@ them; the last ones, which are the dearest, would make sound of these frames tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ class Stage:
     blocks: Sequence[nn.Module]
     convs: Sequence[Sequence[nn.Conv1d]]  # of each block, in their order
 
+    def average(self, x: Tensor) -> Tensor:
+        """What the blocks make of positions. Shape: `[B, C, T] -> [B, C, T]`."""
+        total: Tensor = sum(block(x) for block in self.blocks)
+        return total / len(self.blocks)
+
 
 @dataclass(frozen=True)
 class Generator:
@@ -44,30 +50,26 @@ class Generator:
     @property
     def layers(self) -> Branch:
         """The convolutions in the order of the data, for `speechzoo.vocoders.reach`."""
-        between: list[Any] = [layer for stage in self.stages for layer in (stage.up, stage.convs)]
-        return [self.pre, *between, self.post]
+        return [layer for layer, _ in self._steps()]
 
     def samples(self, x: Tensor, first: int, last: int) -> Tensor:
         """Samples `first ... last - 1` of the sound of all frames. Shape: `[B, in_dim, F] -> [B, last - first]`."""
-        layers, wanted, offset = list(self.layers), (first, last - 1), 0
-
-        def cut(x: Tensor, offset: int) -> tuple[Tensor, int]:
-            """Without the positions that the layers left do not need."""
-            start, stop = needs(layers, *wanted)
+        steps, offset = self._steps(), 0  # the place of x's first position among those of all frames
+        for done, (layer, work) in enumerate(steps):
+            start, stop = needs([left for left, _ in steps[done:]], first, last - 1)
             start = max(start, offset)
-            return x[..., start - offset : stop + 1 - offset], start
+            x, offset = work(x[..., start - offset : stop + 1 - offset]), start
+            if isinstance(layer, nn.ConvTranspose1d):
+                offset *= layer.stride[0]
+        return x[:, 0, first - offset : last - offset]
 
-        x, offset = cut(x, offset)
-        x = self.pre(x)
-        layers.pop(0)
+    def _steps(self) -> list[tuple[Any, Callable[[Tensor], Tensor]]]:
+        """Convolutions, one or several side by side, each with what it does to positions, activations included."""
+        steps: list[tuple[Any, Callable[[Tensor], Tensor]]] = [(self.pre, self.pre)]
         for stage in self.stages:
-            x, offset = cut(x, offset)
-            x = stage.up(F.leaky_relu(x, self.slope))
-            layers.pop(0)
-            x, offset = cut(x, offset * int(stage.up.stride[0]))
-            total: Tensor = sum(block(x) for block in stage.blocks)
-            x = total / len(stage.blocks)
-            layers.pop(0)
-        x, offset = cut(x, offset)
-        wave = torch.tanh(self.post(F.leaky_relu(x, LAST_SLOPE)))[:, 0]
-        return wave[:, first - offset : last - offset]
+            steps += [(stage.up, partial(self._up, stage.up)), (stage.convs, stage.average)]
+        return [*steps, (self.post, lambda x: torch.tanh(self.post(F.leaky_relu(x, LAST_SLOPE))))]
+
+    def _up(self, up: nn.ConvTranspose1d, x: Tensor) -> Tensor:
+        upsampled: Tensor = up(F.leaky_relu(x, self.slope))
+        return upsampled

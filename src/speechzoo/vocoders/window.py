@@ -11,7 +11,7 @@ from speechzoo.vocoders.reach import Reach
 
 STEP = 16
 """Frames that the length of a window is rounded up to. oneDNN prepares a convolution anew for every length it has not
-met: 35 ms for a chunk of the quickstart's generator, more than the chunk's own arithmetic (19 ms)."""
+met, which took longer than the arithmetic of a chunk of the quickstart's."""
 
 
 @dataclass(frozen=True)

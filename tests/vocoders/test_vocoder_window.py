@@ -28,7 +28,7 @@ def test_any_range_of_frames_sounds_as_in_the_whole(kind: str, tmp_path) -> None
 
 
 def test_windows_hold_all_that_is_seen_and_have_few_lengths() -> None:
-    reach, lengths = Reach(23, 17), set()
+    reach = Reach(23, 17)
     for first, size, ahead in itertools.product((0, 5, 40, 200), range(20, 90), (0, 3, 17, 60)):
         total = first + size + ahead
         window = Window.of(reach, first, first + size, total)
@@ -38,9 +38,7 @@ def test_windows_hold_all_that_is_seen_and_have_few_lengths() -> None:
         length = window.stop - window.start + window.before + window.after
         assert window.last - window.first == size + window.before + window.after
         if window.stop < total or window.start > 0:
-            assert length % STEP == 0
-            lengths.add(length)
-    assert len(lengths) <= (89 + 23 + 17) // STEP + 1
+            assert length % STEP == 0 and length < window.stop - window.start + STEP
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "recipes" / "study"
 NAMES = sorted(path.stem for path in STUDY.glob("*.yaml"))
 TRIALS = {"adaptor": 42, "encoder": 9, "llm": 6, "objective": 6, "pretraining": 6, "speech_out": 6}
-EXAMPLES = {"adaptor": 1200, "encoder": 1200, "llm": 800, "objective": 800, "pretraining": 800, "speech_out": 7200}
+EXAMPLES = {"adaptor": 800, "encoder": 800, "llm": 800, "objective": 800, "pretraining": 800, "speech_out": 7200}
 GROUPS = {
     "adaptor": ["adaptor", "lr"],
     "encoder": ["encoder.layer"],

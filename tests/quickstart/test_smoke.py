@@ -48,7 +48,9 @@ def finish(out: Path, log: Path, seconds: float = 900) -> float:
 
 def written(out: Path) -> dict[Path, int]:
     """When each file of the run was last written, without the logs of W&B's service, which outlives the run."""
-    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "debug-core.log"}
+    return {
+        path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "debug-core.log"
+    }
 
 
 @pytest.mark.real

@@ -215,11 +215,17 @@ def test_phonemes_of_running_speech(voice):
 
 @pytest.mark.real
 @pytest.mark.parametrize(
-    ("text", "named"), [("Say xqzzy.", "xqzzy"), ("I am 3.", "'3'"), ("  ", "no text"), ("É.", "É")]
+    ("text", "named"), [("Say xqzzy.", "xqzzy"), ("I am 007.", "'0'"), ("  ", "no text"), ("É.", "É")]
 )
 def test_what_cannot_be_spoken_is_named(voice, text, named):
     with pytest.raises(ValueError, match=named):
         voice.speak(text)
+
+
+@pytest.mark.real
+def test_numbers_are_read_but_are_no_words_of_a_corpus(voice):
+    assert voice.phonemes("9 + 4 is 13.") == voice.phonemes("nine plus four is thirteen.")
+    assert voice.can_say("nine plus four is thirteen.") and not voice.can_say("9 + 4 is 13.")
 
 
 @pytest.mark.real

@@ -13,7 +13,13 @@ from rich.console import Console
 
 from speechzoo.quickstart.scale import SCALES
 
-NEEDS = {"gguf": "gguf", "onnxruntime": "onnxruntime", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+NEEDS = {
+    "gguf": "gguf",
+    "inflect": "inflect",
+    "onnxruntime": "onnxruntime",
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+}
 
 
 def main(argv: Sequence[str]) -> int:

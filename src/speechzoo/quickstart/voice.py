@@ -1,7 +1,7 @@
 """Speak English text with a Piper voice: lexicon, phonemes, ONNX synthesis. Equal calls give equal samples.
 
 Piper's own front end is espeak-ng (GPL). A pronunciation lexicon in espeak notation and a few rules of connected speech
-replace it here, so only words of the lexicon can be spoken.
+replace it here, so only words of the lexicon can be spoken, and numbers and signs that `in_words` reads.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 
 from speechzoo.parts.piper import LATENT_CHANNELS, LATENTS, NOISE_INPUTS
+from speechzoo.text.reading import in_words
 
 # Where the lexicon's first entry is not the form that a sentence needs. "Is" and "in" carry stress: this voice swallows
 # them otherwise, and a recogniser hears "the capital of Peru as Lima".
@@ -85,12 +86,12 @@ class PiperVoice:
         """Return the phonemes of a text, one code point each, with punctuation and the blanks between words.
 
         Raises:
-            ValueError: a word that the lexicon does not hold, or a digit or sign that is not a word.
+            ValueError: a word that the lexicon does not hold, or a sign that `in_words` leaves.
         """
-        tokens = [token for token in _TOKEN.findall(text) if not token.isspace()]
+        tokens = [token for token in _TOKEN.findall(in_words(text)) if not token.isspace()]
         for token in tokens:
             if token not in _PUNCTUATION and not (token.isascii() and token[0].isalpha()):
-                raise ValueError(f"{token!r} in {text!r} is not a word; write numbers and signs as words")
+                raise ValueError(f"{token!r} in {text!r} is not a word; write it as words")
         spoken = [token if token in _PUNCTUATION else self.word(token) for token in tokens]
         joined = ""
         for token, sound, following in zip(tokens, spoken, [*spoken[1:], ""], strict=True):
@@ -103,7 +104,9 @@ class PiperVoice:
         return list(unicodedata.normalize("NFD", joined))
 
     def can_say(self, text: str) -> bool:
-        """Whether the lexicon holds all words of a text."""
+        """Whether a text is nothing but words of the lexicon, with its numbers written out."""
+        if in_words(text) != text:
+            return False
         try:
             self.phonemes(text)
         except ValueError:

@@ -1,0 +1,37 @@
+"""How numbers and signs are read aloud, for voices that know words alone."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+_SIGNS = {"+": "plus", "=": "equals", "×": "times", "÷": "divided by", "%": "percent", "&": "and"}
+_SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
+# A hyphen is a minus before a number that it touches, or with a blank on either side; "2024-26" is neither.
+_MINUS = re.compile(r"(?<![\w-])[-−](?=\d)|(?<=\d)\s[-−]\s(?=\d)")
+_NUMBER = re.compile(r"(?<!\w)(?:0|[1-9]\d*)(?:,\d{3})*(?:\.\d+)?(?:st|nd|rd|th)?(?!\w)")
+
+
+def in_words(text: str) -> str:
+    """The text with its numbers and signs as words: "9 + 4 is 13" becomes "nine plus four is thirteen".
+
+    Words and punctuation stay as they are, and so does what is read in more than one way ("$", "/", "007").
+    """
+    said = _MINUS.sub(" minus ", text)
+    said = _SIGN.sub(lambda found: f" {_SIGNS[found[0]]} ", said)
+    said = _NUMBER.sub(lambda found: _number(found[0]), said)
+    if said == text:
+        return text
+    return re.sub(r" +(?=[.,;:?!])|^ +| +$", "", re.sub(r"  +", " ", said))
+
+
+def _number(digits: str) -> str:
+    return str(_engine().number_to_words(digits, andword="")).replace("-", " ").replace(",", "")
+
+
+@cache
+def _engine() -> Any:
+    import inflect  # a quarter of a second
+
+    return inflect.engine()

@@ -1,0 +1,26 @@
+"""Numbers and signs as words."""
+
+import pytest
+
+from speechzoo.text.reading import in_words
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("9 + 4 is 13.", "nine plus four is thirteen."),
+        ("Before 11 comes 10.", "Before eleven comes ten."),
+        ("9 - 4 = 5", "nine minus four equals five"),
+        ("It is -5 degrees, or 1.5 %.", "It is minus five degrees, or one point five percent."),
+        ("The 21st of 2,026", "The twenty first of two thousand twenty six"),
+        ("105", "one hundred five"),
+    ],
+)
+def test_numbers_and_signs_are_read(written: str, read: str) -> None:
+    assert in_words(written) == read
+    assert in_words(read) == read
+
+
+@pytest.mark.parametrize("text", ["", "Hello,  world .", "well-known - yes", "007", "B2B", "abc1", "a/b", "$ and €"])
+def test_the_rest_stays(text: str) -> None:
+    assert in_words(text) == text

@@ -150,7 +150,7 @@ def plot_front(found: Front) -> bytes:
     axis.set_xlabel(f"{found.cost.name} (less is better: to the left)")
     unit = ", %" if scale > 1 else ""
     way = "up" if found.quality.higher_is_better else "up, the axis is turned round"
-    axis.set_ylabel(f"{found.quality.name}{unit} (better: {way})")
+    axis.set_ylabel(wrap(f"{found.quality.name}{unit}", 44) + f"\n(better: {way})")
     axis.set_title(
         "Filled: nothing here is both better and cheaper (Pareto front of the means)", fontsize=9, loc="left"
     )

@@ -153,6 +153,9 @@ LLAMA3 = (
     "<|start_header_id|>user<|end_header_id|>\n\nAnd of Spain?<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
+ULTRAVOX = LLAMA3.replace(f"<|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>", "").replace(
+    f"{CLIP}\nPlease directly answer the questions in the user's speech.", CLIP
+)
 QWEN = (
     "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
     f"<|im_start|>user\n{CLIP}<|im_end|>\n<|im_start|>assistant\nIt is Paris.<|im_end|>\n"
@@ -167,6 +170,7 @@ EXPECTED = {
     "llama_omni2/stage1.yaml": (QWEN, "Madrid.<|im_end|>"),
     "llama_omni2/stage1b.yaml": (QWEN, "Madrid.<|im_end|>"),
     "llama_omni2/stage2.yaml": (QWEN, "Madrid.<|im_end|>"),
+    "ultravox/train.yaml": (ULTRAVOX, "Madrid.<|eot_id|>"),
 }
 
 

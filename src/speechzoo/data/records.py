@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from speechzoo.data.index import Index, name_hash, own_id
+from speechzoo.data.index import Index, called, name_hash
 from speechzoo.data.record import Record
 from speechzoo.data.sources import open_source
 
@@ -61,7 +61,7 @@ class Records(Sequence[Record]):
         number, where = int(self.number[index]), self.where[index]
         name = self.sources[self.source[index]]
         row = open_source(name).read(number, (int(where[0]), int(where[1])))
-        identity = own_id(row) or row.name
+        identity = called(row)
         if row.error is not None or name_hash(identity) != int(self.name[index]):
             raise ValueError(f"{name}:{number}: is not the record that was checked: the file changed; start again")
         if self.shared[index]:

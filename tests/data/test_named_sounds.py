@@ -17,7 +17,6 @@ from speechzoo.data.audio_check import check_audio
 from speechzoo.data.features import _samples
 from speechzoo.data.manifest import clip_paths, scan
 
-
 HEARD = {"role": "user", "content": [{"type": "audio"}]}
 SAID = {"role": "assistant", "content": "x"}
 

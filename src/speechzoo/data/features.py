@@ -134,10 +134,7 @@ def encode(paths: Sequence[str | Path], encoder: Encoder) -> list[Tensor]:
 
 def _samples(path: str | Path) -> int:
     """16 kHz samples by the header, good enough to plan; where that does not know or may be wrong, by decoding."""
-    with (
-        suppress(soundfile.LibsndfileError),
-        soundfile.SoundFile(clip_file(path)) as sound,
-    ):  # not all joined files open
+    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(clip_file(path)) as sound:  # joined files may fail
         if sound.frames and (sound.format in ("WAV", "AIFF") or (sound.format == "FLAC" and sound.frames < 1 << 36)):
             return int(sound.frames * SAMPLE_RATE / sound.samplerate) + 1
     return len(read_clip(path))

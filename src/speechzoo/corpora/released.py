@@ -67,13 +67,19 @@ def _multiturn(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]
         if (ask["from"], answer["from"]) != ("human", "gpt"):
             raise Broken("roles out of turn", f"{ask['from']} is followed by {answer['from']}")
         rounds.append((ask.get("text") or "", ask["speech"], answer["text"], answer.get("unit"), answer.get("speech")))
-    return row.get("id", number), "", rounds
+    return _id(row, number), "", rounds
+
+
+def _id(row: dict[str, Any], number: int) -> Any:
+    """Null where other rows of a table bring one."""
+    given = row.get("id")
+    return number if given is None else given
 
 
 def _instructs2s(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
     last = (row["question_audio"], row["answer"], row.get("speech_token"), row.get("answer_audio"))
     rounds = _history(row["question"], *last)
-    return f"{row.get('id', number)}-{row.get('round', 1)}", "", rounds
+    return f"{_id(row, number)}-{row.get('round', 1)}", "", rounds
 
 
 def _voiceassistant(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
@@ -88,7 +94,7 @@ def _llasm(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
         if (ask["from"], answer["from"]) != ("human", "gpt"):
             raise Broken("roles out of turn", f"{ask['from']} is followed by {answer['from']}")
         rounds.append((ask.get("value") or "", ask["audio"], answer["value"], None, None))
-    return row.get("id", number), row.get("instruction") or "", rounds
+    return _id(row, number), row.get("instruction") or "", rounds
 
 
 LAYOUTS: dict[str, Callable[[dict[str, Any], int], tuple[Any, str, list[Round]]]] = {

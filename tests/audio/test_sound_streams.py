@@ -190,3 +190,12 @@ def test_arrays_that_are_no_sound() -> None:
             from_array(wrong, "x")
     with pytest.raises(SoundError, match="x: silent"):
         check_question(from_array(np.full(100, 1e-4), "x"), "x")
+
+
+def test_mp3_that_ends_inside_the_header_of_a_joined_one() -> None:
+    """Every such end is sound or a SoundError, whatever the header would have said."""
+    one = made("mp3", 8000)
+    mark = max(one.find(b"Xing", 0, 200), one.find(b"Info", 0, 200))
+    assert mark > 0
+    for more in range(mark + 4, mark + 16):
+        assert length(one + one[:more]) == length(one)

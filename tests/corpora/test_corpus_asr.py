@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import corpus_files
+import datasets
 import pyarrow
 import pytest
 import soundfile
 from huggingface_hub import DatasetCard
 
 from speechzoo.cli import main
+from speechzoo.corpora import layouts
+from speechzoo.corpora.build import _clips
 from speechzoo.corpora.layouts import CORPORA
 from speechzoo.corpora.stage import Broken
 from speechzoo.data import read_manifest
@@ -206,3 +211,25 @@ def test_any_hugging_face_set_by_its_columns(tmp_path: Path, capsys):
     assert path.startswith("audio/")
     assert (tmp_path / "set2" / path).read_bytes() == sound.getvalue()
     assert json.loads((tmp_path / "set2" / "numbers.json").read_text())["user_seconds"]["mean"] == 0.5
+
+
+def test_tables_without_ids_and_damaged_manifests(tmp_path: Path):
+    args = Namespace(columns=["audio", "text"], part="train", language="en")
+    for folder in "AB":
+        (tmp_path / folder).mkdir()
+        table = [{"id": None, "audio": "a.wav", "text": "x", "speaker_id": n} for n in range(2)]
+        datasets.Dataset.from_list(table).save_to_disk(str(tmp_path / folder / "set"))
+    pairs = [("hf", str(tmp_path / folder / "set")) for folder in "AB"]
+    one, both = list(_clips(pairs[:1], args)), list(_clips(pairs, args))
+    assert [(item.id, item.value["voice"]) for item in one] == [("hf-0", "0"), ("hf-1", "1")]
+    assert [item.id for item in both] == ["hf-A/set-0", "hf-A/set-1", "hf-B/set-0", "hf-B/set-1"]
+    (language := tmp_path / "en").mkdir()
+    (language / "train.tsv").write_text("path\tsentence\na.mp3\tHello\nb.mp3\n")  # cut off
+    assert [key for key, _ in layouts.commonvoice(language, "train")] == ["a", "b"]
+    recordings, supervisions = (tmp_path / f"x_{kind}.jsonl.gz" for kind in ("recordings", "supervisions"))
+    recordings.write_bytes(gzip.compress(b""))
+    cut = gzip.compress(b'{"id": "s", "recording_id": "r", "duration": 1}\n')[:-4]
+    for content, said in ((cut, "ended before"), (gzip.compress(b'{"id": 1}\n'), "no recording_id")):
+        supervisions.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{supervisions.name}: cannot be read as a manifest of lhotse .*{said}"):
+            list(layouts.lhotse(supervisions, ""))

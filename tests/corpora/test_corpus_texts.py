@@ -160,3 +160,27 @@ def test_a_json_array_is_read_piece_by_piece_and_its_end_may_be_missing(tmp_path
     *whole, (number, last) = rows(str(path))
     assert [row for _, row in whole] == values[:4]
     assert number == 4 and isinstance(last, Broken) and "cut off" in last.detail
+
+
+def test_null_is_no_text_and_files_of_one_name_are_told_apart(tmp_path: Path):
+    for folder, output in (("A", None), ("B", "Ho")):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder / "train.json", [{"instruction": folder, "output": output}])
+    found = {item.id: item.value for item in instructions([str(tmp_path / f / "train.json") for f in "AB"])}
+    assert {key: value["turns"] for key, value in found.items()} == {
+        "A/train-0": [["A", ""]],
+        "B/train-0": [["B", "Ho"]],
+    }
+    with pytest.raises(Broken, match="empty answer"):
+        suitable(found["A/train-0"]["turns"], STYLES["llama_omni"])
+
+
+def test_what_is_no_utf8_or_nested_too_deep_is_a_broken_row(tmp_path: Path):
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(b'{"a": "\xe9"}\n{"a": 1}\n')
+    (_, broken), good = rows(str(lines))
+    assert isinstance(broken, Broken) and f"{lines}:1" in broken.detail and good == (1, {"a": 1})
+    deep = tmp_path / "deep.json"
+    deep.write_text('[{"a": 1}, ' + "[" * 100_000)
+    good, (_, broken) = rows(str(deep))
+    assert good == (0, {"a": 1}) and isinstance(broken, Broken) and "nested too deep" in broken.detail

@@ -282,3 +282,21 @@ def test_files_that_are_none_are_told(tmp_path: Path):
     joblib.dump({"centers": np.zeros((2, 2))}, tmp_path / "b.bin")
     with pytest.raises(ValueError, match="holds no clusters"):
         convert_pickle(tmp_path / "b.bin")
+
+
+def test_other_data_in_the_folder_of_units_is_refused(hubert: Path, tmp_path: Path, capsys):
+    """Its records may have the same ids, and those that are done would be taken for them."""
+    KMeansUnits(torch.randn(6, 16)).save(tmp_path / "km.safetensors")
+    options = ["--hubert", str(hubert), "--layer", "2", "--kmeans", str(tmp_path / "km.safetensors")]
+    corpus_files.clip(tmp_path / "a.wav", 0.3)
+    for name, text in (("A", "one"), ("B", "two")):
+        (tmp_path / name).mkdir()
+        answer = {"role": "assistant", "content": text, "audio": str(tmp_path / "a.wav")}
+        write_jsonl(tmp_path / name / "train.jsonl", [{"messages": [{"role": "user", "content": "why?"}, answer]}])
+    data = [str(tmp_path / name / "train.jsonl") for name in "AB"]
+    assert main(["data", "units", str(tmp_path / "out"), "--data", data[0], *options]) == 0
+    assert main(["data", "units", str(tmp_path / "out"), "--data", data[1], *options]) == 1
+    assert "was made with other settings (content:" in capsys.readouterr().err
+    assert main(["data", "units", str(tmp_path / "both"), "--data", *data, *options]) == 0
+    found = {record["id"]: record["messages"][1]["content"] for record in read_jsonl(tmp_path / "both" / "data.jsonl")}
+    assert found == {"A/train/train:1": "one", "B/train/train:1": "two"}

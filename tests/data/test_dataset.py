@@ -137,6 +137,20 @@ def test_encode_batch_equals_the_dataset(manifest: Path, wavs: list[Path], promp
     assert (asked.input_ids == AUDIO).sum() == 2
 
 
+def test_decoded_sound_of_datasets_is_taken_at_16_khz_alone(prompt: ChatPrompt, wavs: list[Path]) -> None:
+    array = read_audio(wavs[0]).numpy()
+
+    def batch(part: dict) -> torch.Tensor:
+        return encode_batch(prompt, [[{"role": "user", "content": [{"type": "audio", **part}]}]]).audio
+
+    decoded = {"array": array, "sampling_rate": 16_000, "path": None}
+    for part in ({"audio": decoded}, decoded, {"path": None, "audio": str(wavs[0])}, {"audio": {"path": str(wavs[0])}}):
+        assert torch.equal(batch(part)[0], torch.from_numpy(array))
+    for part in ({**decoded, "sampling_rate": 8000}, {"audio": {**decoded, "sampling_rate": 8000}}):
+        with pytest.raises(ValueError, match="conversation 0: an array at 8000 Hz: resample it to 16000 Hz"):
+            batch(part)
+
+
 def test_arrays_have_one_channel(prompt: ChatPrompt) -> None:
     part = {"type": "audio", "array": torch.zeros(2, 100)}
     with pytest.raises(ValueError, match=r"16 kHz, not of shape \[2, 100\]"):

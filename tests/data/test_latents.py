@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import save_file
 
 from speechzoo.data import LatentDataModule
@@ -48,9 +49,9 @@ def test_order_depends_on_seed_and_epoch_alone_and_epochs_are_whole(tmp_path: Pa
     path = manifest(tmp_path, [1 + i % 7 for i in range(50)])
 
     def order(seed: int, epoch: int) -> list[list[int]]:
-        loader = loaded(path, batch_size=4, seed=seed).train_dataloader()
-        loader.batch_sampler.set_epoch(epoch)
-        return list(loader.batch_sampler)
+        module = loaded(path, batch_size=4, seed=seed)
+        module.trainer = SimpleNamespace(current_epoch=epoch)
+        return list(module.train_dataloader().batch_sampler)
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1) and order(0, 0) != order(1, 0)
@@ -58,6 +59,40 @@ def test_order_depends_on_seed_and_epoch_alone_and_epochs_are_whole(tmp_path: Pa
     assert sorted(index for batch in batches for index in batch) == list(range(50)) and len(batches) == 13
     spread = [max(i % 7 for i in batch) - min(i % 7 for i in batch) for batch in batches]
     assert sum(spread) / len(spread) < 2.5  # 50 random ones of 1 ... 7 would spread over about 4.3
+
+
+class Seen(LightningModule):
+    """Writes down which utterances a training gives, by epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), {}
+
+    def training_step(self, batch, _):
+        self.seen.setdefault(self.current_epoch, []).append(batch.latents[:, 0, 0].tolist())
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_trainer_gives_each_epoch_its_own_order(tmp_path: Path) -> None:
+    """Also one that goes on: its first epoch is not the first of all."""
+    data = str(manifest(tmp_path, [1 + i % 7 for i in range(20)]))
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+    def trained(epochs: int, ckpt: Path | None = None) -> dict[int, list[list[float]]]:
+        model = Seen()
+        trainer = Trainer(max_epochs=epochs, enable_checkpointing=False, limit_val_batches=0, **quiet)
+        trainer.fit(model, datamodule=LatentDataModule(data, data, batch_size=4), ckpt_path=ckpt)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return model.seen
+
+    straight, first = trained(3), trained(2)
+    assert first == {epoch: straight[epoch] for epoch in (0, 1)}
+    assert straight[0] != straight[1] != straight[2] != straight[0]
+    assert all(sorted(n for batch in some for n in batch) == list(range(20)) for some in straight.values())
+    assert trained(3, tmp_path / "2.ckpt") == {2: straight[2]}
 
 
 @pytest.mark.parametrize(

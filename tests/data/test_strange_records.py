@@ -33,6 +33,7 @@ def write(path: Path, *records: object) -> Path:
     ("bad", "said"),
     [
         ({"id": "", **GOOD}, "id is ''"),
+        ({"messages": [{**ASKED, "content": [{"type": "audio", "path": "a\0b.wav"}]}, ANSWER]}, "no such audio file"),
         ({"id": "  ", **GOOD}, "id is '  '"),
         ({"id": True, **GOOD}, "id is True"),
         ({"id": None, **GOOD}, "id is None"),

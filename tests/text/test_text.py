@@ -189,3 +189,10 @@ def test_refusals(make, tmp_path):
 def test_flatten():
     assert flatten("a") == "a"
     assert flatten([{"type": "text", "text": "a"}, CLIP_PART, {"type": "text", "text": "b"}]) == f"a{CLIP}b"
+
+
+def test_a_line_end_after_the_end_of_a_turn_does_not_end_answers(tiny_tokenizer_dir):
+    prompt = ChatPrompt(str(tiny_tokenizer_dir), end_of_turn="<|im_end|>\n")
+    assert prompt.stop_ids == ChatPrompt(str(tiny_tokenizer_dir), end_of_turn="<|im_end|>").stop_ids
+    (line_end,) = prompt.tokenizer.encode("\n", add_special_tokens=False)
+    assert line_end not in prompt.stop_ids

@@ -247,9 +247,10 @@ def _promised(content: bytes, frame: _Frame) -> int | None:
     """Frames that a header frame (Xing, Info, VBRI) promises; 0 if it does not say; None for a frame of sound."""
     mark = frame.at + 4 + frame.side
     if frame.kind[1] == 3 and content[mark : mark + 4] in (b"Xing", b"Info"):
-        return unpack_from(">I", content, mark + 8)[0] if content[mark + 7] & 1 else 0
+        flags, frames = content[mark + 4 : mark + 8], content[mark + 8 : mark + 12]  # shorter at the end of a cut file
+        return int.from_bytes(frames, "big") if int.from_bytes(flags, "big") & 1 else 0
     if frame.kind[1] == 3 and content[frame.at + 36 : frame.at + 40] == b"VBRI":
-        return int(unpack_from(">I", content, frame.at + 50)[0])
+        return int.from_bytes(content[frame.at + 50 : frame.at + 54], "big")
     return None
 
 

@@ -20,7 +20,7 @@ from speechzoo.corpora.splits import split
 from speechzoo.corpora.spoken_rules import RULE, RuleRewriter
 from speechzoo.corpora.stage import Broken, Item, Shard, Stage, check_settings, each
 from speechzoo.corpora.tables import rows
-from speechzoo.corpora.texts import STYLES, instructions, language_of, suitable
+from speechzoo.corpora.texts import STYLES, instructions, language_of, suitable, told_apart
 from speechzoo.corpora.voices import Cast, open_speaker, speak_to
 from speechzoo.data.instructions import ASR_INSTRUCTIONS, asr_messages
 from speechzoo.data.schema import check_messages
@@ -61,13 +61,16 @@ def asr(args: Namespace) -> None:
 
 def _clips(pairs: Sequence[tuple[str, str]], args: Namespace) -> Iterator[Item]:
     numbers = count()
+    several = [name for kind, name in pairs if kind in ("hf", "lhotse")]  # ids of the others are theirs alone
+    labels = dict(zip(several, told_apart(several), strict=True)) if len(several) > 1 else {}
     for kind, name in pairs:
+        begins = f"{kind}-{labels[name]}" if name in labels else kind
         if kind == "hf":
             found: Iterable[layouts.Clip] = _columns(name, args)
         else:
             found = layouts.CORPORA[kind](Path(name).expanduser(), args.part)
         for key, clip in found:
-            yield Item(next(numbers), f"{kind}-{key}", clip if isinstance(clip, Broken) else {**clip, "source": kind})
+            yield Item(next(numbers), f"{begins}-{key}", clip if isinstance(clip, Broken) else {**clip, "source": kind})
 
 
 def _columns(name: str, args: Namespace) -> Iterator[layouts.Clip]:
@@ -83,7 +86,9 @@ def _columns(name: str, args: Namespace) -> Iterator[layouts.Clip]:
             yield str(number), Broken(layouts.NO_TEXT, f"row {number}")
         else:
             clip = {"audio": row[audio], "text": row[text].strip(), "language": args.language}
-            yield str(row.get("id", number)), {**clip, "voice": str(row.get("speaker_id") or "")}
+            identity, speaker = (row.get(key) for key in ("id", "speaker_id"))  # null where other rows have them
+            about = {**clip, "voice": "" if speaker is None else str(speaker)}
+            yield str(number if identity is None else identity), about
 
 
 def instruct(args: Namespace) -> None:
@@ -210,6 +215,7 @@ def released_sets(args: Namespace) -> None:
 def units(args: Namespace) -> None:
     """`speechzoo data units`: units of the spoken answers of data of any of our formats."""
     from speechzoo.data.sources import open_source, resolve
+    from speechzoo.data.sources.access import SHARDS
 
     sources = resolve(args.data)
     about = json.loads(file.read_text()) if (file := Path(sources[0]).parent / ABOUT).is_file() else {}
@@ -218,17 +224,21 @@ def units(args: Namespace) -> None:
 
     def items() -> Iterator[Item]:
         numbers = count()
-        for name in sources:
+        for name, label in zip(sources, told_apart(sources), strict=True):
             for row in open_source(name).rows():
                 value: dict[str, Any] | Broken = Broken("unreadable record", str(row.error))
-                key = row.name
+                key = row.name if label == Path(name).stem else f"{label}/{row.name}"
                 if row.error is None:
                     key = str(row.value.get("id", key))
                     problem = next(check_messages(row.value), None)
                     value = {"messages": row.value["messages"]} if not problem else Broken("malformed", problem[0])
                 yield Item(next(numbers), key, value)
 
-    settings = {"hubert": args.hubert, "layer": args.layer, "kmeans": _clusters(args)}
+    # Of other data with the same ids, what is done would stay. Shards are told by their size: they may be very large.
+    files = [Path(name) for name in sources if Path(name).is_file()]
+    content = [file_digest(file) if file.suffix not in SHARDS else file.stat().st_size for file in files]
+    settings = {"data": args.data, "content": content}
+    settings |= {"hubert": args.hubert, "layer": args.layer, "kmeans": _clusters(args)}
     stage = Stage(args.out / "units", args.shard, settings)
     told("units", stage.run(items(), _unit_work(args)))
     finish(args)

@@ -90,10 +90,14 @@ def commonvoice(folder: Path, part: str) -> Iterator[Clip]:
     file = folder / f"{part}.tsv"
     language = folder.name.split("-")[0]
     # Sentences hold lone quotation marks.
-    for row in csv.DictReader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE):
-        name, text = row.get("path"), row.get("sentence")
-        if not name or text is None:
-            raise ValueError(f"{file}: has no columns path and sentence; is it Common Voice's?")
+    rows = csv.DictReader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
+    if not {"path", "sentence"} <= {*(rows.fieldnames or ())}:
+        raise ValueError(f"{file}: has no columns path and sentence; is it Common Voice's?")
+    for number, row in enumerate(rows, start=1):
+        name, text = row["path"], row["sentence"] or ""
+        if not name:
+            yield f"#{number}", Broken(NO_SOUND, f"{file}, row {number} names none")
+            continue
         clip = folder / "clips" / name
         there = {clip.stem: clip} if clip.is_file() else {}
         yield from _paired({clip.stem: text}, there, language, {clip.stem: row.get("client_id") or ""})
@@ -103,8 +107,9 @@ def lhotse(file: Path, _: str) -> Iterator[Clip]:
     """A `*supervisions*.jsonl.gz` that `lhotse prepare` wrote, its `*recordings*` beside it; whole recordings only."""
     if "supervisions" not in file.name:
         raise ValueError(f"{file}: name a *supervisions*.jsonl.gz, which lies beside its *recordings*.jsonl.gz")
-    recordings = {row["id"]: row for row in _json(file.with_name(file.name.replace("supervisions", "recordings")))}
-    for row in _json(file):
+    beside = file.with_name(file.name.replace("supervisions", "recordings"))
+    recordings = {row["id"]: row for row in _json(beside, "id", "duration", "sources")}
+    for row in _json(file, "id", "recording_id", "duration"):
         recording = recordings.get(row["recording_id"])
         if recording is None:
             yield row["id"], Broken(NO_SOUND, f"recording {row['recording_id']} is not in the manifest")
@@ -158,7 +163,10 @@ def _parts(root: Path, part: str, one: bool = False) -> list[str]:
 def _text(file: Path) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such transcript; is the folder the one the archive was unpacked to?")
-    return file.read_text(encoding="utf-8-sig")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: is not UTF-8 ({error}): copy it again, or convert it") from error
 
 
 def _lines(file: Path) -> Iterable[str]:
@@ -170,9 +178,15 @@ def _split(line: str) -> tuple[str, str]:
     return key, text
 
 
-def _json(file: Path) -> Iterator[dict[str, Any]]:
+def _json(file: Path, *keys: str) -> Iterator[dict[str, Any]]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such manifest of lhotse")
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                if lacks := [key for key in keys if key not in row]:
+                    raise ValueError(f"a line has no {lacks[0]}")
+                yield row
+    except (EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read as a manifest of lhotse ({error}): prepare it again") from error

@@ -60,20 +60,31 @@ def items(kind: str, name: str, split: str = "train") -> Iterator[Item]:
             yield Item(number, identity, Broken("unknown layout", f"{error!r}; its keys: {keys}"))
 
 
-def _multiturn(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
-    turns = row["conversation"]
-    rounds = []
+def _pairs(turns: list[Any]) -> Iterator[tuple[Any, Any]]:
     for ask, answer in zip(turns[::2], turns[1::2], strict=True):
         if (ask["from"], answer["from"]) != ("human", "gpt"):
             raise Broken("roles out of turn", f"{ask['from']} is followed by {answer['from']}")
-        rounds.append((ask.get("text") or "", ask["speech"], answer["text"], answer.get("unit"), answer.get("speech")))
-    return row.get("id", number), "", rounds
+        yield ask, answer
+
+
+def _multiturn(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
+    rounds: list[Round] = [
+        (ask.get("text") or "", ask["speech"], answer["text"], answer.get("unit"), answer.get("speech"))
+        for ask, answer in _pairs(row["conversation"])
+    ]
+    return _id(row, number), "", rounds
+
+
+def _id(row: dict[str, Any], number: int) -> Any:
+    """Null where other rows of a table bring one."""
+    given = row.get("id")
+    return number if given is None else given
 
 
 def _instructs2s(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
     last = (row["question_audio"], row["answer"], row.get("speech_token"), row.get("answer_audio"))
     rounds = _history(row["question"], *last)
-    return f"{row.get('id', number)}-{row.get('round', 1)}", "", rounds
+    return f"{_id(row, number)}-{row.get('round', 1)}", "", rounds
 
 
 def _voiceassistant(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
@@ -82,13 +93,9 @@ def _voiceassistant(row: dict[str, Any], number: int) -> tuple[Any, str, list[Ro
 
 
 def _llasm(row: dict[str, Any], number: int) -> tuple[Any, str, list[Round]]:
-    turns = row["conversations"]
-    rounds = []
-    for ask, answer in zip(turns[::2], turns[1::2], strict=True):
-        if (ask["from"], answer["from"]) != ("human", "gpt"):
-            raise Broken("roles out of turn", f"{ask['from']} is followed by {answer['from']}")
-        rounds.append((ask.get("value") or "", ask["audio"], answer["value"], None, None))
-    return row.get("id", number), row.get("instruction") or "", rounds
+    pairs = _pairs(row["conversations"])
+    rounds: list[Round] = [(ask.get("value") or "", ask["audio"], answer["value"], None, None) for ask, answer in pairs]
+    return _id(row, number), row.get("instruction") or "", rounds
 
 
 LAYOUTS: dict[str, Callable[[dict[str, Any], int], tuple[Any, str, list[Round]]]] = {

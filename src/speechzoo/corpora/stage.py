@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ class Stage:
                 for some in _windows(self._missing(items, done, seen), window):
                     usable = [item for item in some if isinstance(item.value, dict)]
                     failed: list[Result] = [(item, item.value) for item in some if isinstance(item.value, Broken)]
-                    for item, value in _chain(failed, work(usable) if usable else ()):
+                    for item, value in chain(failed, work(usable) if usable else ()):
                         line = {"number": item.number, "id": item.id}
                         if isinstance(value, Broken):
                             line |= {"reason": value.reason, "detail": value.detail}
@@ -239,8 +239,3 @@ def _finished(path: Path) -> set[str]:
 def _windows(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
     while some := list(islice(items, size)):
         yield some
-
-
-def _chain(first: Iterable[Result], then: Iterable[Result]) -> Iterator[Result]:
-    yield from first
-    yield from then

@@ -11,7 +11,6 @@ from typing import Any
 
 from speechzoo.corpora.stage import Broken
 from speechzoo.data.sources.base import needs
-from speechzoo.system.files import read_lines
 
 CHUNK = 1 << 20  # characters
 
@@ -32,8 +31,8 @@ def rows(name: str, split: str = "train") -> Iterator[tuple[int, dict[str, Any] 
     if path.suffix in (".json", ".jsonl"):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        with path.open(encoding="utf-8-sig") as file:
-            array = file.read(256).lstrip().startswith("[")
+        with path.open("rb") as file:
+            array = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
         return enumerate(_objects(_array(path) if array else _each_line(path), path))
     return enumerate(_table(name, path, split))
 
@@ -74,17 +73,20 @@ def _objects(values: Iterator[Any], path: Path) -> Iterator[dict[str, Any] | Bro
 
 
 def _each_line(path: Path) -> Iterator[Any]:
-    for number, line in read_lines(path):
-        try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Broken("not JSON", f"{path}:{number} ({error})")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                yield Broken("not JSON", f"{path}:{number} ({error})")
 
 
 def _array(path: Path) -> Iterator[Any]:
     """Entries of a JSON array of any size, one after the other."""
     read, text, at = JSONDecoder().raw_decode, "", 0
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         text = file.read(CHUNK).lstrip()[1:]
         while True:
             while at < len(text) and text[at] in " \t\r\n,":
@@ -93,6 +95,9 @@ def _array(path: Path) -> Iterator[Any]:
                 return
             try:
                 value, at = read(text, at)
+            except RecursionError:
+                yield Broken("not JSON", f"{path}: brackets are nested too deep, what comes after them is not read")
+                return
             except ValueError as error:
                 if not (more := file.read(max(CHUNK, len(text) - at))):
                     yield Broken("not JSON", f"{path}: its end is cut off or damaged ({error})")

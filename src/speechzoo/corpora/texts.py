@@ -9,7 +9,7 @@ length: those here are ours.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import regex
 
 from speechzoo.corpora.stage import Broken, Item
 from speechzoo.corpora.tables import rows
+from speechzoo.data.records import labels_of
 from speechzoo.metrics.normalise import WORDS
 
 Turns = list[list[str]]
@@ -119,12 +120,13 @@ def instructions(names: Iterable[str], limit: int | None = None) -> Iterator[Ite
     Args:
         limit: the first so many of each, as LLaMA-Omni takes 50,000 and 150,000; `NAME#LIMIT` limits one.
     """
-    number = 0
-    for given in names:
+    number, names = 0, list(names)
+    sources = told_apart([given.partition("#")[0] for given in names])
+    for given, source in zip(names, sources, strict=True):
         name, _, most = given.partition("#")
         if most and not most.isdigit():
             raise ValueError(f"{given}: after # comes how many of its records to take")
-        last, source = int(most) if most else limit, Path(name).stem
+        last = int(most) if most else limit
         for place, row in rows(name):
             if last is not None and place >= last:
                 break
@@ -142,12 +144,21 @@ def instructions(names: Iterable[str], limit: int | None = None) -> Iterator[Ite
             number += 1
 
 
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Short names of files and data sets: their stems, those that are alike with as much of their paths as it takes."""
+    stems = [Path(name).stem for name in names]
+    return [
+        stem if stems.count(stem) == 1 else label
+        for stem, label in zip(stems, labels_of([str(Path(name).absolute()) for name in names]), strict=True)
+    ]
+
+
 def _turns(row: dict[str, Any]) -> Turns:
     if "instruction" in row and "output" in row:
         parts = [str(row[key]).strip() for key in ("instruction", "input") if row.get(key)]
-        said = [("user", "\n".join(parts)), ("assistant", str(row["output"]))]
+        said = [("user", "\n".join(parts)), ("assistant", _text(row["output"]))]
     elif isinstance(row.get("data"), list):
-        said = [(("user", "assistant")[n % 2], str(text)) for n, text in enumerate(row["data"])]
+        said = [(("user", "assistant")[n % 2], _text(text)) for n, text in enumerate(row["data"])]
     elif isinstance(chat := row.get("conversations") or row.get("messages"), list):
         said = [_said(entry) for entry in chat]
     else:
@@ -162,6 +173,11 @@ def _turns(row: dict[str, Any]) -> Turns:
     if not turns:
         raise Broken("no round of question and answer")
     return turns
+
+
+def _text(value: Any) -> str:
+    """Of a cell; null is no text, and not the word None."""
+    return "" if value is None else str(value)
 
 
 def _said(entry: Any) -> tuple[str, str]:

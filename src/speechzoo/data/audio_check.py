@@ -26,6 +26,7 @@ class AudioInfo:
     samples: int  # at 16 kHz; 0 where the file cannot be used
     error: str | None = None  # why it cannot be used
     hint: str | None = None  # what to do about it
+    lasting: bool = True  # holds until the file changes; else it may work when tried again
 
     @property
     def seconds(self) -> float:
@@ -47,8 +48,8 @@ def inspect_audio(path: str | Path, sound: BinaryIO | None = None) -> AudioInfo:
         return AudioInfo(0, f"no such audio file: {path}", "paths are relative to the folder of the manifest")
     except SoundError as error:
         return AudioInfo(0, error.problem, error.hint)
-    except (OSError, RuntimeError) as error:
-        return AudioInfo(0, f"{path}: cannot be read ({error})", "check the file")
+    except (OSError, RuntimeError) as error:  # rights, too many open files, a network that is down
+        return AudioInfo(0, f"{path}: cannot be read ({error})", "check the file", lasting=False)
 
 
 def check_audio(paths: Iterable[str | Path], memory: str | Path | None = None) -> dict[Path, AudioInfo]:
@@ -68,8 +69,9 @@ def check_audio(paths: Iterable[str | Path], memory: str | Path | None = None) -
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         found |= dict(zip(todo, pool.map(inspect_audio, todo), strict=True))
     if memory and todo:
-        known = {stamp: info for stamp, info in known.items() if stamp.startswith(f"{VERSION}|")}
-        known |= {stamp: asdict(found[path]) for path, stamp in zip(unique, stamps, strict=True) if stamp}
+        known = {stamp: info for stamp, info in _load(memory).items() if stamp.startswith(f"{VERSION}|")}
+        looked = {stamp: found[path] for path, stamp in zip(unique, stamps, strict=True) if stamp}
+        known |= {stamp: asdict(info) for stamp, info in looked.items() if info.lasting}
         write_atomically(memory, json.dumps(known))
     return found
 
@@ -77,13 +79,13 @@ def check_audio(paths: Iterable[str | Path], memory: str | Path | None = None) -
 def _stamp(path: Path) -> str | None:
     try:
         return f"{VERSION}|{path}|{file_stamp(path)}"
-    except OSError:
+    except (OSError, ValueError):  # a NUL in the path
         return None
 
 
 def _load(memory: Path | None) -> dict[str, dict[str, Any]]:
     try:
-        known: dict[str, dict[str, Any]] = json.loads(memory.read_text()) if memory else {}
-        return known
-    except (FileNotFoundError, json.JSONDecodeError):
+        known = json.loads(memory.read_text()) if memory else {}
+    except (FileNotFoundError, ValueError):  # damaged: made anew
         return {}
+    return known if isinstance(known, dict) else {}

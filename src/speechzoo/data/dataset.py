@@ -193,5 +193,7 @@ def check_positions(clips: Sequence[Tensor], parts: Sequence[dict[str, Any]], au
 def _clip(part: dict[str, Any], named: str) -> Tensor:
     if part.get("array") is None:
         return check_question(read_clip(part["path"]), shown(part["path"]))
-    named = shown(part.get("path", named))
+    named = shown(part.get("path") or named)
+    if (rate := part.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise SoundError(f"{named}: an array at {rate} Hz", f"resample it to {SAMPLE_RATE} Hz, or give the file")
     return check_question(from_array(part["array"], named), named)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,10 @@ class FeatureCache(TensorFiles):
         """
         return self.place(clip_key(path))
 
-    def missing(self, paths: Iterable[str | Path]) -> list[Path]:
-        """Those of the sound files that have no states yet, each once, sorted."""
-        return [path for path in sorted({Path(path) for path in paths}) if not self.file(path).exists()]
+    def missing(self, paths: Iterable[str | Path]) -> list[str | Path]:
+        """Those of the sound files that have no states yet, as they were given, each once, sorted."""
+        # Not as paths: those would write some places in shards another way, and hold states that nobody asks for.
+        return [path for path in sorted({*paths}, key=str) if not self.file(path).exists()]
 
     def get(self, path: str | Path) -> Tensor:
         """States of one sound file. Shape: `[F, D]`, float32.
@@ -133,7 +134,7 @@ def encode(paths: Sequence[str | Path], encoder: Encoder) -> list[Tensor]:
 
 def _samples(path: str | Path) -> int:
     """16 kHz samples by the header, good enough to plan; where that does not know or may be wrong, by decoding."""
-    with soundfile.SoundFile(clip_file(path)) as sound:
-        if sound.format in ("WAV", "AIFF") or (sound.format == "FLAC" and sound.frames < 1 << 36):
+    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(clip_file(path)) as sound:  # joined files may fail
+        if sound.frames and (sound.format in ("WAV", "AIFF") or (sound.format == "FLAC" and sound.frames < 1 << 36)):
             return int(sound.frames * SAMPLE_RATE / sound.samplerate) + 1
     return len(read_clip(path))

@@ -25,10 +25,10 @@ from speechzoo.data.audio_check import AudioInfo, check_audio, inspect_audio
 from speechzoo.data.record import all_audio, clip_paths
 from speechzoo.data.schema import check_messages, unread_keys
 from speechzoo.data.sources import Row, Source, clip_file, file_stamp, open_source
-from speechzoo.data.sources.access import in_shard
+from speechzoo.data.sources.access import in_shard, shard_of
 from speechzoo.system.files import write_atomically
 
-FORMAT = 3
+FORMAT = 4
 ARRAYS = ("where", "number", "name", "own", "top_unit", "clips", "samples", "stamps")
 TOP_UNIT = np.iinfo(np.int32).max  # stands for any larger one, which no model knows either
 BLOCK = 256  # records and sounds of a shard looked at together
@@ -51,9 +51,10 @@ class Index:
         clips: their numbers of clips, `[N]` int32.
         samples: 16 kHz samples of all clips of the users, in order, int32; 0 for those that cannot be used.
         problems: `{number, id, message, hint, answer}`; `answer` marks those that matter only where an answer is due.
-        outside: sound files outside the source that its records name, each once.
+        outside: sound files and shards outside the source that its records name, each once.
         stamps: hashes of their sizes and times of change, uint64; 0 for missing ones.
         unread: keys of records that nothing reads, each once.
+        lasting: it holds until something changes; False where a sound may only now be out of reach.
     """
 
     where: np.ndarray
@@ -67,6 +68,7 @@ class Index:
     outside: list[str]
     stamps: np.ndarray
     unread: list[str]
+    lasting: bool = True
 
 
 def index_of(name: str, memory: Path | None = None) -> Index:
@@ -86,7 +88,8 @@ def index_of(name: str, memory: Path | None = None) -> Index:
     found = _load(file, stamp)
     if found is None:
         found = _make(source, memory)
-        _save(file, stamp, found)
+        if found.lasting:
+            _save(file, stamp, found)
     return found
 
 
@@ -101,6 +104,12 @@ def own_id(row: Row) -> str | None:
     return str(given) if isinstance(given, (str, int)) else None
 
 
+def called(row: Row) -> str:
+    """The id of a record, or what stands for it."""
+    given = own_id(row)
+    return row.name if given is None else given
+
+
 def _make(source: Source, memory: Path | None) -> Index:
     where, number, names = array("q"), array("q"), array("Q")
     own, top_unit, clips = array("b"), array("i"), array("i")
@@ -109,6 +118,7 @@ def _make(source: Source, memory: Path | None) -> Index:
     kept = array("i")  # sounds of each record: clips of the user, then spoken answers
     problems: list[dict[str, Any]] = []
     outside: dict[str, int] = {}
+    shards: dict[str, None] = {}
     inside, faults = array("i"), {}
 
     def complain(row: Row, name: str, message: str, hint: str, answer: bool = False) -> None:
@@ -120,8 +130,7 @@ def _make(source: Source, memory: Path | None) -> Index:
         if row.error is not None:
             complain(row, name, *row.error)
             continue
-        given = own_id(row)
-        name = row.name if given is None else given
+        name = called(row)
         unread.update(dict.fromkeys(unread_keys(row.value)))
         for fault in found:
             complain(row, name, *fault, answer=fault not in due)
@@ -129,6 +138,7 @@ def _make(source: Source, memory: Path | None) -> Index:
         paths = all_audio(messages)
         for path in paths:
             if path in infos:
+                shards[shard_of(path)] = None
                 if infos[path].error:
                     faults[len(inside)] = infos[path]
                 sounds.append(len(inside))
@@ -138,12 +148,13 @@ def _make(source: Source, memory: Path | None) -> Index:
         where.extend(row.where)
         number.append(row.number)
         names.append(name_hash(name))
-        own.append(given is not None)
+        own.append(own_id(row) is not None)
         top_unit.append(min(max((max(m["units"]) for m in messages if m.get("units")), default=-1), TOP_UNIT))
         clips.append(len(clip_paths(messages)))
         kept.append(len(paths))
     files = list(outside)
-    stamps = np.fromiter(_stamps(files), np.uint64, len(files))  # before the look at them, so that no change is missed
+    watched = [*files, *(shard for shard in shards if shard != source.name)]
+    stamps = np.fromiter(_stamps(watched), np.uint64)  # before the look at files, so that no change is missed
     far, far_faults = _outside(files, memory)
     samples = array("i")
     at = 0
@@ -153,7 +164,7 @@ def _make(source: Source, memory: Path | None) -> Index:
             bad = faults.get(sound) if sound >= 0 else far_faults.get(~sound)
             if bad is not None:
                 row = source.read(number[index], (where[2 * index], where[2 * index + 1]))
-                complain(row, own_id(row) or row.name, bad.error or "", bad.hint or "")
+                complain(row, called(row), bad.error or "", bad.hint or "")
             if position < clips[index]:
                 samples.append(inside[sound] if sound >= 0 else far[~sound])
         at += kept[index]
@@ -166,9 +177,10 @@ def _make(source: Source, memory: Path | None) -> Index:
         np.array(clips, np.int32),
         np.array(samples, np.int32),
         sorted(problems, key=lambda problem: problem["number"]),
-        files,
+        watched,
         stamps,
         list(unread),
+        all(bad.lasting for bad in (*faults.values(), *far_faults.values())),
     )
 
 
@@ -201,7 +213,8 @@ def _fetch(clip: str) -> Any:
     try:
         return clip_file(clip)
     except (OSError, ValueError) as error:
-        return AudioInfo(0, str(error), "write the sound into the shard, or remove the record")
+        hint = "write the sound into the shard, or remove the record"
+        return AudioInfo(0, str(error), hint, lasting=isinstance(error, ValueError))
 
 
 def _look(sound: tuple[str, Any]) -> AudioInfo:
@@ -229,14 +242,14 @@ def _stamps(files: Iterable[str]) -> Iterator[int]:
     for file in files:
         try:
             yield name_hash(file_stamp(file))
-        except OSError:
+        except (OSError, ValueError):  # a NUL in the path
             yield 0
 
 
 def _save(file: Path, stamp: str, index: Index) -> None:
     stored = BytesIO()
     arrays = {key: value for key, value in vars(index).items() if isinstance(value, np.ndarray)}
-    texts = {"stamp": stamp, "outside": "\0".join(index.outside)}
+    texts = {"stamp": stamp, "outside": "\n".join(map(json.dumps, index.outside))}
     texts |= {"problems": json.dumps(index.problems), "unread": json.dumps(index.unread)}
     packed = {key: np.frombuffer(value.encode("utf-8", "surrogatepass"), np.uint8) for key, value in texts.items()}
     np.savez(stored, **arrays, **packed)  # type: ignore[arg-type]  # none is called allow_pickle
@@ -250,7 +263,7 @@ def _load(file: Path, stamp: str) -> Index | None:
             if _decode(stored["stamp"].tobytes()) != stamp:
                 return None
             before = stored["stamps"]
-            outside = (_decode(path[0]) for path in re.finditer(rb"[^\0]+", stored["outside"].tobytes()))
+            outside = (json.loads(path[0]) for path in re.finditer(rb"[^\n]+", stored["outside"].tobytes()))
             if not np.array_equal(np.fromiter(_stamps(outside), np.uint64), before):
                 return None
             arrays = {key: stored[key] for key in ARRAYS}

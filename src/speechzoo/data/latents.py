@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,12 @@ class LatentDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, similar lengths together."""
         rows: Any = self.rows["train"]
-        order = _ByLength([len(row["latents"]) for row in rows], self.batch_size, self.seed)
+        lengths = [len(row["latents"]) for row in rows]
+        order = _ByLength(lengths, self.batch_size, self.seed, self._epoch)
         return DataLoader(rows, batch_sampler=order, collate_fn=_collate)
+
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer is not None else 0
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In the order of the manifest."""
@@ -74,18 +78,15 @@ class LatentDataModule(LightningDataModule):
 class _ByLength(Sampler[list[int]]):
     """Batches of similar length, drawn anew in each epoch."""
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning."""
-        self.epoch = epoch
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        # Asked and not told: Lightning calls `set_epoch` of samplers, never of a batch sampler.
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
 
     def __len__(self) -> int:
         return math.ceil(len(self.lengths) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
         order, size = torch.randperm(len(self.lengths), generator=generator).tolist(), self.batch_size
         pools = [order[i : i + POOL * size] for i in range(0, len(order), POOL * size)]
         order = [index for pool in pools for index in sorted(pool, key=self.lengths.__getitem__)]

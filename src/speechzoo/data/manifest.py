@@ -14,6 +14,7 @@ keys of a record are not read, and named once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ from speechzoo.data.index import TOP_UNIT, Index, index_of
 from speechzoo.data.record import Problem, Record, clip_paths
 from speechzoo.data.records import Records
 from speechzoo.data.sources import resolve
+from speechzoo.data.sources.base import PREFIX
 from speechzoo.system.files import write_jsonl
 
 __all__ = ["ManifestError", "Problem", "Record", "Records", "check_for_model", "clip_paths", "read_manifest", "scan"]
@@ -95,7 +97,8 @@ def scan(
     """
     memory = Path(memory).expanduser() if memory else None
     names = resolve(paths)
-    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+    real = [name if name.startswith(PREFIX) else os.path.realpath(name) for name in names]
+    if twice := next((name for number, name in enumerate(names) if real[number] in real[:number]), None):
         raise ValueError(f"{twice} is named twice: its records would count double")
     sources: list[str] = []
     indexes: list[Index] = []

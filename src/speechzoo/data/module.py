@@ -295,7 +295,7 @@ def _outlive_sigterm(worker: int) -> None:
 
 def _memory() -> Path:
     """Where checked sound files are remembered: `$SPEECHZOO_CACHE`, or .cache/speechzoo in the home folder."""
-    return Path(os.environ.get("SPEECHZOO_CACHE", "~/.cache/speechzoo")) / "audio_checks.json"
+    return Path(os.environ.get("SPEECHZOO_CACHE") or "~/.cache/speechzoo") / "audio_checks.json"
 
 
 def _together(split: str, paths: Paths) -> dict[str, list[str]]:

@@ -28,13 +28,16 @@ def plain(message: Any) -> Any:
 def _plain(part: Any) -> Any:
     if not isinstance(part, dict) or part.get("type") not in TYPES or part.get("array") is not None:
         return part
-    value = next((part[key] for key in ("path", "audio", "url", "audio_url", "input_audio") if key in part), "")
+    given = (part.get(key) for key in ("path", "audio", "url", "audio_url", "input_audio"))
+    value = next((value for value in given if value is not None), "")
+    if isinstance(value, dict) and value.get("array") is not None:  # as `datasets` decodes sound
+        return _plain({**part, **value, "type": "audio"})
     if isinstance(value, dict) and "data" in value:
         value = f"{DATA}audio/{value.get('format', 'wav')};base64,{value['data']}"
     elif isinstance(value, dict):
-        value = value.get("url", "")
+        value = value.get("url") or value.get("path") or ""
     is_array = hasattr(value, "__array__")
-    said = {"transcript": part["transcript"]} if "transcript" in part else {}
+    said = {} if part.get("transcript") is None else {"transcript": part["transcript"]}
     return {"type": "audio", "array" if is_array else "path": value, **said}
 
 

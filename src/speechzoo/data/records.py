@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from speechzoo.data.index import Index, name_hash, own_id
+from speechzoo.data.index import Index, called, name_hash
 from speechzoo.data.record import Record
 from speechzoo.data.sources import open_source
 
@@ -40,7 +40,7 @@ class Records(Sequence[Record]):
         self.own = _joined([index.own for index in indexes], np.zeros(0, bool))
         _, same, count = np.unique(self.name, return_inverse=True, return_counts=True)
         self.shared = ~self.own & (count[same] > 1) if len(self.name) else self.own
-        self.labels = _labels(self.sources)
+        self.labels = labels_of(self.sources)
         self.top_unit = _joined([index.top_unit for index in indexes], np.zeros(0, np.int32))
         self.clips = _joined([index.clips for index in indexes], np.zeros(0, np.int32))
         self.samples = _joined([index.samples for index in indexes], np.zeros(0, np.int32))
@@ -61,7 +61,7 @@ class Records(Sequence[Record]):
         number, where = int(self.number[index]), self.where[index]
         name = self.sources[self.source[index]]
         row = open_source(name).read(number, (int(where[0]), int(where[1])))
-        identity = own_id(row) or row.name
+        identity = called(row)
         if row.error is not None or name_hash(identity) != int(self.name[index]):
             raise ValueError(f"{name}:{number}: is not the record that was checked: the file changed; start again")
         if self.shared[index]:
@@ -107,7 +107,7 @@ class Records(Sequence[Record]):
         return digest.hexdigest()
 
 
-def _labels(sources: Sequence[str]) -> list[str]:
+def labels_of(sources: Sequence[str]) -> list[str]:
     """For each source the shortest end of the path to it that no other source has: its folder, or more of it."""
     paths = [re.split(r"[/\\\\]", re.sub(r"\.[A-Za-z0-9]+$", "", name.replace(":", "/"))) for name in sources]
     labels = []

@@ -155,7 +155,10 @@ class ChatPrompt:
         ids = self.tokenizer.encode(self.end_of_turn, add_special_tokens=False)
         if not ids:
             raise ValueError(f"prompt.end_of_turn {self.end_of_turn!r} is no token of {self.name}")
-        return sorted({ids[-1], self.tokenizer.eos_token_id} - {None})
+        # In "<|im_end|>\n" the first token ends an answer; the last one is also in the middle of answers.
+        own = getattr(self.tokenizer, "added_tokens_decoder", {})
+        end = next((token for token in ids if token in own), ids[-1])
+        return sorted({end, self.tokenizer.eos_token_id} - {None})
 
     @property
     def pad_id(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from glob import glob
+from glob import escape, glob
 from io import BytesIO
 from pathlib import Path
 
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from speechzoo.audio import SAMPLE_RATE, read_audio
 from speechzoo.data.parts import data_bytes, is_data, shown
-from speechzoo.data.sources.base import Source, file_stamp
-from speechzoo.data.sources.huggingface import PREFIX, HuggingFace, parts
+from speechzoo.data.sources.base import MARK, PREFIX, Source, file_stamp
+from speechzoo.data.sources.huggingface import HuggingFace, parts
 from speechzoo.data.sources.jsonl import JsonLines
 from speechzoo.data.sources.parquet import ParquetShard
 from speechzoo.data.sources.tar import TarShard
 
 SHARDS: dict[str, type[Source]] = {".parquet": ParquetShard, ".tar": TarShard}
-MARK = "::"
 OPEN = 256
 """Sources a process keeps open."""
 
@@ -43,7 +42,7 @@ def resolve(paths: str | Path | Sequence[str | Path]) -> list[str]:
         if file.is_file():
             found.append(str(file))
             continue
-        pattern = str(file / "*") if file.is_dir() else str(file)
+        pattern = f"{escape(str(file))}/*" if file.is_dir() else str(file)
         files = [name for name in sorted(glob(pattern, recursive=True)) if os.path.isfile(name)]
         if file.is_dir():
             files = [name for name in files if Path(name).suffix in SHARDS]
@@ -91,8 +90,13 @@ def in_shard(clip: str | Path) -> bool:
     text = str(clip)
     if MARK not in text:
         return False
-    name = text.rpartition(MARK)[0]
+    name = shard_of(text)
     return name.startswith(PREFIX) or Path(name).suffix in SHARDS
+
+
+def shard_of(clip: str) -> str:
+    """The shard of a reference."""
+    return clip.rpartition(MARK)[0]
 
 
 def clip_file(clip: str | Path) -> Path | BytesIO:

@@ -14,6 +14,9 @@ from weakref import finalize
 
 from speechzoo.data.parts import is_data
 
+PREFIX, MARK = "hf:", "::"
+"""What names of Hugging Face data sets begin with; what stands between a shard and the place of a sound in it."""
+
 Where = tuple[int, int]
 """Place of a record: two numbers that its source understands."""
 
@@ -108,7 +111,7 @@ def put_sound(value: Any, sound: Callable[[Any, int], Any]) -> Any:
                         number += 1
                     parts.append(part)
                 message["content"] = parts
-            if "audio" in message:
+            if message.get("audio") is not None:
                 message["audio"] = sound(message["audio"], number)
                 number += 1
         placed.append(message)
@@ -151,8 +154,8 @@ def sounds_of(values: dict[str, Any]) -> list[Any]:
 
 
 def beside(folder: str, path: Any) -> Any:
-    """A path relative to a folder made absolute; anything but a text that is not empty, and `data:` URIs, as it is."""
-    named = isinstance(path, str) and path and not is_data(path)
+    """A path relative to a folder made absolute; `data:` URIs, references to `hf:` sets and what is no path stay."""
+    named = isinstance(path, str) and path and not is_data(path) and not (path.startswith(PREFIX) and MARK in path)
     return os.path.join(folder, path) if named else path
 
 

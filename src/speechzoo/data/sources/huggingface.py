@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from speechzoo.data.sources.base import Row, Source, Where, file_stamp, needs
+from speechzoo.data.sources.base import PREFIX, Row, Source, Where, file_stamp, needs
 from speechzoo.data.sources.table import COLUMNS, number_of, sound_of, table_row
-
-PREFIX = "hf:"
 
 
 class HuggingFace(Source):

@@ -92,14 +92,12 @@ class TarShard(Source):
             row.error = f"{texts[0].name} is not a JSON object", 'write {"messages": [...]} in it'
             return row
         sounds = [member for member in members if _split(member)[1].lower().endswith(SOUND)]
-        row.value = arrange(row.value, sounds_of(row.value), lambda path, _: self._reference(path, sounds))
+        pool = sounds_of(row.value) or [member.name for member in sounds if len(sounds) == 1]
+        row.value = arrange(row.value, pool, lambda path, _: self._reference(path, sounds))
         return row
 
     def _reference(self, path: Any, sounds: list[tarfile.TarInfo]) -> Any:
-        if path is None:
-            found = sounds if len(sounds) == 1 else []
-        else:
-            found = [m for m in sounds if path in (m.name, m.name.split("/")[-1], _split(m)[1])]
+        found = [m for m in sounds if path in (m.name, m.name.split("/")[-1], _split(m)[1])]
         if not found:
             return beside(self.folder, path)
         return f"{self.name}::{found[0].name}@{found[0].offset_data}+{found[0].size}"

@@ -53,6 +53,19 @@ def files_here() -> set[str]:
     return found
 
 
+# pytest-xdist hands out whole files in the order of collection: those that take longest first, or one process works on
+# the last of them alone.
+LONGEST = (
+    *("test_distributed.py", "test_hub.py", "test_checkpoints.py", "test_end_to_end.py", "test_nodes.py"),
+    *("test_run_folder.py", "test_study.py", "test_kill.py", "test_recipes.py", "test_session.py", "test_samples.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they were."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.files_before = files_here()
 

@@ -14,13 +14,13 @@ from speechzoo.fidelity import omni_answers, omni_training
 from speechzoo.fidelity.checks import Checks, Golden
 from speechzoo.fidelity.llasm_case import LlasmCase
 from speechzoo.fidelity.omni_case import OmniCase
-from speechzoo.interop.layout import read_json
 from speechzoo.interop.llama_omni import MODEL_TYPE as OMNI
 from speechzoo.interop.llama_omni import import_llama_omni
 from speechzoo.interop.llasm import MODEL_TYPE as LLASM
 from speechzoo.interop.llasm import import_llasm
 from speechzoo.interop.saved import load_saved
 from speechzoo.models import SpeechLLM
+from speechzoo.system.files import read_json
 from speechzoo.vocoders import UnitHiFiGAN
 
 TEMPLATES = {"Chinese_llama2": "cllama2", "baichuan": "baichuan"}

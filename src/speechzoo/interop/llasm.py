@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speechzoo.adaptors import Linear
-from speechzoo.interop.layout import Released, Weights, check_keys, find_source, read_json
+from speechzoo.interop.layout import Released, Weights, check_keys, find_source
 from speechzoo.interop.saved import new_folder, write_config
 from speechzoo.interop.shapes import llama_config, llama_shapes, shapes_of
 from speechzoo.interop.transfer import (
@@ -21,6 +21,7 @@ from speechzoo.interop.transfer import (
     write_around,
     write_parts,
 )
+from speechzoo.system.files import read_json
 
 MODEL_TYPE = "llaaa"
 PROJECTOR = "model.mm_projector."

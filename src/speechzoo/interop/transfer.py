@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from speechzoo.interop.layout import Released, Weights, find_source, read_json, read_pickle
+from speechzoo.interop.layout import Released, Weights, find_source, read_pickle
 from speechzoo.interop.saved import ShardWriter, new_folder, read_saved
 from speechzoo.system.digests import check_files
-from speechzoo.system.files import sha256
+from speechzoo.system.files import read_json, sha256
 
 DTYPES = ("float32", "bfloat16", "float16")
 

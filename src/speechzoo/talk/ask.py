@@ -49,8 +49,8 @@ def ask(args: argparse.Namespace) -> int:
         if target is not None and not end.audio_seconds:
             print(f"speechzoo ask: {name}: the answer has no units, so {target} was not written", file=sys.stderr)
             mute += 1
-    if args.save_history:
-        write_history(args.save_history, session.history)
+        if args.save_history:  # now, as the next question may be no good
+            write_history(args.save_history, session.history)
     return int(mute > 0)
 
 

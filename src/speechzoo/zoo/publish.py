@@ -12,14 +12,13 @@ import yaml
 from torch import Tensor
 
 from speechzoo.interop.hub import load_run
-from speechzoo.interop.layout import read_json
 from speechzoo.interop.saved import new_folder
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import read
 from speechzoo.names.published import CARD, NAME, sha256
 from speechzoo.parts.registry import PARTS, find_cached
 from speechzoo.system.digests import read_tensors, sealed_tensors
-from speechzoo.system.files import write_json
+from speechzoo.system.files import read_json, write_json
 from speechzoo.training.published import CONFIG, WEIGHTS, base_values
 from speechzoo.vocoders.latent import VOICE
 from speechzoo.zoo.card import Facts, card, check_card

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import PreTrainedModel
 
@@ -126,7 +127,7 @@ def _load(out: Path, dtype: str, attention: str | None) -> SpeechLLM:
 
 def report(system: str, checks: Checks, console: Console, dtype: str = "float32") -> None:
     """Print the table and the verdict."""
-    table = Table(title=f"{system}: {checks.golden.folder}", title_justify="left")
+    table = Table(title=escape(f"{system}: {checks.golden.folder}"), title_justify="left")
     for name in ("quantity", "shape"):
         table.add_column(name, overflow="fold")
     for name in ("max abs", "relative"):
@@ -138,7 +139,7 @@ def report(system: str, checks: Checks, console: Console, dtype: str = "float32"
         shape = "" if row.shape is None else "x".join(map(str, row.shape)) or "scalar"
         numbers = ["" if value is None else f"{value:.1e}" for value in (row.max_abs, row.relative)]
         verdict = "[green]ok[/]" if row.ok else "[red]NO[/]"
-        table.add_row(row.quantity, shape, *numbers, row.tolerance, verdict, row.note)
+        table.add_row(row.quantity, shape, *numbers, row.tolerance, verdict, escape(row.note))
     console.print(table)
     held = sum(row.ok for row in checks.rows)
     console.print(f"{held} of {len(checks.rows)} quantities hold (torch {torch.__version__}, {dtype}, CPU)")

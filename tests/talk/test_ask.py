@@ -317,6 +317,13 @@ def test_a_conversation_is_kept_when_a_later_question_fails(omni: LLaMAOmni, tmp
     assert [message["role"] for message in read_history(saved)] == ["user", "assistant"]
 
 
+@pytest.mark.parametrize("name", ["answer.txt", "answer"])
+def test_an_answer_is_not_lost_to_a_file_of_no_kind(name: str, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("speechzoo.talk.ask.open_talker", lambda *_: pytest.fail("the model was loaded"))
+    assert command.main(["run", "--text", "hi", "--out", str(tmp_path / name)]) == 1
+    assert f"{name}: names no kind of sound file" in capsys.readouterr().err
+
+
 def test_a_history_may_begin_with_a_byte_order_mark(tmp_path: Path):
     (tmp_path / "h.json").write_text('[{"role": "system", "content": "Be brief."}]', encoding="utf-8-sig")
     assert read_history(tmp_path / "h.json") == [{"role": "system", "content": "Be brief."}]

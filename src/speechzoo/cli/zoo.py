@@ -81,7 +81,7 @@ def pull_main(argv: Sequence[str]) -> int:
         folder, about = published(name), entry(name)
         for part in about["parts"]:
             fetch(part)
-        print(f"{name}: {folder}, {len(about['files'])} files and {len(about['parts'])} parts as they were published")
+        print(f"{name}: {folder}, {len(about['files'])} files as they were published, and {len(about['parts'])} parts")
         if "vocoder" in about:
             pull_main([about["vocoder"]])
     return 0

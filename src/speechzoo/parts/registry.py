@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from speechzoo.system.files import sha256
+from speechzoo.system.files import discard, sha256
 
 log = logging.getLogger(__name__)
 
@@ -151,10 +151,11 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     part = PARTS[name]
     cache = cache or cache_folder()
     folder = cache / f"{part.name}-{part.version}-{_LAYOUT}"
-    if not folder.is_dir():
+    if not _is_there(part, folder):
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f".{part.name}.lock"):
-            if not folder.is_dir():  # another process may have made it while this one waited
+            if not _is_there(part, folder):  # another process may have made it while this one waited
+                discard(folder)
                 print(f"fetching {part.name}: {part.megabytes} MB, {part.licence}", file=sys.stderr, flush=True)
                 _make(part, folder)
     return folder / part.result
@@ -164,7 +165,12 @@ def find_cached(name: str, cache: Path | None = None) -> Path | None:
     """A part's file or folder where it has been fetched before, else None."""
     part = PARTS[name]
     folder = (cache or cache_folder()) / f"{part.name}-{part.version}-{_LAYOUT}"
-    return folder / part.result if folder.is_dir() else None
+    return folder / part.result if _is_there(part, folder) else None
+
+
+def _is_there(part: Part, folder: Path) -> bool:
+    """Whether what was made is still there: what clears caches of old files leaves their folders."""
+    return folder.is_dir() and any(folder.iterdir()) and (folder / part.result).exists()
 
 
 def licences() -> list[tuple[str, str, str, str]]:

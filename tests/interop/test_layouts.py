@@ -94,6 +94,12 @@ def test_half_precision_answers_in_half_precision(tmp_path, tiny_whisper_pt):
 
 
 @torch.no_grad()
+def test_a_release_that_gives_no_length_has_the_usual_one(tmp_path, tiny_whisper_pt):
+    omni(tmp_path / "src", tiny_whisper_pt, tokenizer_model_max_length=None)
+    import_llama_omni(tmp_path / "src", tiny_whisper_pt, tmp_path / "out")
+    assert speechzoo.load(tmp_path / "out").prompt.max_length == 2048
+
+
 def test_last_clip_only_is_a_switch(tmp_path, tiny_whisper_pt):
     llasm(tmp_path / "src")
     import_llasm(tmp_path / "src", tiny_whisper_pt, tmp_path / "ours")

@@ -18,7 +18,7 @@ import pytest
 
 from speechzoo.audio import read_audio, resample
 from speechzoo.parts import registry as parts
-from speechzoo.parts.registry import PARTS, Part, cache_folder, extract, fetch, human_speech, licences
+from speechzoo.parts.registry import PARTS, Part, cache_folder, extract, fetch, find_cached, human_speech, licences
 
 REAL_CACHE = cache_folder()  # the user's, read before the tests get a cache of their own
 
@@ -72,6 +72,17 @@ def test_only_the_wanted_file_is_kept_and_a_second_fetch_downloads_nothing(small
     assert (folder / "model.bin").read_bytes() == b"weights"
     assert fetch("small", tmp_path / "cache") == folder
     assert downloads == ["small"]
+
+
+@pytest.mark.parametrize("result", ["model.bin", ""])
+def test_what_was_cleared_out_of_the_cache_is_fetched_again(small, downloads, tmp_path, monkeypatch, result):
+    _register(monkeypatch, dataclasses.replace(small, result=result))
+    place = fetch("small", tmp_path / "cache")
+    file = place if result else place / "model.bin"
+    file.unlink()
+    assert find_cached("small", tmp_path / "cache") is None
+    assert fetch("small", tmp_path / "cache") == place == find_cached("small", tmp_path / "cache")
+    assert file.read_bytes() == b"weights" and downloads == ["small", "small"]
 
 
 def test_another_archive_is_refused_and_nothing_is_left(small, downloads, archive, tmp_path):

@@ -21,6 +21,7 @@ from speechzoo.talk import sources
 from speechzoo.talk.ask import tell
 from speechzoo.talk.questions import question, read_history, read_question
 from speechzoo.talk.session import Session
+from speechzoo.talk.several import named
 from speechzoo.talk.sources import Talker, open_cascade, open_talker
 
 SHORT = ["--max-new-tokens", "16"]
@@ -109,6 +110,7 @@ def test_history_goes_on_where_it_was_saved(wavs: list[Path], tmp_path: Path, ca
     ("content", "message"),
     [
         ("[", "not JSON"),
+        pytest.param("[" * 200_000, "not JSON", id="deep"),
         ("3", "no list of messages"),
         ('[{"role": "user", "content": "hi"}]', "does not end with an answer"),
         ('[{"role": "usr", "content": "hi"}]', "did you mean 'user'"),
@@ -305,3 +307,38 @@ def test_a_cpu_that_is_slow_at_bfloat16_answers_in_float32(omni: LLaMAOmni, monk
     monkeypatch.setattr(sources, "fast_bfloat16", lambda: fast)
     talker = open_talker("run", device="cpu")
     assert {weight.dtype for weight in talker.model.llm.parameters()} == {torch.float32 if wide else torch.bfloat16}
+
+
+def test_a_conversation_is_kept_when_a_later_question_fails(omni: LLaMAOmni, tmp_path: Path, capsys, monkeypatch):
+    saved = tmp_path / "h.json"
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n" + "much too long " * 200 + "\n"))
+    assert command.main(["run", "-", "--chat", "--save-history", str(saved), *SHORT]) == 1
+    assert "shorten the question" in capsys.readouterr().err
+    assert [message["role"] for message in read_history(saved)] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("name", ["answer.txt", "answer"])
+def test_an_answer_is_not_lost_to_a_file_of_no_kind(name: str, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("speechzoo.talk.ask.open_talker", lambda *_: pytest.fail("the model was loaded"))
+    assert command.main(["run", "--text", "hi", "--out", str(tmp_path / name)]) == 1
+    assert f"{name}: names no kind of sound file" in capsys.readouterr().err
+
+
+def test_a_history_may_begin_with_a_byte_order_mark(tmp_path: Path):
+    (tmp_path / "h.json").write_text('[{"role": "system", "content": "Be brief."}]', encoding="utf-8-sig")
+    assert read_history(tmp_path / "h.json") == [{"role": "system", "content": "Be brief."}]
+
+
+def test_a_device_that_there_is_none_of_is_one_line(capsys: pytest.CaptureFixture):
+    with pytest.raises(ValueError, match="device 'gpu': there are cpu, cuda"):
+        open_talker("run", device="gpu")
+
+
+def test_a_path_with_a_sign_of_equality_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1").mkdir()
+    (tmp_path / "lr=1" / "epoch=3.ckpt").touch()
+    there = "lr=1/epoch=3.ckpt"
+    assert named(there) == ("epoch=3.ckpt", there) and named(f"cascade:{there}")[1] == f"cascade:{there}"
+    assert named(f"mine={there}") == ("mine", there)
+    assert named("mine=llasm-tiny") == ("mine", "llasm-tiny") and named("a/b") == ("b", "a/b")

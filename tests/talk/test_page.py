@@ -109,3 +109,20 @@ def test_whole_sound_over_http(talker: Talker, wavs: list[Path]):
     assert client.get("/sound/none.wav").status_code == 404
     assert "gradio" in client.get("/").text.lower()
     desk.close()
+
+
+def test_the_page_begins_with_the_settings_it_was_given(talker: Talker, monkeypatch: pytest.MonkeyPatch):
+    page = pytest.importorskip("speechzoo.talk.page", exc_type=ImportError)
+
+    def sliders(own: dict, **given) -> list[float]:
+        monkeypatch.setattr(talker.model, "generation", own)
+        built = page.build(Lobby({"omni": Desk(talker)}, **given), Sounds())
+        found = [part for part in built.blocks.values() if type(part).__name__ == "Slider"]
+        return [part.preprocess(part.value) for part in found]  # which refuses what lies outside the slider's ends
+
+    assert sliders({}) == [256, 0.0, 40]
+    assert sliders({}, top_p=0.9) == [256, 1.0, 40]  # 0 would take the likeliest token, whatever --top-p says
+    assert sliders({"do_sample": True, "top_k": 20}) == [256, 1.0, 40]
+    assert sliders({"temperature": 0.7, "max_new_tokens": 64}, temperature=0.0) == [64, 0.0, 40]
+    assert sliders({}, max_new_tokens=4, temperature=2.0, chunk_units=5) == [4, 2.0, 5]
+    assert sliders({}, max_new_tokens=1000, chunk_units=200) == [1000, 0.0, 200]

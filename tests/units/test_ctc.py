@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from speechzoo.types import IGNORE
-from speechzoo.units import CTCUnitDecoder, collapse
+from speechzoo.units import ARUnitDecoder, CTCUnitDecoder, collapse
 from speechzoo.units.ctc import positions_needed
 from speechzoo.units.layers import repeat
 
@@ -213,6 +213,13 @@ def test_units_of_a_beginning_are_the_beginning_of_the_units(decoder, seed, size
 def test_an_unknown_alignment_is_refused():
     with pytest.raises(ValueError, match="predict or label, not 'late'"):
         make(align="late")
+
+
+@pytest.mark.parametrize(("kind", "more"), [(CTCUnitDecoder, {}), (ARUnitDecoder, {"vocab_size": 9})])
+def test_heads_of_an_odd_width_are_refused(kind, more):
+    """Their halves are rotated."""
+    with pytest.raises(ValueError, match="dim 6 has to be a multiple of num_heads 2, an even one"):
+        kind(4, dim=6, num_heads=2, **more)
 
 
 def test_layers_that_are_recomputed_give_the_same_gradients():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from speechzoo.units import KMeansUnits
 
@@ -41,3 +42,9 @@ def test_too_few_frames_are_refused():
 def test_saved_centroids_come_back(tmp_path):
     KMeansUnits(CORNERS).save(tmp_path / "units.safetensors")
     assert KMeansUnits.load(tmp_path / "units.safetensors").centroids.equal(CORNERS)
+
+
+def test_weights_of_something_else_are_refused(tmp_path):
+    save_file({"adaptor.weight": CORNERS}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors: holds no centroids of units, but adaptor\.weight"):
+        KMeansUnits.load(tmp_path / "model.safetensors")

@@ -19,7 +19,7 @@ from speechzoo.evaluation.runs import find_runs
 from speechzoo.interop.hub import load_run
 from speechzoo.names import published as names
 from speechzoo.zoo.card import check_card
-from speechzoo.zoo.publish import merged_state
+from speechzoo.zoo.publish import hub_names, merged_state
 from speechzoo.zoo.records import costs
 
 
@@ -172,7 +172,23 @@ def test_a_part_of_this_machine_alone_is_refused(runs: Path, shelf: Path, monkey
 def test_publishing_leaves_nothing_half_done(runs: Path, shelf: Path, tmp_path: Path, monkeypatch, capsys):
     assert publish(runs / "second", "Tiny") == 1
     assert "'Tiny': a model's name has lower-case letters" in capsys.readouterr().err
+    assert publish(runs / "second", "tiny", "--vocoder=unit-vocoder-tyny") == 1
+    assert "no model is called 'unit-vocoder-tyny'; near: unit-vocoder-tiny" in capsys.readouterr().err
     monkeypatch.setattr("speechzoo.zoo.publish.card", lambda *_: "---\nlicense: [\n---\n")
     assert publish(runs / "second", "tiny") == 1
     assert "its header is not YAML" in capsys.readouterr().err
     assert [path.name for path in shelf.iterdir()] == ["index.yaml"]
+
+
+def test_base_models_by_their_own_names():
+    def part(model: str) -> dict[str, Any]:
+        return {"class_path": "x", "init_args": {"model": model}}
+
+    assert hub_names({"encoder": part("tiny.en"), "llm": part("gpt2")}) == ["openai/whisper-tiny.en", "gpt2"]
+    assert hub_names({"encoder": part("a/b"), "llm": part("c/d")}) == ["a/b", "c/d"]
+
+
+def test_what_brackets_hold_is_shown(shelf: Path, capsys):
+    (shelf / "index.yaml").write_text("mine: {architecture: LLaSM, about: 'of [en] and [/de]'}\n")
+    assert main(["list"]) == 0
+    assert "of [en] and [/de]" in " ".join(capsys.readouterr().out.split())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from speechzoo.system.files import keep_inputs
 from speechzoo.talk.options import MODEL
 
 SIZES = ("8b", "1b", "mid", "tiny")
@@ -120,4 +121,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     if (wrong := bench.wrong(args)) is not None:
         parser.error(wrong)
+    figures = [file for key in ("json", "png") if (file := getattr(args, key, None))]
+    given = [value for key, value in vars(args).items() if key not in ("json", "png") and value]
+    keep_inputs(figures, [str(item) for value in given for item in (value if isinstance(value, list) else [value])])
     return int(import_module(f"speechzoo.bench.{name}").main(args))

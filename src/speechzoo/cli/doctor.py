@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from speechzoo.system.files import keep_inputs
+
 USAGE = """speechzoo doctor --config FILE [--key value ...] [--doctor.rows N] [--doctor.ignore [NAME,...]] [--json FILE]
        speechzoo doctor --config FILE [--key value ...] --for MACHINE [MACHINE ...] [--json FILE]
 
@@ -30,8 +32,10 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE)
         return 0 if options.help else 2
     for name in ("positions", "answer"):
-        if (getattr(options, name) or 1) < 1:
+        if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} is at least 1")
+    if options.json:
+        keep_inputs([options.json], [word.rpartition("=")[2] for word in rest])
     from speechzoo.commands.doctor import examine, fits
 
     if options.machines:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from speechzoo.quickstart.scale import SCALES
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             scale = replace(scale, from_scratch=True)
         report = Quickstart(args.out, scale, args.seed, console).run(args.only)
     except (ValueError, OSError, RuntimeError) as error:
-        console.print(f"[red]quickstart stopped:[/] {error}", highlight=False)
+        console.print(f"[red]quickstart stopped:[/] {escape(str(error))}", highlight=False)
         return 1
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on from here")

@@ -37,7 +37,7 @@ def import_main(argv: Sequence[str]) -> int:
         run = import_llasm if system == "llasm" else import_llama_omni
         found = run(**args)
         licence = llasm.LICENCE if system == "llasm" else llama_omni.LICENCE
-        console.print(f"{args['output']}: imported. {licence['text']}")
+        console.print(f"{args['output']}: imported. {licence['text']}", markup=False)
         if found.get("encoder_tensors_that_differ"):
             console.print(
                 f"[yellow]{found['encoder_tensors_that_differ']} speech-encoder tensors inside the checkpoint differ "
@@ -64,7 +64,7 @@ def export_main(argv: Sequence[str]) -> int:
         from speechzoo.interop import export_llama_omni, export_llasm
 
         (export_llasm if args.system == "llasm" else export_llama_omni)(args.path, args.target)
-        Console().print(f"{args.target}: exported")
+        Console().print(f"{args.target}: exported", markup=False)
         return 0
 
     return _said(work)

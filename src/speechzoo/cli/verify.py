@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from speechzoo.system.files import keep_inputs
+from speechzoo.system.files import keep_inputs, write_atomically
 from speechzoo.system.terminal import tell_error
 
 
@@ -41,7 +41,7 @@ def verify_main(argv: Sequence[str]) -> int:
         system, checks = verify(args.folder, args.dtype, args.attention)
         report(system, checks, Console(width=None if sys.stdout.isatty() else 160), args.dtype)
         if args.json:
-            args.json.write_text(checks.as_json(system))
+            write_atomically(args.json, checks.as_json(system))
         return 0 if checks.ok else 1
     except (ValueError, OSError) as error:
         return tell_error(error)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from speechzoo.names.published import CARD, entry, index, published
@@ -33,7 +34,7 @@ def list_main(argv: Sequence[str]) -> int:
         table.add_column(title)
     for name, about in index().items():
         size = f"{about['megabytes']}" if "files" in about else "–"
-        table.add_row(name, about["architecture"], size, about["about"], _brief(about))
+        table.add_row(name, about["architecture"], size, escape(about["about"]), _brief(about))
     Console().print(table)
     print("\nspeechzoo show NAME tells all; a name stands wherever a run folder does: speechzoo ask NAME question.wav")
     return 0
@@ -80,7 +81,7 @@ def pull_main(argv: Sequence[str]) -> int:
         folder, about = published(name), entry(name)
         for part in about["parts"]:
             fetch(part)
-        print(f"{name}: {folder}, {len(about['files'])} files and {len(about['parts'])} parts as they were published")
+        print(f"{name}: {folder}, {len(about['files'])} files as they were published, and {len(about['parts'])} parts")
         if "vocoder" in about:
             pull_main([about["vocoder"]])
     return 0

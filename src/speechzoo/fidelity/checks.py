@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from speechzoo.audio import log_mel
-from speechzoo.interop.layout import read_json
+from speechzoo.system.files import read_json
 
 MEL, EMBEDS, LOGITS, UNIT_LOGITS, LOSS, GRADIENT, WAVE = 2e-5, 1e-5, 1e-4, 5e-4, 1e-5, 1e-3, 1e-5
 CHAIN = 1e-4

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import PreTrainedModel
 
@@ -14,13 +15,13 @@ from speechzoo.fidelity import omni_answers, omni_training
 from speechzoo.fidelity.checks import Checks, Golden
 from speechzoo.fidelity.llasm_case import LlasmCase
 from speechzoo.fidelity.omni_case import OmniCase
-from speechzoo.interop.layout import read_json
 from speechzoo.interop.llama_omni import MODEL_TYPE as OMNI
 from speechzoo.interop.llama_omni import import_llama_omni
 from speechzoo.interop.llasm import MODEL_TYPE as LLASM
 from speechzoo.interop.llasm import import_llasm
 from speechzoo.interop.saved import load_saved
 from speechzoo.models import SpeechLLM
+from speechzoo.system.files import read_json
 from speechzoo.vocoders import UnitHiFiGAN
 
 TEMPLATES = {"Chinese_llama2": "cllama2", "baichuan": "baichuan"}
@@ -126,7 +127,7 @@ def _load(out: Path, dtype: str, attention: str | None) -> SpeechLLM:
 
 def report(system: str, checks: Checks, console: Console, dtype: str = "float32") -> None:
     """Print the table and the verdict."""
-    table = Table(title=f"{system}: {checks.golden.folder}", title_justify="left")
+    table = Table(title=escape(f"{system}: {checks.golden.folder}"), title_justify="left")
     for name in ("quantity", "shape"):
         table.add_column(name, overflow="fold")
     for name in ("max abs", "relative"):
@@ -138,7 +139,7 @@ def report(system: str, checks: Checks, console: Console, dtype: str = "float32"
         shape = "" if row.shape is None else "x".join(map(str, row.shape)) or "scalar"
         numbers = ["" if value is None else f"{value:.1e}" for value in (row.max_abs, row.relative)]
         verdict = "[green]ok[/]" if row.ok else "[red]NO[/]"
-        table.add_row(row.quantity, shape, *numbers, row.tolerance, verdict, row.note)
+        table.add_row(row.quantity, shape, *numbers, row.tolerance, verdict, escape(row.note))
     console.print(table)
     held = sum(row.ok for row in checks.rows)
     console.print(f"{held} of {len(checks.rows)} quantities hold (torch {torch.__version__}, {dtype}, CPU)")

@@ -19,7 +19,7 @@ class Decoding:
         max_new_tokens: longest answer, the stop token included.
         do_sample: draw tokens instead of taking the likeliest; default: if `temperature`, `top_k` or `top_p` is given.
         temperature: logits are divided by it; 0 means greedy.
-        top_k, top_p: draw from the k likeliest tokens, from the smallest set of so much probability.
+        top_k, top_p: draw from the k likeliest tokens (0: from all), from the smallest set of so much probability.
         seed: of the draws: one number for all rows, or one for each; default: drawn from torch's global generator.
             A row's answer depends on its question and seed alone, never on the other rows.
         eos_token_id: tokens that end an answer; [] lets every answer run to `max_new_tokens`.
@@ -49,8 +49,12 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is at least 1, not {self.max_new_tokens}")
-        if self.temperature is not None and self.temperature < 0:
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is at least 0, not {self.temperature}")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 0):
+            raise ValueError(f"top_k is a whole number, at least 0, not {self.top_k}")
+        if self.top_p is not None and not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p is 0 ... 1, not {self.top_p}")
         if self.cache_implementation not in ("dynamic", "static"):
             raise ValueError(f"cache_implementation is dynamic or static, not {self.cache_implementation!r}")
         if self.compile and self.cache_implementation != "static":
@@ -92,10 +96,11 @@ class Decoding:
     def merged(stop_ids: Any, defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of one answer: those asked for, else the model's.
 
-        A temperature that is asked for draws tokens, whatever the model's `do_sample` says.
+        A temperature, `top_k` or `top_p` that is asked for draws tokens, though the model's settings say otherwise.
         """
         draws = any(asked.get(name) is not None for name in ("temperature", "top_k", "top_p"))
-        known = {key: value for key, value in defaults.items() if not (draws and key == "do_sample")}
+        overruled = {"do_sample", "temperature" if defaults.get("temperature") == 0 else ""} if draws else set()
+        known = {key: value for key, value in defaults.items() if key not in overruled}
         return {"eos_token_id": stop_ids, **known, **asked}
 
     @property
@@ -114,7 +119,7 @@ class Chooser:
         rows: of the batch, None where their number shows later; each gets its own source of random numbers.
 
     Raises:
-        ValueError: if there are not as many seeds as rows, or `top_k` or `top_p` is out of range.
+        ValueError: if there are not as many seeds as rows.
     """
 
     def __init__(self, decoding: Decoding, rows: int | None) -> None:
@@ -127,8 +132,8 @@ class Chooser:
         self.generators: dict[int, torch.Generator] = {}
         self.warpers: Any = LogitsProcessorList()
         if decoding.temperature is not None:
-            self.warpers.append(TemperatureLogitsWarper(decoding.temperature))
-        if decoding.top_k is not None:
+            self.warpers.append(TemperatureLogitsWarper(float(decoding.temperature)))
+        if decoding.top_k:
             self.warpers.append(TopKLogitsWarper(decoding.top_k))
         if decoding.top_p is not None:
             self.warpers.append(TopPLogitsWarper(decoding.top_p))

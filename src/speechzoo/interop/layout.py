@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from speechzoo.system.files import sha256
+from speechzoo.system.files import read_json, sha256
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -47,23 +46,6 @@ def find_source(source: str | Path, **options: Any) -> Path:
     except Exception as error:  # network, authentication and naming errors of several libraries
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(f"{source}: no such folder, and not available from the hub ({reason})") from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        FileNotFoundError, ValueError: one line that names the file.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{file}: holds {type(data).__name__}, not an object")
-    return data
 
 
 def read_pickle(file: Path) -> Any:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from speechzoo.adaptors import ConcatMLP
@@ -159,7 +158,7 @@ def _write(
         "tokenizer": "./llm",
         "bos": "as_tokenizer",
         "stop_ids": stop_ids(released),
-        "max_length": released.config.get("tokenizer_model_max_length", 2048),
+        "max_length": released.config.get("tokenizer_model_max_length") or 2048,
     }
     prompt = {"class_path": "speechzoo.interop.prompts.LlamaOmniPrompt", "init_args": prompt}
     settings: dict[str, Any] = {
@@ -220,8 +219,6 @@ def export_llama_omni(path: str | Path, target: str | Path) -> None:
     """
 
     def more(folder: Path, source: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        if (folder / "kept.safetensors").is_file():
-            yield from load_file(folder / "kept.safetensors").items()
         llm = Weights(folder / "llm")
         dtype = llm[next(iter(llm))].dtype
         state = openai_state(folder / "encoder.pt")[1] if source["inside"] else {}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor
-
 from speechzoo.adaptors import Linear
-from speechzoo.interop.layout import Released, Weights, check_keys, find_source, read_json
+from speechzoo.interop.layout import Released, Weights, check_keys, find_source
 from speechzoo.interop.saved import new_folder, write_config
 from speechzoo.interop.shapes import llama_config, llama_shapes, shapes_of
 from speechzoo.interop.transfer import (
@@ -21,6 +17,7 @@ from speechzoo.interop.transfer import (
     write_around,
     write_parts,
 )
+from speechzoo.system.files import read_json
 
 MODEL_TYPE = "llaaa"
 PROJECTOR = "model.mm_projector."
@@ -159,10 +156,5 @@ def export_llasm(path: str | Path, target: str | Path) -> None:
     Raises:
         FileExistsError, ValueError: one line; nothing is left at `target`.
     """
-
-    def more(folder: Path, source: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        if (folder / "kept.safetensors").is_file():
-            yield from load_file(folder / "kept.safetensors").items()
-
     own = Weights(Path(path).expanduser())
-    export_release(path, target, "llasm", {name: released_name(name) for name in own}, more)
+    export_release(path, target, "llasm", {name: released_name(name) for name in own})

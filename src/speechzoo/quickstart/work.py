@@ -45,7 +45,8 @@ class Work:
         for name in parts.PARTS:
             parts.fetch(name)
         folder, reason = parts.human_speech()
-        self.console.print("  human speech: " + ("pocketsphinx-testdata (BSD)" if folder else f"left out, {reason}"))
+        speech = "pocketsphinx-testdata (BSD)" if folder else f"left out, {reason}"
+        self.console.print(f"  human speech: {speech}", markup=False)
         if not fast_bfloat16():
             self.console.print("  no AVX-512 here: training computes in float32 and takes about three times as long")
 

@@ -94,6 +94,23 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{file}: holds {type(data).__name__}, not an object")
+    return data
+
+
 def cut_half_line(path: Path) -> bool:
     """Cut off what a killed writer or a full disk left after the last line's end; whether there is such a file."""
     if not path.is_file():

@@ -26,6 +26,9 @@ def ask(args: argparse.Namespace) -> int:
     # Questions first: a wrong name should not cost the loading of a model.
     history = read_history(args.history) if args.history else []
     keep_inputs(*_paths(args, history))
+    kind = ".wav" if args.out is None or args.out.is_dir() else args.out.suffix
+    if kind[1:].upper() not in soundfile.available_formats():
+        raise ValueError(f"--out {args.out}: names no kind of sound file: .wav, .flac, .mp3 or .ogg")
     spoken = [] if args.questions == ["-"] else [(name, question(name, args.text)) for name in args.questions]
     if not args.questions:
         spoken = [("text", question(text=args.text))]
@@ -49,8 +52,8 @@ def ask(args: argparse.Namespace) -> int:
         if target is not None and not end.audio_seconds:
             print(f"speechzoo ask: {name}: the answer has no units, so {target} was not written", file=sys.stderr)
             mute += 1
-    if args.save_history:
-        write_history(args.save_history, session.history)
+        if args.save_history:  # now, as the next question may be no good
+            write_history(args.save_history, session.history)
     return int(mute > 0)
 
 

@@ -12,10 +12,10 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import Response, StreamingResponse
 
 from speechzoo.audio import SAMPLE_RATE
+from speechzoo.generation.sampling import Decoding
 from speechzoo.talk.desk import ANSWERING, DONE, FAILED, STOPPED, WAITING, Answer, Lobby, User
 from speechzoo.talk.live import Sounds, growing_wav, wav_bytes
 from speechzoo.talk.questions import question
-from speechzoo.talk.session import MAX_NEW_TOKENS
 
 TITLE = "speechzoo"
 CSS = (
@@ -49,7 +49,9 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
     """The page's components and what they do. Conversations are kept by browser tab, and forgotten when it closes."""
     names = list(lobby.desks)
     own = getattr(lobby.desks[names[0]].talker.model, "generation", {}) if names else {}
-    given = {**own, **lobby.generate}.get
+    settings = Decoding.of(**Decoding.merged([], own, {k: v for k, v in lobby.generate.items() if k != "chunk_units"}))
+    longest, omega_given = settings.max_new_tokens, lobby.generate.get("chunk_units", 40)
+    heat_given = (settings.temperature or 1.0) if settings.do_sample else 0.0
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("## Talk to the models\nSpeak or write; answers come while they are being made.")
         with gr.Row():
@@ -65,10 +67,11 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")
                     clear = gr.Button("New conversation", elem_id="clear")
                 with gr.Accordion("Settings", open=False):
-                    longest = given("max_new_tokens", MAX_NEW_TOKENS)
-                    tokens = gr.Slider(8, max(512, longest), longest, step=8, label="Longest answer")
-                    heat = gr.Slider(0, 1.5, given("temperature") or 0.0, step=0.1, label="Temperature")
-                    omega = gr.Slider(10, 100, given("chunk_units", 40), step=10, label="Units a chunk (Ω)")
+                    # Gradio refuses all that lies outside a slider's ends.
+                    tokens = gr.Slider(min(8, longest), max(512, longest), longest, step=8, label="Longest answer")
+                    heat = gr.Slider(0, max(1.5, heat_given), heat_given, step=0.1, label="Temperature")
+                    ends = min(10, omega_given), max(100, omega_given)
+                    omega = gr.Slider(*ends, omega_given, step=10, label="Units a chunk (Ω)")
             columns, chats, players, figures = {}, {}, {}, {}
             with gr.Column(scale=4), gr.Row():
                 for number, name in enumerate(names):

@@ -66,8 +66,8 @@ def read_history(path: str | Path) -> list[Message]:
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        messages = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        messages = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if isinstance(messages, dict):
         messages = messages.get("messages")

@@ -23,8 +23,7 @@ def open_all(
     """
     talkers: dict[str, Talker] = {}
     for source in sources:
-        name, _, rest = source.rpartition("=")
-        name = name or short(rest)
+        name, rest = named(source)
         while name in talkers:
             name += "'"
         talkers[name] = open_talker(rest, device=device, trust_code=trust_code)
@@ -36,6 +35,14 @@ def open_all(
         for talker in speaking:
             talker.sound = {"vocoder": sound.to(next(talker.model.parameters()).device)}
     return talkers
+
+
+def named(given: str) -> tuple[str, str]:
+    """Name and model of `NAME=MODEL` or `MODEL`; the path of something that is there may hold the sign too."""
+    name, sign, source = given.partition("=")
+    if not sign or Path(given.removeprefix(CASCADE)).expanduser().exists():
+        return short(given), given
+    return name or short(source), source
 
 
 def short(source: str) -> str:

@@ -98,7 +98,10 @@ def open_talker(
     Raises:
         FileNotFoundError, ValueError: one line each, if something is not there, or does not fit.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device {str(device)!r}: there are cpu, cuda, cuda:1 and so on") from error
     talker = Talker(source, *_open(source, trust_code))
     if isinstance(talker.model, Cascade):
         if vocoder is not None:

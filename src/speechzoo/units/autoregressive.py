@@ -16,7 +16,7 @@ from speechzoo.names.shapes import lm_config, unread
 from speechzoo.names.spec import at_least
 from speechzoo.system.ranks import any_rank, in_pieces
 from speechzoo.types import IGNORE, present
-from speechzoo.units.base import UnitDecoder, UnitOutput
+from speechzoo.units.base import UnitDecoder, UnitOutput, check_heads
 from speechzoo.units.schedule import Schedule
 from speechzoo.units.writing import WritingStream
 
@@ -83,10 +83,8 @@ class ARUnitDecoder(UnitDecoder):
         at_least(1, "ARUnitDecoder", num_units=num_units, num_kv_heads=num_kv_heads, max_units=max_units, **sizes)
         if vocab_size is None:
             raise ValueError("ARUnitDecoder reads tokens: it needs vocab_size, which the LLM's vocab_size gives")
-        if model is None and (dim % num_heads or num_heads % (num_kv_heads or num_heads)):
-            raise ValueError(
-                f"ARUnitDecoder: dim {dim} has to be a multiple of num_heads {num_heads}, and that of num_kv_heads"
-            )
+        if model is None:
+            check_heads("ARUnitDecoder", dim, num_heads, num_kv_heads)
         self.num_units, self.schedule, self.fuse, self.max_units = num_units, Schedule(read, write), fuse, max_units
         self.decoding = Decoding(temperature=temperature, seed=seed)
         if model is None:

@@ -80,3 +80,15 @@ class UnitDecoder(nn.Module, ABC):
     @abstractmethod
     def stream(self, rows: int) -> UnitStream:
         """A stream for so many answers, from their beginning."""
+
+
+def check_heads(owner: str, dim: int, num_heads: int, num_kv_heads: int | None) -> None:
+    """Refuse a width that does not divide among attention heads, whose own width has to be even to be rotated.
+
+    Raises:
+        ValueError: naming the part.
+    """
+    if dim % (2 * num_heads) or num_heads % (num_kv_heads or num_heads):
+        raise ValueError(
+            f"{owner}: dim {dim} has to be a multiple of num_heads {num_heads}, an even one, and that of num_kv_heads"
+        )

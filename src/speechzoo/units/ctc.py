@@ -14,7 +14,7 @@ from speechzoo.generation.units import CTCUnitStream
 from speechzoo.names.renamed import recompute_layers
 from speechzoo.names.spec import at_least
 from speechzoo.types import IGNORE, present
-from speechzoo.units.base import UnitDecoder, UnitOutput
+from speechzoo.units.base import UnitDecoder, UnitOutput, check_heads
 from speechzoo.units.layers import RepeatingLlama
 
 
@@ -62,10 +62,7 @@ class CTCUnitDecoder(UnitDecoder):
         super().__init__()
         sizes = {"dim": dim, "num_layers": num_layers, "num_heads": num_heads, "ffn_dim": ffn_dim}
         at_least(1, "CTCUnitDecoder", num_units=num_units, upsample=upsample, num_kv_heads=num_kv_heads, **sizes)
-        if dim % num_heads or num_heads % (num_kv_heads or num_heads):
-            raise ValueError(
-                f"CTCUnitDecoder: dim {dim} has to be a multiple of num_heads {num_heads}, and that of num_kv_heads"
-            )
+        check_heads("CTCUnitDecoder", dim, num_heads, num_kv_heads)
         for name, value in (("align", align), ("answer_align", answer_align or align)):
             if value not in ("predict", "label"):
                 raise ValueError(f"CTCUnitDecoder.{name} is predict or label, not {value!r}")

@@ -67,5 +67,9 @@ class KMeansUnits:
 
         Raises:
             DamagedError: if the file is not what was written.
+            ValueError: if it holds something else.
         """
-        return cls(read_tensors(path)["centroids"])
+        held = read_tensors(path)
+        if "centroids" not in held:
+            raise ValueError(f"{path}: holds no centroids of units, but {', '.join(sorted(held)[:3]) or 'nothing'}")
+        return cls(held["centroids"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from speechzoo.names.resolvers import register_resolvers
 from speechzoo.names.spec import to_factory
 from speechzoo.names.trust import check_parts
 from speechzoo.system.digests import DamagedError, read_tensors, sealed_tensors
-from speechzoo.system.files import write_atomically, write_json
+from speechzoo.system.files import read_json, write_atomically, write_json
 from speechzoo.vocoders.base import Vocoder
 from speechzoo.vocoders.hifigan import HiFiGANGenerator
 from speechzoo.vocoders.reach import Reach, ShiftedConv1d, reach
@@ -168,11 +167,14 @@ class LatentVocoder(Vocoder):
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: no such file; the folder of a LatentVocoder holds it")
-        config = json.loads((folder / CONFIG).read_text())
+        config = read_json(folder / CONFIG)
         if config.pop("class", None) != "LatentVocoder":
             raise ValueError(f"{folder / CONFIG}: describes no LatentVocoder")
         voice = config.pop(VOICE, None)
-        vocoder = cls(**config)
+        try:
+            vocoder = cls(**config)
+        except TypeError as error:
+            raise ValueError(f"{folder / CONFIG}: describes no LatentVocoder ({error})") from error
         try:
             state = read_tensors(folder / WEIGHTS)
             if voice is not None:

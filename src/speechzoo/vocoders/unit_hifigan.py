@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from speechzoo.system.files import read_json
 from speechzoo.vocoders.base import Vocoder
 from speechzoo.vocoders.reach import reach
 from speechzoo.vocoders.stages import Generator, Stage
@@ -52,15 +53,17 @@ class UnitHiFiGAN(Vocoder):
         files = sorted(root.glob("g_*"))
         if not files or not (root / "config.json").is_file():
             raise FileNotFoundError(f"{root}: a unit HiFi-GAN folder holds config.json and g_00500000")
-        config = json.loads((root / "config.json").read_text())
+        config = read_json(root / "config.json")
         unsupported = [key for key in ("f0", "multispkr", "num_speakers") if config.get(key)]
         if unsupported:
             raise ValueError(
                 f"{root}/config.json: {', '.join(unsupported)} are not supported, only plain unit vocoders"
             )
-        self.sample_rate, self.num_units = config.get("sampling_rate", 16_000), config["num_embeddings"]
-        self.hop = config["code_hop_size"]
-        parts = networks(config)
+        try:
+            self.sample_rate, self.num_units = config.get("sampling_rate", 16_000), config["num_embeddings"]
+            self.hop, parts = prod(config["upsample_rates"]), networks(config)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{root}/config.json: describes no unit HiFi-GAN ({error})") from error
         self.embedding: nn.Embedding = parts["embedding"]
         self.durations: DurationPredictor = parts["durations"]
         self.generator: SpeechT5HifiGan = parts["generator"]
@@ -71,7 +74,11 @@ class UnitHiFiGAN(Vocoder):
         self.eval()
 
     def _load(self, file: Path) -> None:
-        state = torch.load(file, map_location="cpu", weights_only=True)["generator"]
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)["generator"]
+        except Exception as error:  # torch raises many kinds for a foreign or truncated file
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"{file}: damaged, or no checkpoint of a unit HiFi-GAN ({why})") from error
         renamed = {}
         for name, tensor in state.items():
             if name.endswith("weight_g"):

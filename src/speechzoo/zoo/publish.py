@@ -12,14 +12,13 @@ import yaml
 from torch import Tensor
 
 from speechzoo.interop.hub import load_run
-from speechzoo.interop.layout import read_json
 from speechzoo.interop.saved import new_folder
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import read
-from speechzoo.names.published import CARD, NAME, sha256
+from speechzoo.names.published import CARD, NAME, published, sha256
 from speechzoo.parts.registry import PARTS, find_cached
 from speechzoo.system.digests import read_tensors, sealed_tensors
-from speechzoo.system.files import write_json
+from speechzoo.system.files import read_json, write_json
 from speechzoo.training.published import CONFIG, WEIGHTS, base_values
 from speechzoo.vocoders.latent import VOICE
 from speechzoo.zoo.card import Facts, card, check_card
@@ -37,11 +36,13 @@ def publish_model(run: str | Path, folder: Path, facts: Facts, vocoder: str | No
         vocoder: name of the published vocoder of its units.
 
     Raises:
-        ValueError: the name is none; a weight does not survive half precision; the card does not parse. Nothing is
-            left at `folder` then.
+        ValueError: the name is none; there is no such vocoder; a weight does not survive half precision; the card does
+            not parse. Nothing is left at `folder` then.
         FileExistsError: there is something at `folder`.
     """
     _check_name(folder.name)
+    if vocoder is not None and not (folder.parent / vocoder).is_dir():
+        published(vocoder)
     model = load_run(run)
     state = {name: _half(name, tensor) for name, tensor in merged_state(run)}
     settings = {key: value for key, value in model.hparams.items() if key not in TRAINING_ONLY}
@@ -104,8 +105,10 @@ def named_parts(settings: Any) -> list[str]:
 
 def hub_names(settings: dict[str, Any]) -> list[str]:
     """Base models that settings name by themselves: hub names, and Whisper's sizes under OpenAI's."""
-    found = [str(spec["init_args"].get("model", "")) for key in ("encoder", "llm") if (spec := settings.get(key))]
-    return [name if "/" in name else f"openai/whisper-{name}" for name in found if name]
+    found = {key: str(spec["init_args"].get("model", "")) for key in ("encoder", "llm") if (spec := settings.get(key))}
+    if (size := found.get("encoder")) and "/" not in size:
+        found["encoder"] = f"openai/whisper-{size}"
+    return [name for name in found.values() if name]
 
 
 def write_index(root: Path, name: str, entry: dict[str, Any]) -> None:

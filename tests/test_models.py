@@ -210,6 +210,13 @@ def test_a_freeze_pattern_that_matches_nothing_is_refused(tiny_llm_dir, tiny_whi
         make("llasm", tiny_llm_dir, tiny_whisper_pt, freeze=["^encodr"])
 
 
+def test_a_single_pattern_may_stand_alone(tiny_llm_dir, tiny_whisper_pt):
+    """Its letters would each match something."""
+    model = make("llasm", tiny_llm_dir, tiny_whisper_pt, freeze="^encoder\\.")
+    frozen = {name.split(".")[0] for name, weight in model.named_parameters() if not weight.requires_grad}
+    assert frozen == {"encoder"}
+
+
 @every
 def test_only_answers_and_their_end_are_supervised(models, name):
     """In every assistant turn, also where pad == eos (the tiny tokenizer's case)."""
@@ -313,5 +320,7 @@ def test_a_loss_of_ones_own_is_counted_weighed_and_named(models, tiny_llm_dir, t
     torch.testing.assert_close(step_loss(out.sums, window, model.loss_weights, 1, 1), weighted)
     with pytest.raises(ValueError, match="Calm has no loss 'ctc', it has lm and power"):
         make("own_loss", tiny_llm_dir, tiny_whisper_pt, loss_weights={"ctc": 0.5})
+    with pytest.raises(ValueError, match=r"all losses of Calm \(lm, power\) are 0"):
+        make("own_loss", tiny_llm_dir, tiny_whisper_pt, loss_weights={"lm": 0, "power": 0.0})
     old = make("own_loss", tiny_llm_dir, tiny_whisper_pt, loss_weights={"ctc": 1.0})  # as runs of earlier versions say
     assert old.loss_weights == {"lm": 1.0, "power": 1.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +81,27 @@ def test_accumulation_counts_every_batch_once(tmp_path, make_trainer):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["steps"] == 2 and summary["examples"] == 8 and summary["tokens"] == 56
     assert summary["val_loss"] is None
+
+
+def test_speed_is_that_of_whole_steps(tmp_path, make_trainer, monkeypatch):
+    """With a second for each micro-batch and ten for the optimizer's step: 4 x 14 tokens in 14 seconds."""
+    now = [0.0]
+    monkeypatch.setattr("speechzoo.callbacks.cost.time.monotonic", lambda: now[0])
+
+    class Slow(TinyModule):
+        def training_step(self, batch, index):
+            now[0] += 1
+            return super().training_step(batch, index)
+
+        def optimizer_step(self, *args, **kwargs):
+            super().optimizer_step(*args, **kwargs)
+            now[0] += 10
+
+    logger = CSVLogger(tmp_path / "logs")
+    make_trainer(callbacks=[StageCost()], accumulate_grad_batches=4, logger=logger).fit(Slow(), loader(8))
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        speeds = [float(row["train/tokens_per_second"]) for row in csv.DictReader(file)]
+    assert speeds == pytest.approx([4 * 14 / 14, 4 * 14 / 14])
 
 
 def test_two_ranks_are_summed(tmp_path, make_trainer):

@@ -71,6 +71,13 @@ def test_told_in_the_middle_of_a_step(config: Path, tmp_path: Path, monkeypatch)
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
 
 
+def test_told_before_the_least_number_of_steps(config: Path, monkeypatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    least = ["--trainer.min_steps=4", "--trainer.min_epochs=5"]
+    cli = fit(config, "least", f"--trainer.callbacks+={__name__}.Tell", *least)
+    assert cli.trainer.global_step == saved(config.parent / "least" / "last.ckpt")["global_step"] == 3
+
+
 def test_sigterm_saves_too(config: Path, monkeypatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setattr(f"{__name__}.SIGNAL", signal.SIGTERM)

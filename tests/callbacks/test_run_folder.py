@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 from tiny_runs import saved, write_config, zoo
 
 from speechzoo.cli import main
+from speechzoo.commands.training import run
 from speechzoo.interop.hub import load_run
 from speechzoo.system.locks import claim
 
@@ -86,6 +88,77 @@ def test_a_run_goes_on_in_its_folder_by_keyword_folder_or_file(config: Path, tmp
     assert sorted(file.name for file in (tmp_path / "tiny").glob("*.ckpt")) == ["last.ckpt"]
     fork = zoo("fit", "-c", config, "--name=fork", "--vars.steps=10", f"--ckpt_path={tmp_path / 'tiny'}")
     assert fork.trainer.global_step == 10 and saved(tmp_path / "tiny" / "last.ckpt")["global_step"] == 8
+
+
+def test_checkpoints_elsewhere_are_those_of_one_run_too(config: Path, tmp_path: Path, capsys) -> None:
+    last = tmp_path / "elsewhere" / "last.ckpt"
+    apart = ["--trainer.callbacks=LastCheckpoint", f"--trainer.callbacks.dirpath={last.parent}"]
+    apart += ["--trainer.callbacks+=StageCost"]
+    zoo("fit", "-c", config, *apart)
+    before = last.read_bytes()
+    code, error = say(capsys, "fit", "-c", config, "--name=other", *apart)
+    assert code == 1 and f"{tmp_path}/other holds a run ({last})" in error and last.read_bytes() == before
+    assert (tmp_path / "tiny" / "summary.json").is_file()
+    for steps, given in ((4, "last"), (6, last)):  # it goes on, though its folder holds a summary
+        zoo("fit", "-c", config, *apart, f"--vars.steps={steps}", f"--ckpt_path={given}")
+        assert saved(last)["global_step"] == steps
+    zoo("fit", "-c", config, "--name=other", *apart, "--overwrite=true")
+    assert saved(last)["global_step"] == 2
+
+
+def test_a_continued_run_tells_of_settings_that_it_does_not_get(config: Path, tmp_path: Path) -> None:
+    common, last = ["fit", "-c", str(config)], tmp_path / "tiny" / "last.ckpt"
+    zoo(*common)
+    with pytest.warns(UserWarning, match=r"model.optimizer is .*'lr': 0.5.*, but this run goes on with .*'lr': 0.001"):
+        run([*common, "--vars.steps=4", "--ckpt_path=last", f"{LR}=0.5"])
+    assert saved(last)["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.001
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run([*common, "--vars.steps=6", "--ckpt_path=last", f"{LR}=0.5"])
+        zoo("validate", "-c", config, f"{LR}=0.7")
+    assert not [w for w in told if "goes on with that of the checkpoint" in str(w.message)]
+
+
+def test_averaged_weights_go_on_and_start_a_stage(config: Path, tmp_path: Path) -> None:
+    """Lightning's callback saves them beside those of the last step, frozen ones and buffers too."""
+    average = ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
+    steady = ["--model.init_args.lr_scheduler=null", *average]
+    zoo("fit", "-c", config, *steady)
+    zoo("fit", "-c", config, *steady, "--vars.steps=4", "--ckpt_path=last")
+    zoo("fit", "-c", config, *steady, "--vars.steps=4", "--name=unbroken")
+    one, other = (saved(tmp_path / name / "last.ckpt") for name in ("tiny", "unbroken"))
+    for kind in ("state_dict", "current_model_state"):
+        assert all(value.equal(other[kind][name]) for name, value in one[kind].items())
+    name = "adaptor.linear.weight"
+    assert not one["state_dict"][name].equal(one["current_model_state"][name])
+    zoo("fit", "-c", config, "--name=second", f"--model.init_args.init_from=['{tmp_path / 'tiny'}']", f"{LR}=0")
+    assert saved(tmp_path / "second" / "last.ckpt")["state_dict"][name].equal(one["state_dict"][name])
+
+
+def test_weights_alone_do_not_go_on(config: Path, tmp_path: Path, capsys) -> None:
+    zoo("fit", "-c", config)
+    held = saved(tmp_path / "tiny" / "last.ckpt")
+    del held["optimizer_states"], held["lr_schedulers"]
+    torch.save(held, tmp_path / "weights.ckpt")
+    more = ["--vars.steps=4", f"--ckpt_path={tmp_path}/weights.ckpt"]
+    code, error = say(capsys, "fit", "-c", config, "--name=more", *more)
+    assert code == 1 and f"{tmp_path}/weights.ckpt: holds no optimizer state: it can be evaluated" in error
+
+
+def test_sets_of_like_names_have_losses_of_their_own(config: Path, manifest: Path, tmp_path: Path) -> None:
+    """`val/x/lm_loss` and `val/x_lm/loss` are two numbers."""
+    lines = manifest.read_text().splitlines(keepends=True)
+    sets = {"x": lines[:1], "x_lm": lines[1:]}
+    for name, some in sets.items():
+        manifest.with_name(f"{name}.jsonl").write_text("".join(some))
+    zoo("fit", "-c", config)
+    losses = {}
+    for names in (["x", "x_lm"], ["x_lm"]):
+        paths = ", ".join(f"{name}: {manifest.with_name(name)}.jsonl" for name in names)
+        cli = zoo("validate", "-c", config, f"--data.init_args.val={{{paths}}}", "--trainer.limit_val_batches=1.0")
+        losses[len(names)] = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    assert losses[2]["val/x_lm/loss"] == pytest.approx(losses[1]["val/loss"], abs=1e-6)
+    assert losses[2]["val/x/lm_loss"] != pytest.approx(losses[1]["val/loss"], abs=1e-3)
 
 
 @pytest.mark.parametrize(

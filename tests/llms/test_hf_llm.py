@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from speechzoo.llms import HFCausalLM
 from speechzoo.types import AUDIO
@@ -185,3 +185,42 @@ def test_a_merged_llm_computes_the_same(tiny_llm_dir, rows, dtype):
     # torch's SDPA on a CPU takes exponentials with fewer digits.
     bound = 1e-5 if dtype == torch.float32 else 2 * rounding
     assert (llm(**rows).hidden - expected).abs().mean() < bound
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("gemma2", {"final_logit_softcapping": 1.0, "head_dim": 16}),
+        ("gemma3_text", {"final_logit_softcapping": 1.0, "head_dim": 16}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("nanochat", {"final_logit_softcapping": 1.0}),
+        ("recurrent_gemma", {"logits_soft_cap": 1.0}),
+        ("hyperclovax", {"logits_scaling": 8.0}),
+    ],
+)
+def test_scaled_and_capped_logits_are_those_of_the_llm_itself(kind, settings, tmp_path):
+    if kind not in CONFIG_MAPPING:  # of another release
+        pytest.skip(f"transformers has no {kind}")
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads, **special, **settings))
+    for weight in theirs.parameters():
+        weight.data *= 3  # far enough from 0 to be bent
+    theirs.eval().save_pretrained(tmp_path)
+    ours = HFCausalLM([], str(tmp_path)).eval()
+    ids = torch.arange(3, 15)[None]
+    turns = (ids > 6).long()
+    row = {"input_ids": ids, "attention_mask": torch.ones_like(ids).bool(), "turns": turns}
+    none = {"speech": torch.zeros(0, 1, 32), "speech_lens": torch.zeros(0, dtype=torch.long)}
+    with torch.no_grad():
+        wanted = theirs(input_ids=ids, labels=ids.masked_fill(turns == 0, -100))
+        got, alone = ours(**row, **none, logits=True), ours(**row, **none)
+    torch.testing.assert_close(got.logits, wanted.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.unembed(got.hidden), wanted.logits, rtol=1e-4, atol=1e-5)
+    for loss in (got.loss_sum, alone.loss_sum):
+        torch.testing.assert_close(loss / int(turns.sum()), wanted.loss, rtol=1e-5, atol=0)
+    plain = ours.head(got.hidden)
+    assert not torch.allclose(plain, wanted.logits, rtol=0.02, atol=0.02)  # the head's own would have been wrong

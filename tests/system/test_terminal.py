@@ -154,6 +154,14 @@ def test_a_wrong_argument_is_one_line(config: Path, capsys, argument: str, words
     assert words in told(capsys, "fit", "-c", config, argument, code=2)
 
 
+def test_nobody_is_told_to_write_what_was_written(config: Path, capsys) -> None:
+    """The second argument of a schedule is not a setting, though the class has it."""
+    kind = "torch.optim.lr_scheduler.ExponentialLR"
+    argument = f"--model.init_args.lr_scheduler={{class_path: {kind}, init_args: {{gamma: 0.9}}}}"
+    text = told(capsys, "fit", "-c", config, argument, code=2)
+    assert "ExponentialLR has no setting 'gamma'" in text and "instead of 'gamma'" not in text
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -33,6 +33,13 @@ def test_a_misspelt_pattern_is_refused_with_the_parts_there_are():
         freeze(parts(), ["^lm"])
 
 
+def test_what_is_no_regular_expression_is_named():
+    for setting, work in (("freeze", lambda: freeze(parts(), ["*encoder"])),
+                          ("lr_scale", lambda: parameter_groups(parts(), {"*encoder": 2.0}, lr=1.0))):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"{setting} pattern '\*encoder' is no regular expression \(nothing to"):
+            work()
+
+
 def test_groups_scale_the_rate_and_hold_each_parameter_once():
     model = parts()
     freeze(model, ["^encoder"])

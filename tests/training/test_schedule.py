@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.optim import lr_scheduler
 
 from speechzoo.training import WarmupCosine
+from speechzoo.training.schedule import schedule_factory, with_schedule
 
 
 def rates(total: int, steps: int, **options: float) -> list[float]:
@@ -45,3 +50,31 @@ def test_each_group_keeps_its_own_peak():
     optimizer = torch.optim.SGD([{"params": [weights[0]], "lr": 1.0}, {"params": [weights[1]], "lr": 0.1}])
     WarmupCosine(optimizer, 100, warmup_ratio=0.04)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.25, 0.025])
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument"),
+    [("ExponentialLR", "gamma"), ("OneCycleLR", "max_lr"), ("StepLR", "step_size"), ("LinearLR", "start_factor")],
+)
+def test_the_number_of_steps_is_taken_for_nothing_else(kind, argument):
+    with pytest.raises(ValueError, match=f"{kind} would take the number of steps for its {argument}: name"):
+        schedule_factory({"class_path": f"torch.optim.lr_scheduler.{kind}", "init_args": {}})
+
+
+@pytest.mark.parametrize("kind", [lr_scheduler.CosineAnnealingLR, partial(lr_scheduler.PolynomialLR, power=2.0)])
+def test_schedules_of_torch_that_count_steps(kind):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    made = with_schedule(optimizer, schedule_factory(kind), SimpleNamespace(estimated_stepping_batches=4))
+    assert made["lr_scheduler"]["interval"] == "step" and made["optimizer"] is optimizer
+    for _ in range(4):
+        optimizer.step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+def test_a_run_without_an_end_has_no_schedule():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    endless = SimpleNamespace(estimated_stepping_batches=float("inf"))
+    with pytest.raises(ValueError, match="has to know the length of the run: set trainer.max_steps or"):
+        with_schedule(optimizer, WarmupCosine, endless)
+    assert with_schedule(optimizer, schedule_factory(None), endless) is optimizer

@@ -51,6 +51,11 @@ class LastCheckpoint(ModelCheckpoint):
         self.dirpath = self.dirpath or trainer.default_root_dir
         super().setup(trainer, pl_module, stage)
 
+    @property
+    def file(self) -> Path:
+        """What it writes, once its folder is known."""
+        return Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
+
     def save(self, trainer: Trainer) -> None:
         """Write `last.ckpt`, unless it holds this step already; a collective call."""
         if not self._should_skip_saving_checkpoint(trainer):
@@ -112,16 +117,20 @@ class BestCheckpoint(ModelCheckpoint):
         self.dirpath = self.dirpath or trainer.default_root_dir
         super().setup(trainer, pl_module, stage)
 
+    @property
+    def file(self) -> Path:
+        """What it writes, once its folder is known."""
+        return Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the score to beat from the file itself.
 
         What a run goes on from may have been written before the validation of the same step, and not know of it.
         """
         super().on_train_start(trainer, pl_module)
-        file = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
-        if trainer.global_step == 0 or not file.exists():
+        if trainer.global_step == 0 or not self.file.exists():
             return
-        saved = read_plain(file) if is_sharded_folder(file) else map_file(file)
+        saved = read_plain(self.file) if is_sharded_folder(self.file) else map_file(self.file)
         if (own := saved["callbacks"].get(self.state_key)) is not None:
             self.load_state_dict({**own, "dirpath": self.dirpath})
 

@@ -90,7 +90,8 @@ class StageCost(Callback):
             loss = trainer.callback_metrics.get(self.train_loss)
         if loss is not None:
             self._losses.append(loss.detach())
-        if trainer.global_step % max(getattr(trainer, "log_every_n_steps", 1), 1) == 0:
+        stepped = not trainer.fit_loop.epoch_loop._should_accumulate()  # before, what is logged is lost
+        if stepped and trainer.global_step % max(getattr(trainer, "log_every_n_steps", 1), 1) == 0:
             self._log(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -70,6 +70,7 @@ class Preemption(Checkpoint):
             _requeue()
         self._received = 0
         trainer.limit_val_batches = 0  # no time for the validation that Lightning ends with
+        trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = 0, 0  # else it would go on until then
         trainer.should_stop = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

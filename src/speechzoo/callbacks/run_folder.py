@@ -14,6 +14,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from speechzoo.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from speechzoo.callbacks.doctor import Doctor
 from speechzoo.callbacks.of_trainer import callbacks_of, set_callbacks
 from speechzoo.callbacks.preflight import Preflight
@@ -55,10 +56,16 @@ class RunFolder(SaveConfigCallback):
             ValueError: if the folder holds another run, or if another process trains there.
         """
         self._folder = folder = Path(trainer.default_root_dir)
-        continued = checkpoint is not None and folder.resolve() in checkpoint.resolve().parents
+        kinds = (LastCheckpoint, BestCheckpoint)
+        elsewhere = [c.file for c in trainer.checkpoint_callbacks if isinstance(c, kinds) and c.dirpath is not None]
+        continued = False
+        if checkpoint is not None:
+            own, at = {file.resolve().parent for file in elsewhere}, checkpoint.resolve()
+            continued = folder.resolve() in at.parents or at.parent in own
         if overwrite and checkpoint is not None:
             raise ValueError("--overwrite begins anew and --ckpt_path continues: give one of them")
         found = sorted(file.name for pattern in RESULTS for file in folder.glob(pattern))
+        found += [str(file) for file in elsewhere if file.parent != folder and file.exists()]
         if found and not continued and not overwrite:
             raise ValueError(
                 f"{folder} holds a run ({', '.join(found[:3])}): continue it with --ckpt_path last, give this one "

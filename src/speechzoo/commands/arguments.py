@@ -62,7 +62,7 @@ class Parser(LightningArgumentParser):
             for class_path in re.findall(r"class_path[ =]'([\w.]+)'", message):
                 for kind in inspect.getmro(resolve(class_path)):  # models hand most arguments on to their base
                     known |= set(inspect.signature(vars(kind).get("__init__", object.__init__)).parameters)
-            if near := get_close_matches(wrong, known, n=1):
+            if near := get_close_matches(wrong, known - {wrong}, n=1):
                 line += f"; did you mean {near[0]!r} instead of {wrong!r}?"
         self.exit(2, f"speechzoo: {line}\n")
 

@@ -20,6 +20,7 @@ from speechzoo.generation.sampling import Decoding
 from speechzoo.generation.slots import Slots
 from speechzoo.generation.tokens import Question, Steps, token_steps
 from speechzoo.llms.base import LLM, LLMOutput
+from speechzoo.llms.logits import finish
 from speechzoo.llms.lora import add_lora, merged
 from speechzoo.llms.splice import Spliced, splice
 from speechzoo.names.hugging_face import hub_options
@@ -119,8 +120,10 @@ class HFCausalLM(LLM):
 
     def unembed(self, states: Tensor) -> Tensor:
         """Logits `[..., V]` of states `[..., H]`, for losses of chosen positions."""
-        logits: Tensor = self.head(states)
-        return logits
+        return self._logits(states)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        return finish(self.head(states), self.lm.config.get_text_config())
 
     def splice(
         self,
@@ -156,7 +159,7 @@ class HFCausalLM(LLM):
         labels = torch.where((row.turns > 0) & (row.ids != AUDIO), row.ids, IGNORE)
         out = LLMOutput(hidden, row.mask, row.turns, labels)
         if logits:
-            out.logits = self.head(hidden)
+            out.logits = self._logits(hidden)
         if loss:
             following = F.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
             ignored = following == IGNORE
@@ -172,7 +175,7 @@ class HFCausalLM(LLM):
         """Cross entropy summed over targets. Shape: states `[n, H]`, or `[n, V]` without `run_head`; targets `[n]`."""
 
         def summed(states: Tensor, targets: Tensor) -> Tensor:
-            logits = self.head(states) if run_head else states
+            logits = self._logits(states) if run_head else states
             return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
 
         if self.loss_chunk is None or len(targets) <= self.loss_chunk:
@@ -188,7 +191,7 @@ class HFCausalLM(LLM):
 
     @property
     def head(self) -> nn.Module:
-        """The vocabulary head: `[..., H] -> [..., V]`."""
+        """The vocabulary head: `[..., H] -> [..., V]`, logits but for what `finish` does to them."""
         return self.lm.get_output_embeddings()
 
     def steps(
@@ -215,7 +218,7 @@ class HFCausalLM(LLM):
         cache = growing_cache(self.lm.config)
         alone = not in_pieces(self)
         read = self._read if alone else self._read_together
-        steps = token_steps(read, self.head, self.embed, cache, row, decoding, read_last)
+        steps = token_steps(read, self._logits, self.embed, cache, row, decoding, read_last)
         return steps if alone else self._in_step(steps, input_ids.device)
 
     def merge(self, dtype: torch.dtype) -> None:
@@ -272,7 +275,7 @@ class HFCausalLM(LLM):
         slots, self._slots = self._slots, None  # a second stream meanwhile makes slots of its own
         if slots is None or slots.key != key:
             empty = partial(growing_cache, self.lm.config)
-            slots = Slots(self._read, self.head, self.embed, empty, number, device, decoding.compile, key)
+            slots = Slots(self._read, self._logits, self.embed, empty, number, device, decoding.compile, key)
         try:
             yield from slot_steps(slots, self._prompts(questions), decoding, rows, read_last)
         finally:

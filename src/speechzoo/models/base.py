@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from speechzoo.training.compiled import compile_layers
 from speechzoo.training.freeze import freeze, is_frozen
 from speechzoo.training.fsdp2 import FSDP2Strategy
 from speechzoo.training.hollow import build_once
+from speechzoo.training.schedule import schedule_factory
 from speechzoo.types import HostSide, SpeechBatch, SpeechOutput, present
 
 
@@ -81,10 +82,10 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
         super().__init__()
         self.specs = {"encoder": encoder, "adaptor": adaptor, "llm": llm, "prompt": prompt, **extra_parts}
         self.specs = {name: to_spec(part) for name, part in self.specs.items()}
-        self.freeze_patterns = list(freeze or [])
+        self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
         self.loss_weights = self.weights_of_losses(loss_weights or {})
         self.optimizer_factory = to_factory(to_spec(optimizer or torch.optim.AdamW))
-        self.scheduler_factory = None if lr_scheduler is None else to_factory(to_spec(lr_scheduler))
+        self.scheduler_factory = schedule_factory(lr_scheduler)
         self.lr_scale = dict(lr_scale or {})
         for pattern, factor in self.lr_scale.items():
             at_least(0, "model.lr_scale", **{repr(pattern): factor})
@@ -260,6 +261,14 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
         """The trained weights only: frozen ones are named by the config, not copied into each checkpoint."""
         return checkpoint.trained_only(self, super().state_dict(*args, **kwargs), kwargs.get("prefix", ""))
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, of what `state_dict` gives: frozen weights may be missing, trained ones only if not `strict`."""
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = sorted({*found.missing_keys}.intersection(checkpoint.trained_names(self)))
+        if strict and (missing or found.unexpected_keys):
+            raise RuntimeError(f"{type(self).__name__}: missing {missing[:3]}, left over {found.unexpected_keys[:3]}")
+        return found
+
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
         saved["trained"] = checkpoint.trained_names(self)
         saved["identity"] = self.identity
@@ -279,3 +288,5 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
     def on_load_checkpoint(self, saved: dict[str, Any]) -> None:
         checkpoint.check_trained(self, saved)
         checkpoint.check_identity(self, saved)
+        if self._trainer is not None and self._trainer.training:
+            checkpoint.check_continued(self.hparams, saved, self._trainer.ckpt_path)

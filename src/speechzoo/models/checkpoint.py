@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 
 from speechzoo.llms.lora import base_name
 from speechzoo.names.published import is_name, published
@@ -44,6 +45,30 @@ def check_trained(model: LightningModule, saved: dict[str, Any]) -> None:
             f"{type(model).__name__}: this checkpoint was trained with other parts or another `freeze`. Only in the "
             f"checkpoint: {sorted(theirs - ours)[:3]}; only in the model: {sorted(ours - theirs)[:3]}. To start a new "
             "stage from it, give it as model.init_from instead of --ckpt_path"
+        )
+
+
+def check_continued(settings: Mapping[str, Any], saved: dict[str, Any], path: Any) -> None:
+    """Refuse to go on without the optimizer's state; warn of settings that its state replaces by the checkpoint's.
+
+    Args:
+        settings: the model's hyper-parameters.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not saved.get("optimizer_states"):
+        raise ValueError(
+            f"{path}: holds no optimizer state: it can be evaluated, but not continued. To start from its weights, "
+            "give it as model.init_from instead of --ckpt_path"
+        )
+    before = saved.get("hyper_parameters", {})
+    changed = [name for name in ("optimizer", "lr_scale") if name in before and before[name] != settings[name]]
+    for name in changed:
+        rank_zero_warn(
+            f"model.{name} is {settings[name]}, but this run goes on with that of the checkpoint, {before[name]}: to "
+            "train with another, start a new run with the checkpoint as model.init_from"
         )
 
 
@@ -148,7 +173,9 @@ def load_stages(model: LightningModule, paths: list[str]) -> list[dict[str, Any]
     own = dict(model.named_parameters())
     loaded = []
     for path in paths:
-        state = read(path)["state_dict"]
+        held = read(path)
+        # An average of weights (Lightning's WeightAveraging) brings the frozen ones and buffers as well.
+        state = {name: held["state_dict"][name] for name in held.get("trained", held["state_dict"])}
         for name, value in state.items():
             if name not in own:
                 raise ValueError(f"{path}: holds {name}, which this {type(model).__name__} does not have")

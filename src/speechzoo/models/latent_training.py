@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from speechzoo.models import checkpoint
 from speechzoo.names.spec import to_factory, to_spec
 from speechzoo.names.trust import check_parts
+from speechzoo.training.schedule import schedule_factory, with_schedule
 from speechzoo.vocoders import LatentNetConfig, LatentVocoder
 from speechzoo.vocoders.hifigan import HiFiGANGenerator
 
@@ -68,7 +69,7 @@ class LatentVocoderTraining(LightningModule):
         self.sample_rate, self.net_config, self.duration_weight = sample_rate, dict(net or {}), duration_weight
         self.num_units = LatentNetConfig(**self.net_config).num_units
         self.optimizer_factory = to_factory(to_spec(optimizer or torch.optim.AdamW))
-        self.scheduler_factory = None if lr_scheduler is None else to_factory(to_spec(lr_scheduler))
+        self.scheduler_factory = schedule_factory(lr_scheduler)
         self.save_hyperparameters(
             {
                 "generator": self.generator_spec,
@@ -146,10 +147,7 @@ class LatentVocoderTraining(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.vocoder.net.parameters())
-        if self.scheduler_factory is None:
-            return optimizer
-        schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_schedule(optimizer, self.scheduler_factory, self.trainer)
 
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
         saved["trained"] = checkpoint.trained_names(self)

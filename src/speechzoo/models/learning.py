@@ -18,6 +18,7 @@ from speechzoo.names.spec import at_least
 from speechzoo.training.exact_loss import global_counts, step_loss
 from speechzoo.training.freeze import parameter_groups
 from speechzoo.training.loss_metric import LossMean
+from speechzoo.training.schedule import with_schedule
 from speechzoo.types import HostSide, SpeechBatch, SpeechReply
 
 Objective = Callable[[SpeechBatch], int]
@@ -69,7 +70,7 @@ class Learning(LightningModule):
         """A factor for each loss.
 
         Raises:
-            ValueError: if a factor is negative, or for a loss that there is not.
+            ValueError: if a factor is negative, or all are 0; or for a loss that there is not.
         """
         # Earlier versions wrote `ctc: 1.0` into every run; a factor of 1 for a loss that there is not changes nothing.
         given = {name: factor for name, factor in given.items() if name in self.objectives or factor != 1}
@@ -77,7 +78,11 @@ class Learning(LightningModule):
             there = " and ".join(self.objectives)
             raise ValueError(f"model.loss_weights: {type(self).__name__} has no loss {unknown[0]!r}, it has {there}")
         at_least(0, "model.loss_weights", **given)
-        return {**dict.fromkeys(self.objectives, 1.0), **given}
+        weights = {**dict.fromkeys(self.objectives, 1.0), **given}
+        if not any(weights.values()):
+            there = ", ".join(weights)
+            raise ValueError(f"model.loss_weights: all losses of {type(self).__name__} ({there}) are 0")
+        return weights
 
     def num_targets(self, batch: SpeechBatch) -> dict[str, int]:
         """Targets by loss name: the denominators of the token-exact loss.
@@ -148,7 +153,7 @@ class Learning(LightningModule):
         values = {f"{prefix}/{name}_loss": {name: 1.0} for name in out.sums}
         values[f"{prefix}/loss"] = {name: self.loss_weights[name] for name in out.sums}
         for name, weights in values.items():
-            key = name.replace("/", "_").replace(".", "_")
+            key = name.encode().hex()  # a module's name has no dots, and two sets never share one
             if key not in self.val_losses:
                 self.val_losses[key] = LossMean(weights, self.device)
             metric = cast(LossMean, self.val_losses[key])
@@ -169,10 +174,7 @@ class Learning(LightningModule):
         optimizer = self.any_optimizer()
         groups = parameter_groups(self, self.lr_scale, optimizer.defaults["lr"])
         optimizer = self.optimizer_factory(groups)
-        if self.scheduler_factory is None:
-            return optimizer
-        schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_schedule(optimizer, self.scheduler_factory, self.trainer)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

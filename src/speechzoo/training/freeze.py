@@ -13,12 +13,13 @@ def freeze(module: nn.Module, patterns: Iterable[str]) -> list[str]:
     """Turn off gradients of the parameters whose name a pattern matches (`re.search`); returns their names.
 
     Raises:
-        ValueError: if a pattern matches nothing: a misspelt freeze would train the part in silence.
+        ValueError: if a pattern matches nothing: a misspelt freeze would train the part in silence; or if it is no
+            regular expression.
     """
     names = dict(module.named_parameters())
     frozen = []
     for pattern in patterns:
-        hits = [name for name in names if re.search(pattern, name)]
+        hits = [name for name in names if _regex(pattern, "freeze").search(name)]
         if not hits:
             parts = sorted({name.split(".")[0] for name in names})
             raise ValueError(f"freeze pattern {pattern!r} matches no parameter (parts: {', '.join(parts)})")
@@ -40,14 +41,22 @@ def parameter_groups(module: nn.Module, lr_scale: dict[str, float], lr: float) -
     optimizer's state then does not depend on what is frozen.
 
     Raises:
-        ValueError: if a pattern matches nothing.
+        ValueError: if a pattern matches nothing, or is no regular expression.
     """
     groups: list[dict[str, Any]] = [{"params": [], "lr": lr * factor} for factor in lr_scale.values()]
     rest: list[nn.Parameter] = []
+    patterns = [_regex(pattern, "lr_scale") for pattern in lr_scale]
     for name, parameter in module.named_parameters():
-        index = next((i for i, pattern in enumerate(lr_scale) if re.search(pattern, name)), None)
+        index = next((i for i, pattern in enumerate(patterns) if pattern.search(name)), None)
         (rest if index is None else groups[index]["params"]).append(parameter)
     for pattern, group in zip(lr_scale, groups, strict=True):
         if not group["params"]:
             raise ValueError(f"lr_scale pattern {pattern!r} matches no parameter")
     return [*groups, {"params": rest, "lr": lr}] if rest else groups
+
+
+def _regex(pattern: str, setting: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{setting} pattern {pattern!r} is no regular expression ({error})") from error

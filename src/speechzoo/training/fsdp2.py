@@ -140,7 +140,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         Raises:
             DamagedError: if it is not what was written.
-            ValueError: if it is another model's, or holds no optimizer state while training is to go on.
+            ValueError: if the module refuses it.
         """
         path = self.broadcast(str(checkpoint_path))
         module = self.lightning_module
@@ -159,8 +159,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         weights = dict(module.named_parameters())
         optimizers = [o for o in self.optimizers if module.trainer.state.fn == TrainerFn.FITTING]
         states = saved.get("optimizer_states", [])
-        if optimizers and len(states) != len(optimizers):
-            raise ValueError(f"{path}: holds no optimizer state: it can be evaluated, but not continued")
         if folder:
             load_sharded(folder, saved, {name: weights[name] for name in saved["trained"]}, optimizers)
             return saved

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from speechzoo.names.spec import at_least
+from speechzoo.names.spec import at_least, to_factory, to_spec
+
+COUNTS = ("T_max", "T_0", "total_iters")
+"""What torch's own schedules call a number of steps, where it is the argument after the optimizer."""
+
+Schedule = Callable[[Optimizer, int], LRScheduler]
 
 
 class WarmupCosine(LambdaLR):
@@ -35,3 +43,40 @@ class WarmupCosine(LambdaLR):
             return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * done))
 
         super().__init__(optimizer, factor)
+
+
+def schedule_factory(given: Any) -> Schedule | None:
+    """What makes a schedule from (optimizer, number of optimizer steps); None where none is wanted.
+
+    Raises:
+        ValueError: for one of torch's whose second argument is something else, which the number would be taken for.
+    """
+    if given is None:
+        return None
+    make = to_factory(to_spec(given))
+    kind: Any = getattr(make, "func", make)
+    second = list(signature(kind).parameters)[1]
+    if kind.__module__.startswith("torch.optim") and second not in COUNTS:
+        raise ValueError(
+            f"model.lr_scheduler: {kind.__name__} would take the number of steps for its {second}: name WarmupCosine, "
+            "CosineAnnealingLR, PolynomialLR, or a class of your own that is made from (optimizer, number of steps)"
+        )
+    return make
+
+
+def with_schedule(optimizer: Optimizer, make: Schedule | None, trainer: Any) -> Any:
+    """What Lightning wants of `configure_optimizers`: a schedule that goes on after each optimizer step.
+
+    Raises:
+        ValueError: if the run has no end that is known beforehand.
+    """
+    if make is None:
+        return optimizer
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps):
+        raise ValueError(
+            "model.lr_scheduler has to know the length of the run: set trainer.max_steps or trainer.max_epochs (beside "
+            "max_time), or model.lr_scheduler: null"
+        )
+    schedule = make(optimizer, int(steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

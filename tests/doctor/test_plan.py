@@ -20,6 +20,7 @@ from transformers import LlamaConfig
 
 from speechzoo.adaptors import ConcatMLP
 from speechzoo.cli import main
+from speechzoo.commands.doctor import setting_of
 from speechzoo.data import SpeechDataModule
 from speechzoo.doctor.fake_batch import Work, fake_batch
 from speechzoo.doctor.fakes import Ledger, fill_with_fakes
@@ -223,6 +224,15 @@ def test_sizes_by_name_are_the_published_ones() -> None:
 )
 def test_what_optimizers_keep_of_a_weight(make_optimizer: Any, dtype: torch.dtype, expected: int) -> None:
     assert state_bytes(make_optimizer, dtype) == expected
+
+
+@pytest.mark.parametrize(("given", "half", "all_half"), [
+    ("bf16", torch.bfloat16, None), (16, torch.float16, None), ("16", torch.float16, None),
+    ("bf16-mixed", torch.bfloat16, None), ("bf16-true", None, torch.bfloat16), (32, None, None), (None, None, None),
+])  # fmt: skip
+def test_short_forms_of_precisions_are_known(given: Any, half: Any, all_half: Any) -> None:
+    setting = setting_of({"precision": given})
+    assert (setting.half, setting.all_half) == (half, all_half)
 
 
 def test_machines_are_read() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,21 @@ def test_a_learned_mix_begins_as_the_mean_and_learns_alone(folders):
     (states * torch.linspace(-1, 1, 16)).sum().backward()
     assert encoder.mix.grad.abs().max() > 0
     assert all(weight.grad is None for weight in encoder.net.parameters())
+
+
+@pytest.mark.parametrize("layer", [None, "mix"])
+@every
+def test_nothing_is_masked_where_the_encoder_learns(folders, tmp_path, name, layer):
+    shutil.copytree(folders(name), tmp_path / name)
+    file = tmp_path / name / "config.json"
+    config = json.loads(file.read_text())
+    config |= {key: 0.0 for key, value in config.items() if "drop" in key and isinstance(value, float)}
+    file.write_text(json.dumps({**config, "apply_spec_augment": True, "mask_time_prob": 0.5, "mask_time_length": 2}))
+    encoder = HFSpeechEncoder(str(tmp_path / name), layer=layer)
+    wanted = encoder.eval()(*clips())[0]
+    encoder.train()
+    assert encoder.net.training
+    torch.testing.assert_close(encoder(*clips())[0], wanted)
 
 
 def test_fingerprints_tell_weights_layers_and_extractors_apart(folders, tmp_path):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from functools import partial
 
 import pytest
 import torch
+from test_models import CONVERSATIONS, parts
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
+from speechzoo.data import encode_batch
 from speechzoo.llms import HFCausalLM
+from speechzoo.models import LLaSM
+from speechzoo.training.sharding import blocks
 from speechzoo.types import AUDIO
 
 
@@ -224,3 +231,22 @@ def test_scaled_and_capped_logits_are_those_of_the_llm_itself(kind, settings, tm
         torch.testing.assert_close(loss / int(turns.sum()), wanted.loss, rtol=1e-5, atol=0)
     plain = ours.head(got.hidden)
     assert not torch.allclose(plain, wanted.logits, rtol=0.02, atol=0.02)  # the head's own would have been wrong
+
+
+def test_a_frozen_llm_that_is_recomputed_drops_nothing(tiny_llm_dir, tiny_whisper_pt, tmp_path):
+    shutil.copytree(tiny_llm_dir, tmp_path / "llm")
+    file = tmp_path / "llm" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attention_dropout": 0.5}))
+    llm = partial(HFCausalLM, model=str(tmp_path / "llm"), gradient_checkpointing=True)
+    model = LLaSM(**parts(tiny_llm_dir, tiny_whisper_pt, freeze=["^encoder\\.", "^llm\\."], llm=llm))
+    model.configure_model()
+    batch = encode_batch(model.prompt, CONVERSATIONS, True, "right")
+    wanted = model.eval()(batch).losses["lm"]
+    run = []
+    for layer in blocks(model.llm):
+        layer.input_layernorm.register_forward_hook(lambda *_: run.append(1))
+    loss = model.train()(batch).losses["lm"]
+    forward = len(run)
+    loss.backward()
+    torch.testing.assert_close(loss, wanted)
+    assert len(run) == 2 * forward  # and computed once more

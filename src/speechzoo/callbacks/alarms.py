@@ -35,6 +35,11 @@ class Alarm(Callback):
             raise ValueError(f"{type(self).__name__}: every_n_steps and patience are at least 1")
         self.every_n_steps, self.patience = every_n_steps, patience
         self._in_a_row: dict[str, int] = {}
+        self._hook: RemovableHandle | None = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._hook is not None:
+            self._hook.remove()
 
     def due(self, trainer: Trainer) -> bool:
         """Whether this step is one to check."""
@@ -85,7 +90,6 @@ class DeadPart(Alarm):
         super().__init__(every_n_steps, patience)
         self.part = part
         self.min_gradient, self.min_update, self.min_spread = min_gradient, min_update, min_spread
-        self._hook: RemovableHandle | None = None
         self._spread: float | None = None
         self._seen: dict[str, float] | None = None
         self._before: list[Tensor] = []
@@ -95,10 +99,6 @@ class DeadPart(Alarm):
         if part is None:
             raise ValueError(f"DeadPart: {type(pl_module).__name__} has no part {self.part!r}")
         self._hook = part.register_forward_hook(lambda _, inputs, output: self._look(trainer, output))
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._hook is not None:
-            self._hook.remove()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         weights = self._weights(pl_module)
@@ -158,15 +158,10 @@ class AllBlank(Alarm):
     def __init__(self, every_n_steps: int = 50, patience: int = 5, after_steps: int = 500, share: float = 1.0) -> None:
         super().__init__(every_n_steps, patience)
         self.after_steps, self.share = after_steps, share
-        self._hook: RemovableHandle | None = None
         self._counts: Tensor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hook = pl_module.register_forward_hook(lambda _, inputs, output: self._look(trainer, output))
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._hook is not None:
-            self._hook.remove()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

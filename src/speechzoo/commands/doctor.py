@@ -43,6 +43,7 @@ def setting_of(trainer: dict[str, Any]) -> Setting:
         strategy = "ddp" if "DDP" in type(strategy).__name__ else "auto"
     frees = any(isinstance(callback, FreeFrozen) for callback in trainer.get("callbacks") or [])
     precision, accumulate = str(trainer.get("precision") or "32-true"), int(trainer.get("accumulate_grad_batches") or 1)
+    precision = {"bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision)  # Lightning's short forms
     return Setting(strategy.partition("_")[0], replicas, precision, accumulate, frees)
 
 

@@ -62,6 +62,7 @@ class HFSpeechEncoder(Encoder):
             raise ValueError(f"{model} has {layers} layers: layer {layer} does not exist")
         net: Any = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), **options)
         self.net: Any = net.get_encoder() if config.is_encoder_decoder else net
+        self.net.config.apply_spec_augment = False  # on by default, where the net learns
         if self.raw and isinstance(layer, int):
             self.net.encoder.layers = self.net.encoder.layers[:layer]  # those after it are not needed
             if getattr(config, "do_stable_layer_norm", False):

@@ -167,11 +167,12 @@ class SpeechLLM(Answering, Learning, Hub, ABC):
         self.adaptor: Adaptor = to_factory(self.specs["adaptor"])(self.encoder.out_dim, self.llm.dim)
 
     def train(self, mode: bool = True) -> SpeechLLM:
-        """Training mode for parts that learn (or whose layers are recomputed); frozen parts stay in eval mode."""
+        """Training mode for parts that learn; frozen parts stay in eval mode, but for layers that are recomputed."""
         super().train(mode)
-        for part in self.children():
-            if is_frozen(part) and not getattr(part, "recomputes", False):
-                part.eval()
+        for part in filter(is_frozen, self.children()):
+            part.eval()
+            for layer in part.modules() if mode and getattr(part, "recomputes", False) else ():
+                layer.training = bool(getattr(layer, "gradient_checkpointing", False))  # what is inside stays as it is
         return self
 
     @property

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from test_models import CONVERSATIONS, make
 from tiny_module import TinyModule, loader
+from torch.utils.data import DataLoader
 
 from speechzoo.callbacks import StageCost
 from speechzoo.callbacks.cost import peak_memory_mb
+from speechzoo.data import encode_batch
 
 KEYS = {
     "seconds", "validation_seconds", "steps", "examples", "tokens", "supervised_tokens", "units",
@@ -102,6 +107,24 @@ def test_speed_is_that_of_whole_steps(tmp_path, make_trainer, monkeypatch):
     with (Path(logger.log_dir) / "metrics.csv").open() as file:
         speeds = [float(row["train/tokens_per_second"]) for row in csv.DictReader(file)]
     assert speeds == pytest.approx([4 * 14 / 14, 4 * 14 / 14])
+
+
+def test_a_batch_without_a_target_has_no_loss(tmp_path, make_trainer, tiny_llm_dir, tiny_whisper_pt):
+    """A unit decoder alone learns, and one of two batches has no units: 0 is not its loss."""
+    steady = partial(torch.optim.SGD, lr=0.0)
+    frozen = ["^encoder\\.", "^llm\\.", "^adaptor\\."]
+    model = make("llama_omni", tiny_llm_dir, tiny_whisper_pt, freeze=frozen, loss_weights={"lm": 0}, optimizer=steady)
+    spoken, silent = (encode_batch(model.prompt, CONVERSATIONS, True, "right") for _ in range(2))
+    silent = replace(silent, units=None, unit_lens=None, unit_turns=None)
+    logger = CSVLogger(tmp_path / "logs")
+    trainer = make_trainer(callbacks=[StageCost()], logger=logger)
+    trainer.fit(model, DataLoader([spoken, silent], batch_size=None))
+    wanted = float(model.eval()(spoken).losses["ctc"].detach())
+    assert wanted > 1
+    assert json.loads((tmp_path / "summary.json").read_text())["train_loss"] == pytest.approx(wanted, rel=1e-4)
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert losses and losses == pytest.approx([wanted] * len(losses), rel=1e-4)  # Lightning says the last one again
 
 
 def test_two_ranks_are_summed(tmp_path, make_trainer):

@@ -85,9 +85,8 @@ class StageCost(Callback):
         self._now["supervised_tokens"] += (batch.turns > 0).sum()
         if batch.unit_lens is not None:
             self._now["units"] += batch.unit_lens.sum()
-        loss = getattr(pl_module, "last_loss", None)
-        if loss is None:  # Lightning's own copy: reading it waits for the device
-            loss = trainer.callback_metrics.get(self.train_loss)
+        own = hasattr(pl_module, "last_loss")  # else Lightning's copy: reading it waits for the device
+        loss = getattr(pl_module, "last_loss", None) if own else trainer.callback_metrics.get(self.train_loss)
         if loss is not None:
             self._losses.append(loss.detach())
         stepped = not trainer.fit_loop.epoch_loop._should_accumulate()  # before, what is logged is lost

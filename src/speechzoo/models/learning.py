@@ -50,7 +50,8 @@ class Learning(LightningModule):
         reads: whether batches bring `written`, the conversations with transcripts for clips. A model that also has
             `teacher_fingerprint` and `teacher_states` (see `Ultravox`) may find there what its LLM made of them.
         loss_weights: factor of each loss.
-        last_loss: `train/loss` of the last batch; Lightning's own copy is read by waiting for the device.
+        last_loss: `train/loss` of the last batch, None where it had no target; Lightning's own copy is read by waiting
+            for the device.
     """
 
     last_loss: Tensor | None = None
@@ -131,8 +132,10 @@ class Learning(LightningModule):
         for name, number in out.counters.items():  # of all processes, each of which has the same names
             value = torch.full((), float(number), device=self.device)  # of a float Lightning would wait for the copy
             self.log(f"train/{name}", value, batch_size=len(batch), reduce_fx="sum", on_epoch=True, sync_dist=True)
-        self.last_loss = torch.stack([self.loss_weights[n] * v.detach() for n, v in out.losses.items()]).sum()
-        self.log("train/loss", self.last_loss, batch_size=len(batch))
+        self.last_loss = None
+        if any(local[name] for name in out.losses):  # without a target there is no loss, which is not one of 0
+            self.last_loss = torch.stack([self.loss_weights[n] * v.detach() for n, v in out.losses.items()]).sum()
+            self.log("train/loss", self.last_loss, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -16,7 +16,7 @@ from speechzoo.suites.speaking import spoken
 from speechzoo.suites.systems import Foreign, Local, System
 from speechzoo.system.endpoint import Endpoint, api_key
 from speechzoo.system.terminal import quiet
-from speechzoo.talk.several import short
+from speechzoo.talk.several import named, short
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +55,7 @@ def systems(args: argparse.Namespace) -> list[System]:
     generate = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
     found: list[System] = []
     for given in args.models:
-        name, _, source = given.rpartition("=")
+        name, source = named(given)
         name = _new(name or short(source), found)
         found.append(Local(name, source, args.vocoder, args.device, args.trust_code, args.batch, generate))
     for model in args.endpoint_model:

@@ -23,7 +23,7 @@ def open_all(
     """
     talkers: dict[str, Talker] = {}
     for source in sources:
-        name, _, rest = source.rpartition("=")
+        name, rest = named(source)
         name = name or short(rest)
         while name in talkers:
             name += "'"
@@ -36,6 +36,13 @@ def open_all(
         for talker in speaking:
             talker.sound = {"vocoder": sound.to(next(talker.model.parameters()).device)}
     return talkers
+
+
+def named(given: str) -> tuple[str, str]:
+    """Name and model of `NAME=MODEL`, the first empty where a model is given alone; its path may hold a "="."""
+    parts = given.split("=")
+    splits = [("=".join(parts[:at]), "=".join(parts[at:])) for at in range(len(parts))]
+    return next((split for split in splits if Path(split[1]).exists()), splits[-1])
 
 
 def short(source: str) -> str:

@@ -55,10 +55,24 @@ def test_command(tmp_path: Path, manifest: Path, tiny_tokenizer_dir: Path, capsy
         f"data: {{init_args: {{train: {manifest}, batch_size: 2}}}}\n"
         f"model: {{init_args: {{prompt: {{init_args: {{tokenizer: {tiny_tokenizer_dir}}}}}}}}}\n"
     )
-    options = ["--records", "6", "--workers", "1", "--manifest", str(manifest), "--config", str(recipe)]
+    (tmp_path / "again").symlink_to(manifest.parent)
+    other = tmp_path / "again" / manifest.name  # of the same name and size
+    options = [
+        "--records",
+        "6",
+        "--workers",
+        "1",
+        "--manifest",
+        str(manifest),
+        "--manifest",
+        str(other),
+        "--config",
+        str(recipe),
+    ]
     assert main(["data", *options, "--json", str(tmp_path / "out.json")]) == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert set(found["sources"]) >= {"jsonl", "tar", "parquet, groups of 10", "hf (Arrow)"}
     assert all(row["CPU s/1000, 1 workers"] > 0 for row in found["sources"].values())
     assert found["padding"]["recipe.yaml, 6 records"]["1"]["steps"] == 3
+    assert {f"{manifest}, 6 records", f"{other}, 6 records"} <= set(found["padding"])
     assert "LibriSpeech-like" in capsys.readouterr().out

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from speechzoo.evaluation import Answer, load_answers, save_answers, score, score_by
+from speechzoo.evaluation.answers import MEASURES
 
 ANSWERS = [
     Answer("a", "capital", "Capital of France?", "It is Paris.", "It is Paris", seconds=1.0, seen=True),
@@ -83,3 +86,15 @@ def test_split_by_kind_and_seen():
     assert list(kinds) == ["capital", "sum"]
     assert kinds["capital"]["wer"].value == 0 and kinds["sum"]["exact_match"].value == 0
     assert list(score_by(ANSWERS, lambda a: a.seen)) == [True, False]  # the third does not say
+
+
+def test_a_question_without_a_right_answer_is_neither_right_nor_wrong():
+    known = Answer("1", "k", "how many cows?", "two cows", "two cows", heard="how many cows")
+    unknown = Answer("2", "k", "", "", "any number of words", heard="hm hm", spoken="any number of words")
+    found = score([known, unknown])
+    assert {key: found[key].value for key in ("wer", "cer", "exact_match", "rouge_l", "heard_wer", "asr_wer")} == {
+        "wer": 0, "cer": 0, "exact_match": 1, "rouge_l": 1, "heard_wer": 0, "asr_wer": 0,
+    }  # fmt: skip
+    assert set(score([unknown])) == {"asr_wer", "asr_cer"}
+    silent = replace(known, text="", spoken="hm")  # an answer of no words, of which a word is heard
+    assert (silent.id, MEASURES[6].covered([silent])) == ("1", [silent])

@@ -105,3 +105,24 @@ def test_a_small_part_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
 
 def encoder(model: str) -> dict:
     return {"class_path": "speechzoo.encoders.WhisperEncoder", "init_args": {"model": model}}
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    """Two folders above are alike: the name takes a third, and a difference within the group is not hidden."""
+    paths = [make_run(tmp_path / top / "sweep" / "run", seed=n, commit=top) for n, top in enumerate(("old", "new"))]
+    runs = find_runs(paths)
+    assert [run.name for run in runs] == ["old/sweep/run", "new/sweep/run"]
+    label = "LLaSM"
+    assert unfair(group_runs(runs)) == [
+        f"commits of the code differ: {label} (old/sweep/run): old; {label} (new/sweep/run): new"
+    ]
+
+
+def test_stages_of_the_same_name_keep_their_settings(tmp_path: Path) -> None:
+    for way, lr in (("a", 0.1), ("b", 0.2)):
+        first = make_run(tmp_path / f"pretrain_{way}" / "s0", lr=lr)
+        make_run(tmp_path / f"finetune_{way}" / "s0", seed=ord(way), init_from=[str(first)])
+    runs = find_runs([tmp_path / f"finetune_{way}" / "s0" for way in "ab"])
+    assert [list(run.configs) for run in runs] == [["s0", "finetune_a/s0"], ["s0", "finetune_b/s0"]]
+    assert [group.names for group in group_runs(runs)] == ["finetune_a/s0", "finetune_b/s0"]
+    assert [settings(run)["s0: model.init_args.optimizer.init_args.lr"] for run in runs] == ["0.1", "0.2"]

@@ -19,7 +19,7 @@ from speechzoo.evaluation import (
     stage_table,
 )
 from speechzoo.evaluation.compare import pair_differences
-from speechzoo.evaluation.tables import count, megabytes, number, percent, points, seconds
+from speechzoo.evaluation.tables import count, latex, markdown, megabytes, number, percent, points, seconds
 
 
 def row(table: Table, name: str) -> list[str]:
@@ -109,10 +109,12 @@ def test_markdown_and_latex():
     ]  # fmt: skip
     text = table.to_latex()
     assert r"\multicolumn{2}{l}{\textit{Heading}} \\" in text
-    assert r"x|y & \textbf{12.3 \% [1, 2]} \\" in text
+    assert r"x\textbar{}y & \textbf{12.3 \% [1, 2]} \\" in text
     assert r"A\_1 \& B" in text and r"\caption{50 \% of \#1}" in text
     with pytest.raises(ValueError, match="3 cells in a table of 2"):
         table.add("a", "b", "c")
+    assert latex("a<b>\n\n1 ± 2") == r"a\textless{}b\textgreater{} 1 $\pm$ 2"
+    assert markdown("&lt; $5 or $6") == r"\&lt; \$5 or \$6"
 
 
 def test_summary_file(tmp_path):

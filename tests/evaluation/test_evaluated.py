@@ -11,9 +11,11 @@ from made_runs import make_run, quiz
 
 from speechzoo.cli.compare import main
 from speechzoo.evaluation import save_answers
+from speechzoo.evaluation.answers import MEASURES
 from speechzoo.evaluation.evaluated import read_evaluated
+from speechzoo.evaluation.grouping import group_by
 from speechzoo.evaluation.runs import find_runs
-from speechzoo.evaluation.runs_tables import suite_table
+from speechzoo.evaluation.runs_tables import scores, suite_table
 from speechzoo.evaluation.settings import architecture, group_runs
 
 
@@ -141,3 +143,23 @@ def test_wandb_is_offline_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WANDB_SILENT", "true")
     assert main([str(make_run(tmp_path / "a")), "--out", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out" / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+@pytest.mark.parametrize("by", [(), ("lr",)])
+def test_scores_of_two_suites_are_not_averaged(tmp_path: Path, by: tuple[str, ...]) -> None:
+    paths = [make_run(tmp_path / f"run{n}", seed=n) for n in range(3)]  # the last one was not evaluated
+    first = evaluated(tmp_path / "a", "quickstart", **{path.name: (str(path), 1) for path in paths[:2]})
+    second = evaluated(tmp_path / "b", "questions", **{path.name: (str(path), 3) for path in paths[:2]})
+    runs = find_runs([*paths, first, second])
+    groups = group_by(runs, by) if by else group_runs(runs)
+    name = "lr=0.1" if by else "LLaSM"
+    assert [(group.label, group.names, scores(group, MEASURES[2])) for group in groups] == [
+        (f"{name} (run0)", "run0 … run2 (3)", [0.25, 0.25]),
+        (f"{name} (run0 on questions)", "run0 on questions, run1 on questions", [0.75, 0.75]),
+    ]
+
+
+def test_a_model_called_like_a_setting_is_a_group_of_its_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    done = evaluated(tmp_path / "a", "s", **{"0.1": (None, 1)})
+    assert [group.names for group in group_by(find_runs([run, done]), ("lr",))] == ["run", "0.1"]

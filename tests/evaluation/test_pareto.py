@@ -102,3 +102,16 @@ def test_the_front_is_in_all_that_is_written(tmp_path: Path, capsys: pytest.Capt
     text = capsys.readouterr().out
     assert "## Quality against cost" in text and "![front](front.png)" in text and (out / "front.png").is_file()
     assert "<h2>Quality against cost</h2>" in (out / "comparison.html").read_text()
+
+
+def test_a_loss_that_diverged_is_on_no_front(tmp_path: Path) -> None:
+    groups = groups_of(tmp_path, diverged=(10, float("nan")), dear=(4000, 0.5), cheap=(1000, 2.0))
+    found = front(groups, cost="tokens")
+    assert found is not None and [point.group.label for point in found.points] == ["dear", "cheap"]
+    paths = [make_run(tmp_path / f"seed{n}", lr=9, seed=n, val_loss=loss) for n, loss in enumerate((1.0, float("nan")))]
+    out = tmp_path / "out"
+    assert main([*(str(path) for path in paths), str(tmp_path / "dear"), "--out", str(out)]) == 0
+    text = (out / "comparison.md").read_text()
+    assert "| 0.5000 ± 0.0000 | nan |" in text and "| seed1 | finished | 1 | 0.5000 | nan |  |" in text
+    told = json.loads((out / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert [group["val_loss"] for group in told["groups"]] == [[1.0, None], [0.5]]

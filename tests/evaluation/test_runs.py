@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_runs import make_run
+from made_runs import make_run, quiz
 
 from speechzoo.cli.compare import main
 from speechzoo.evaluation import Answer, save_answers
@@ -15,7 +16,7 @@ from speechzoo.evaluation.comparable import objective, unfair
 from speechzoo.evaluation.runs import find_runs
 from speechzoo.evaluation.runs_figures import WRAP, label_lines, plot_bars, plot_curves, wrap
 from speechzoo.evaluation.runs_report import compare_runs
-from speechzoo.evaluation.runs_tables import difference, interval, measures_of, result_table, scores
+from speechzoo.evaluation.runs_tables import difference, difference_table, interval, measures_of, result_table, scores
 from speechzoo.evaluation.settings import group_runs
 
 
@@ -222,7 +223,7 @@ def test_all_files_and_their_escaping(tmp_path: Path) -> None:
         .replace("model: llm", "model: llm\n    prompt: {init_args: {system: none}}")
     )
     md, html, tex, _ = compare_runs(find_runs(paths), tmp_path / "out")
-    assert r"100\% of A\&B\_\{x\} <b>" in tex.read_text() and r"a\_1" in tex.read_text()
+    assert r"100\% of A\&B\_\{x\} \textless{}b\textgreater{}" in tex.read_text() and r"a\_1" in tex.read_text()
     assert "±" not in tex.read_text() and tex.read_text().count(r"\begin{table}") == tex.read_text().count(
         r"\end{table}"
     )
@@ -240,3 +241,14 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     (make_run(tmp_path / "a") / "config.yaml").write_text("model: 3")
     with pytest.raises(ValueError, match="not the config of a run"):
         find_runs([tmp_path / "a"])
+
+
+def test_a_difference_on_fewer_questions_says_how_many(tmp_path: Path) -> None:
+    for name, lr in (("a", 0.1), ("b", 0.2)):
+        spoken = [replace(one, spoken="answer" if n < 2 else None) for n, one in enumerate(quiz(2))]
+        save_answers(make_run(tmp_path / name, lr=lr) / "answers.jsonl", spoken)
+    table = difference_table(group_runs(find_runs([tmp_path / "a", tmp_path / "b"])))
+    assert table is not None
+    told = dict(zip(table.header, map(str, table.rows[0]), strict=True))
+    assert told["n"] == "4" and told["WER"] == "0.0 [0.0, 0.0], p = 1.000"
+    assert told["ASR-WER of the speech against its text"] == "0.0 [0.0, 0.0], p = 1.000 (n = 2)"

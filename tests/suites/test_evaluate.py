@@ -16,10 +16,11 @@ from api_stand_in import chat_server
 from layouts import librispeech, parquet, sound, wav
 from tiny_vocoders import GENERATOR, NET
 
-from speechzoo.cli.evaluate import main
+from speechzoo.cli.evaluate import main, parser
 from speechzoo.evaluation.answers import load_answers
 from speechzoo.suites import scoring
 from speechzoo.suites import store as work
+from speechzoo.suites.command import systems
 from speechzoo.suites.systems import Local, fingerprint
 from speechzoo.system import endpoint
 from speechzoo.vocoders import LatentVocoder
@@ -323,3 +324,11 @@ def test_a_vocoder_goes_to_the_model_whose_units_it_knows(opened, run_folder, tm
     assert Local("m", str(run_folder), str(tmp_path / "other")).talker.sound["vocoder"].sample_rate == 8000
     identities = [Local("m", str(run_folder), str(tmp_path / name)).identity() for name in ("fits", "other")]
     assert identities[0] != identities[1]
+
+
+def test_a_folder_named_after_a_setting_is_no_name(tmp_path):
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    given = ["m", str(folder), f"mine={folder}", "--suite", "x"]
+    told = [(system.name, system.source) for system in systems(parser().parse_args(["a=b", *given]))]
+    assert told == [("a", "b"), ("m", "m"), ("lr=0.1", str(folder)), ("mine", str(folder))]

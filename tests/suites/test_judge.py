@@ -31,6 +31,7 @@ def endpoint(url: str) -> LLMJudge:
     [
         ("4", 4), (" 5.", 5), ("Score: 3", 3), ("4/5", 4), ("3 out of 5", 3), ('{"score": 2}', 2), ("**1**", 1),
         ("<think>5? no, 2 or 3</think>\n4", 4), ("6", None), ("0", None), ("3.5", None), ("good", None), ("", None),
+        ("<think>I would say 4, but", None), ("5 or 2? So 3.</think>\n3", 3),
         ("2 or 3", None), ("10", None), ("between 4 and 5", None),
     ],
 )  # fmt: skip
@@ -38,7 +39,14 @@ def test_a_score_is_one_whole_number(reply: str, score: int | None):
     assert verdict("instruction", reply) == score
 
 
-@pytest.mark.parametrize(("reply", "score"), [("Yes", 1), ("no.", 0), ("yes and no", None), ("maybe", None)])
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("Yes", 1), ("no.", 0), ("yes and no", None), ("maybe", None), ("**No**, it says Rome", 0),
+        ("Yes, there is no difference", 1), ("There is no doubt: it agrees", None), ("My verdict: yes", 1),
+        ("<think>Does it agree? No", None), ("hm, no, or yes?</think>yes", 1),
+    ],
+)  # fmt: skip
 def test_an_answer_is_yes_or_no(reply: str, score: int | None):
     assert verdict("answer", reply) == score
 

@@ -182,3 +182,18 @@ def test_columns_of_all_suites_are_there():
 
     assert {key for one in SUITES.values() for key in one.columns} <= set(COLUMNS)
     assert OWN.keys() == {"id", "text", "sound", "references", "kind"}
+
+
+def test_files_of_others_are_read_by_lines_and_their_faults_named(tmp_path: Path):
+    (tmp_path / "alpaca_eval.json").write_text('[{"dataset": "vicuna", "instruction": "One two?"}]')
+    file = tmp_path / "question.jsonl"
+    file.write_text('{"text": "One two?", "category": "math"}\n\n{"text": "b", "category": "generic"}\n')
+    assert SUITES["instructs2s"].read(tmp_path) == ([], [])
+    file.write_text('{"text": "a", "category": "math"}\n{"text": "b"}\n')
+    with pytest.raises(ValueError, match=r"question.jsonl:2: a record has text, category"):
+        SUITES["instructs2s"].read(tmp_path)
+    (tmp_path / "latin.jsonl").write_bytes('{"question": "Où?"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.jsonl: not a text in UTF-8"):
+        read_table([tmp_path / "latin.jsonl"])
+    (tmp_path / "bom.json").write_bytes(b'\xef\xbb\xbf[{"question": "a"}]')
+    assert read_table([tmp_path / "bom.json"])[0].text == "a"

@@ -62,6 +62,7 @@ def test_grid_is_every_combination_once_in_the_order_of_names(write) -> None:
         "c": {"value": 1},
     }
     assert len(load_sweep(write(parameters=whole)).grid()) == 3 * 4
+    assert Parameter.read("k", {"distribution": "int_uniform", "min": 1.0, "max": 3.0}).values() == [1, 2, 3]
     with pytest.raises(ValueError, match="a grid takes"):
         load_sweep(write(parameters={"lr": {"min": 0.1, "max": 1.0}})).grid()
 
@@ -133,6 +134,15 @@ def test_bayes_finds_the_better_half(write) -> None:
         ({"parameters": {"lr": {"min": 1, "maximum": 2}}}, "needs value, values, or min and max"),
         ({"parameters": {"lr": {"distribution": "uniform", "min": 1}}}, r"lacks \['max'\]"),
         ({"parameters": {"lr": {"min": 3, "max": 2}}}, "between 3 and 2"),
+        ({"parameters": {"llm": {"values": "small"}}}, "values has to be a list, not 'small'"),
+        ({"parameters": {"k": {"values": {"a": 1}}}}, "values has to be a list"),
+        ({"parameters": {"k": {"values": [1], "probabilities": 1}}}, "probabilities has to be a list"),
+        ({"parameters": {"k": {"values": [1], "probabilities": ["1e-4"]}}}, "probabilities have to be numbers; YAML"),
+        ({"parameters": {"k": {"distribution": ["uniform"], "min": 0, "max": 1}}}, "is not offered"),
+        ({"parameters": {"k": {"distribution": "int_uniform", "min": 0.5, "max": 2}}}, "takes whole numbers"),
+        ({"parameters": {"k": {"distribution": "q_uniform", "min": 0, "max": 2, "q": 0}}}, "q has to be above 0"),
+        ({"parameters": {"k": {"distribution": "normal", "sigma": "1e-3"}}}, "have to be numbers; YAML reads 1e-4"),
+        ({"parameters": {"k": {"min": 0, "max": float("nan")}}}, "have to be numbers"),
         ({"command": ["${program}", "${args}"]}, "has to run `speechzoo fit`"),
         ({"method": "bayes", "metric": None}, "needs metric.name"),
         ({"metric": {"name": "x", "goal": "min"}}, "minimize or maximize"),

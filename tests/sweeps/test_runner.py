@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from speechzoo.cli.sweep import main
 from speechzoo.sweeps import Runner, load_sweep
+from speechzoo.sweeps.show import trial_table
 from speechzoo.sweeps.trial import is_alive, launch
 
 
@@ -211,3 +214,18 @@ def test_a_trial_is_no_rank_of_the_job_that_starts_it(tmp_path: Path) -> None:
     assert launch([sys.executable, "-c", tell], environment, tmp_path, lambda pid: None) == 0
     given = json.loads((tmp_path / "stdout.log").read_text())
     assert given["MINE"] == "kept" and not set(ranks) & set(given)
+
+
+def test_values_in_brackets_are_shown(write, player, tmp_path: Path) -> None:
+    parameters = {"a.freeze": {"values": ["[encoder]", "[/llm]"]}}
+    runner = Runner(load_sweep(write(parameters=parameters)), tmp_path / "out", start=player())
+    runner.run()
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(trial_table(runner))
+    text = console.export_text()
+    assert "[encoder]" in text and "[/llm]" in text
+
+
+def test_a_trial_has_at_least_one_device(write, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--per-trial 0 does not go with 0 devices"):
+        Runner(load_sweep(write()), tmp_path / "out", per_trial=0)

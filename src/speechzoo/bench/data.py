@@ -206,7 +206,7 @@ def main(args: argparse.Namespace) -> int:
         sets["LibriSpeech-like, 114156 clips"] = positions_of(librispeech_like(114_156)), 1000, args.max_tokens
         looked: list[tuple[str, Any, ChatPrompt, int, int | None]] = []
         if args.manifest:
-            looked += [(Path(path).name, path, prompt, 1000, args.max_tokens) for path in args.manifest]
+            looked += [(path, path, prompt, 1000, args.max_tokens) for path in args.manifest]
         if args.config:
             train, own, batch_size, budget = _settings(args.config)
             looked.append((args.config.name, train, own or prompt, batch_size, budget))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from speechzoo.data import read_manifest
+from speechzoo.system.files import without_nan
 from speechzoo.system.terminal import quiet, tell_error
 from speechzoo.talk.questions import question
 from speechzoo.talk.sources import Talker, open_talker
@@ -228,7 +229,7 @@ def main(args: argparse.Namespace) -> int:
         return tell_error(error, "speechzoo bench latency")
     print(table(result))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(without_nan(result), indent=2) + "\n", encoding="utf-8")
     if args.png:
         from speechzoo.bench.latency_picture import picture
 

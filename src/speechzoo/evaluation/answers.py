@@ -123,8 +123,13 @@ class Measure:
         return bool(self.metric.higher_is_better)
 
     def applies(self, answer: Answer) -> bool:
-        """Whether this measure says something about an answer: it has both fields."""
-        return getattr(answer, self.prediction) is not None and getattr(answer, self.reference) is not None
+        """Whether this measure says something about an answer: it has both fields.
+
+        No right answer, or no words of the question, is told by an empty text; an answer of no words is one.
+        """
+        reference = getattr(answer, self.reference)
+        known = reference is not None and (reference != "" or self.reference == "text")
+        return known and getattr(answer, self.prediction) is not None
 
     def covered(self, answers: Iterable[Answer]) -> list[Answer]:
         """The answers this measure says something about."""

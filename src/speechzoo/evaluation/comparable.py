@@ -73,9 +73,9 @@ def _differ(what: str, groups: Sequence[Group], value: Callable[[Run], str]) -> 
     """One line if the runs do not all have the same value: who has which."""
     found: dict[str, list[str]] = {}
     for group in groups:
-        values = {run.name: value(run) for run in group.runs}
-        for one in dict.fromkeys(values.values()):
-            runs = [run for run in group.runs if values[run.name] == one]
+        values = [value(run) for run in group.runs]
+        for one in dict.fromkeys(values):
+            runs = [run for run, own in zip(group.runs, values, strict=True) if own == one]
             found.setdefault(one, []).append(told(group, None if len(runs) == len(group.runs) else runs))
     return [_line(what, found)] if len(found) > 1 else []
 

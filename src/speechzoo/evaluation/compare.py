@@ -189,7 +189,7 @@ def pair_table(systems: Sequence[SystemResult], seed: int = 0, measures: Sequenc
         table.add(f"{a.name} − {b.name}")
         for measure in shown:
             if entry := differences.get(measure.key):
-                table.add(measure.name, str(entry[1]), _difference(entry[0], measure.difference))
+                table.add(measure.name, str(entry[1]), difference_cell(entry[0], measure.difference))
     return table
 
 
@@ -208,9 +208,9 @@ def _add_groups(
         for groups in scores:
             values = groups.get(name)
             cells.append(
-                Cell(NOT_MEASURED)
-                if values is None
-                else Cell(percent(values["exact_match"].value), f"(WER {percent(values['wer'].value)})")
+                Cell(percent(values["exact_match"].value), f"(WER {percent(values['wer'].value)})")
+                if values and "exact_match" in values
+                else Cell(NOT_MEASURED)
             )
         table.add(str(name), sizes[0] if len(set(sizes)) == 1 else " / ".join(sizes), *cells)
 
@@ -230,6 +230,7 @@ def _interval(interval: Interval | None, show: Callable[[float], str]) -> Cell:
     return Cell(show(interval.value), f"[{low}, {high}]")
 
 
-def _difference(d: Difference, show: Callable[[float], str]) -> Cell:
+def difference_cell(d: Difference, show: Callable[[float], str]) -> Cell:
+    """A difference with its interval and p; strong where the interval leaves out 0."""
     p = "p < 0.001" if d.p < 0.001 else f"p = {d.p:.3f}"
     return Cell(show(d.value), f"[{show(d.low)}, {show(d.high)}], {p}", strong=d.low > 0 or d.high < 0)

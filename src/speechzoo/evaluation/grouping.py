@@ -7,7 +7,18 @@ from typing import Any
 
 from speechzoo.evaluation.report import flatten
 from speechzoo.evaluation.runs import Run
-from speechzoo.evaluation.settings import MISSING, Group, architecture, at, settings, short_class, short_names, words
+from speechzoo.evaluation.settings import (
+    MISSING,
+    Group,
+    architecture,
+    at,
+    other_suites,
+    settings,
+    short_class,
+    short_names,
+    tell_apart,
+    words,
+)
 
 SEVERAL = " / "  # between the values that a group's runs have of a setting they were not grouped by
 
@@ -28,13 +39,13 @@ def group_by(runs: Sequence[Run], given: Sequence[str]) -> list[Group]:
     flat = [flatten(run.config) for run in runs]
     keys = [find_key(name, flat) for name in given]
     every = [settings(run) for run in runs]
-    members: dict[tuple[str, ...], list[int]] = {}
-    for number, run in enumerate(runs):
+    members: dict[tuple[bool, str, tuple[str, ...]], list[int]] = {}
+    for number, (run, suite) in enumerate(zip(runs, other_suites(runs), strict=True)):
         values = tuple(_value(run, every[number], key) for key in keys) if run.config else (run.name,)
-        members.setdefault(values, []).append(number)
+        members.setdefault((bool(run.config), suite, values), []).append(number)
     short = short_names(list(dict.fromkeys(keys)))
     groups = []
-    for values, numbers in members.items():
+    for (_, _, values), numbers in members.items():
         own = [runs[number] for number in numbers]
         if not own[0].config:
             groups.append(Group(architecture(own[0]), {}, own, label=own[0].name))
@@ -51,6 +62,7 @@ def group_by(runs: Sequence[Run], given: Sequence[str]) -> list[Group]:
         label = ", ".join(f"{short[key]}={value}" for key, value in zip(keys, values, strict=True))
         names = short_names(list(mixed))
         groups.append(Group(kinds, merged, own, label, {names[name]: value for name, value in mixed.items()}))
+    tell_apart(groups)
     return groups
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -45,7 +46,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Front:
-    """All groups of which both are known."""
+    """All groups of which both are known, and finite."""
 
     cost: Axis
     quality: Axis
@@ -111,7 +112,9 @@ def front(groups: Sequence[Group], quality: str | None = None, cost: str | None 
         if key == VAL_LOSS and not quality and not _same_loss(groups):
             continue
         found = [Point(group, axis.values(group), QUALITIES[key].values(group)) for group in groups]
-        found = [point for point in found if point.cost and point.quality]
+        # A loss that diverged compares with nothing: nobody could beat it.
+        finite = [all(map(math.isfinite, (*point.cost, *point.quality))) for point in found]
+        found = [p for p, known in zip(found, finite, strict=True) if known and p.cost and p.quality]
         if len(found) > 1:
             return Front(axis, QUALITIES[key], [_placed(point, found, QUALITIES[key]) for point in found])
     if quality or cost:

@@ -197,7 +197,8 @@ def _chain(folder: Path, seen: set[Path]) -> tuple[dict[str, dict[str, Any]], li
     done = (folder / SUMMARY).is_file()
     stage = StageSummary.from_file(folder / SUMMARY, folder.name, csvs) if done else StageSummary(folder.name)
     stage.metrics = [str(file) for file in csvs]
-    return {**configs, folder.name: config}, [*stages, stage], missing
+    name = folder.name if folder.name not in configs else f"{folder.parent.name}/{folder.name}"
+    return {**configs, name: config}, [*stages, stage], missing
 
 
 def _sweep(path: Path) -> list[Run]:
@@ -244,9 +245,14 @@ def _siblings(path: Path, folders: Sequence[Path]) -> list[Run]:
 
 
 def _tell_apart(runs: Sequence[Run]) -> None:
-    """Names that come twice get the name of the folder above before them."""
+    """Names that come twice get those of the folders above before them, as many as tell them apart."""
     names = [run.name for run in runs]
-    for run in runs:
-        if names.count(run.name) > 1:
-            above = run.folder if not run.configs and run.state == "finished" else run.folder.parent
-            run.name = f"{above.name}/{run.name}"
+    twice = [run for run in runs if names.count(run.name) > 1]
+    above = [run.folder if not run.configs and run.state == "finished" else run.folder.parent for run in twice]
+    parts = [folder.resolve().parts for folder in above]
+    for depth in range(1, 1 + max(map(len, parts), default=0)):
+        names = ["/".join((*places[-depth:], run.name)) for places, run in zip(parts, twice, strict=True)]
+        if len(set(names)) == len(names):
+            break
+    for run, name in zip(twice, names, strict=False):
+        run.name = name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ def plot_bars(groups: Sequence[Group], measures: Sequence[Measure], seed: int = 
     """Validation loss (mean, ± sd, dots = runs) and scores (mean over seeds, 95 % bootstrap interval) of each group."""
     panels = []
     losses = [group.values("val_loss") for group in groups]
+    losses = [values if all(map(math.isfinite, values)) else [] for values in losses]
     if any(losses):
         spread = [(s, s) if (s := statistics.stdev(v) if len(v) > 1 else 0.0) else (0.0, 0.0) for v in losses]
         panels.append(("validation loss ± sd", losses, spread))

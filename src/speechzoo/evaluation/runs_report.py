@@ -30,7 +30,7 @@ from speechzoo.evaluation.runs_tables import (
 from speechzoo.evaluation.settings import Group, group_runs
 from speechzoo.evaluation.tables import Table, markdown
 from speechzoo.evaluation.wandb_run import log_comparison
-from speechzoo.system.files import write_atomically
+from speechzoo.system.files import without_nan, write_atomically
 
 FAIR = (
     "Data, seeds, base models, budgets, code and test questions of the groups are the same as far as their files tell."
@@ -105,7 +105,7 @@ def compare_runs(
         _markdown(shown, warnings, list(kept)),
         html,
         _latex(shown),
-        json.dumps(told, indent=1, ensure_ascii=False),
+        json.dumps(without_nan(told), indent=1, ensure_ascii=False),
     ]
     for path, text in zip(paths, texts, strict=True):
         write_atomically(path, (text.rstrip() + "\n").encode())
@@ -125,7 +125,7 @@ def _markdown(tables: dict[str, Table], warnings: Sequence[str], pictures: Seque
 
 
 def _latex(tables: dict[str, Table]) -> str:
-    return "\n\n".join(table.to_latex().replace("±", r"$\pm$") for table in tables.values())
+    return "\n\n".join(table.to_latex() for table in tables.values())
 
 
 def _summary(groups: Sequence[Group], seed: int) -> dict[str, float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from speechzoo.evaluation.answers import MEASURES, Answer, Measure, cut_answers, normalisers, question_groups
+from speechzoo.evaluation.compare import difference_cell
 from speechzoo.evaluation.runs import Run
 from speechzoo.evaluation.settings import MISSING, Group, between, short_names, varying
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, count, megabytes, number, percent, points, seconds
@@ -19,10 +21,11 @@ Pooled = dict[str, tuple[Answer, float, float]]
 
 
 def mean_sd(values: Sequence[float], show: Callable[[float], str]) -> Cell:
-    """Mean and sample standard deviation (n - 1); one value has none."""
+    """Mean and sample standard deviation (n - 1); one value, or some that are not finite, have none."""
     if not values:
         return Cell(NOT_MEASURED)
-    detail = f"± {show(statistics.stdev(values)).removesuffix(' %')}" if len(values) > 1 else ""
+    spread = len(values) > 1 and all(map(math.isfinite, values))
+    detail = f"± {show(statistics.stdev(values)).removesuffix(' %')}" if spread else ""
     return Cell(show(statistics.fmean(values)), detail)
 
 
@@ -166,7 +169,7 @@ def difference_table(groups: Sequence[Group], seed: int = 0) -> Table | None:
         found = [difference(a, b, measure, seed) for measure in measures]
         if any(found):
             n = max(entry[1] for entry in found if entry is not None)
-            table.add(f"{a.label} − {b.label}", str(n), *(_difference(entry) for entry in found))
+            table.add(f"{a.label} − {b.label}", str(n), *(_difference(entry, n) for entry in found))
     return table if table.rows else None
 
 
@@ -193,13 +196,12 @@ def run_table(runs: Sequence[Run]) -> Table:
 
 
 def four(value: float | None) -> str:
-    """A loss with four decimals."""
-    return number(value, 4)
+    """A loss with four decimals; one that diverged is "nan"."""
+    return "nan" if value is not None and math.isnan(value) else number(value, 4)
 
 
-def _difference(entry: tuple[Difference, int] | None) -> Cell:
+def _difference(entry: tuple[Difference, int] | None, n: int) -> Cell:
     if entry is None:
         return Cell(MISSING)
-    d = entry[0]
-    p = "p < 0.001" if d.p < 0.001 else f"p = {d.p:.3f}"
-    return Cell(points(d.value), f"[{points(d.low)}, {points(d.high)}], {p}", strong=d.low > 0 or d.high < 0)
+    cell = difference_cell(entry[0], points)
+    return cell if entry[1] == n else cell._replace(detail=f"{cell.detail} (n = {entry[1]})")

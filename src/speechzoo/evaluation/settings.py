@@ -58,12 +58,12 @@ class Group:
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Groups in the order of their first run; `label` tells each from the others."""
-    groups: dict[tuple[str, str], Group] = {}
+    groups: dict[tuple[str, str, str], Group] = {}
     every = [settings(run) for run in runs]
     whole = _somewhere_whole(every)
-    for run, found in zip(runs, every, strict=True):
+    for run, found, suite in zip(runs, every, other_suites(runs), strict=True):
         name, found = architecture(run), _fold(found, whole)
-        key = name, repr(sorted(found.items()))
+        key = name, repr(sorted(found.items())), suite
         groups.setdefault(key, Group(name, found, [])).runs.append(run)
     result = list(groups.values())
     shown = varying(result)
@@ -73,11 +73,22 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         group.label = ", ".join([group.architecture, *parts])
         if len(group.label) > LONGEST:
             group.label = group.names
-    labels = [group.label for group in result]
-    for group in result:
-        if labels.count(group.label) > 1:  # differ in the presence of a setting only
-            group.label += f" ({group.runs[0].name})"
+    tell_apart(result)
     return result
+
+
+def other_suites(runs: Sequence[Run]) -> list[str]:
+    """Of each run the suite that it answered if that is another one than the first: they have no mean in common."""
+    first = next((run.suite for run in runs if run.suite), "")
+    return ["" if run.suite == first else run.suite for run in runs]
+
+
+def tell_apart(groups: Sequence[Group]) -> None:
+    """Labels that come twice, as of groups that answered other suites, get the name of the group's first run."""
+    labels = [group.label for group in groups]
+    for group in groups:
+        if labels.count(group.label) > 1:
+            group.label += f" ({group.runs[0].name})"
 
 
 def architecture(run: Run) -> str:

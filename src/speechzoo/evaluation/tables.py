@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,6 +13,10 @@ _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
     "−": "$-$",
     "–": "--",
     "→": r"$\rightarrow$",
@@ -78,9 +83,9 @@ class Table:
 def markdown(text: str) -> str:
     """Text on one line that Markdown shows as it is, also inside a table."""
     text = " ".join(text.split())
-    for character in "\\`*_[]<>|#~":
+    for character in "\\`*_[]<>|#~$":
         text = text.replace(character, "\\" + character)
-    return text
+    return re.sub(r"&(?=\w+;)", r"\\&", text)  # else `&lt;` would be shown as <
 
 
 def _markdown_row(cells: list[str], escape: bool = True) -> str:
@@ -88,8 +93,8 @@ def _markdown_row(cells: list[str], escape: bool = True) -> str:
 
 
 def latex(text: str) -> str:
-    """Text that LaTeX shows as it is."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Text on one line that LaTeX shows as it is; an empty one would end a table."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def percent(value: float | None) -> str:

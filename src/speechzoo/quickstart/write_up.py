@@ -32,7 +32,7 @@ from speechzoo.quickstart.examination import SYSTEMS, System, source
 from speechzoo.quickstart.listening import read_facts
 from speechzoo.quickstart.scale import PUBLISHED, Scale
 from speechzoo.quickstart.stages import Stages
-from speechzoo.system.files import read_jsonl, write_json
+from speechzoo.system.files import read_jsonl, without_nan, write_json
 
 INTRO = [
     "LLaSM and LLaMA-Omni, trained on the same spoken questions with the same small pretrained parts (Whisper tiny.en, "
@@ -104,7 +104,7 @@ def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
             "seed": seed,
             "kernels": torch.backends.cpu.get_cpu_capability(),
             "seconds": data.settings["wall seconds by stage"],
-            "scores": {system.name: score(system.answers) for system in systems},
+            "scores": without_nan({system.name: score(system.answers) for system in systems}),
             "true_answers_asr_wer": {key: facts[f"{key}_units_asr_wer"] for key in ("true", "decoded")},
             "checks": [asdict(check) for check in data.checks],
         },

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from speechzoo.corpora.layouts import CORPORA
 from speechzoo.corpora.stage import Broken
 from speechzoo.parts.registry import cache_folder, fetch
-from speechzoo.suites.questions import Question, read_table
+from speechzoo.suites.questions import Question, read_table, rows_of
 
 Found = tuple[list[Question], list[str]]
 """Questions, and a line for each item that cannot be one."""
@@ -47,17 +45,17 @@ def instructs2s(folder: Path, _: str) -> Found:
 
     Raises:
         FileNotFoundError: naming the file that is missing, and where it is from.
+        ValueError: naming file and row that is otherwise.
     """
     sources = {"alpaca_eval.json": "the hub's tatsu-lab/alpaca_eval", "question.jsonl": "lm-sys/vicuna-blog-eval"}
     for name, source in sources.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: no such file; it is from {source}")
-    vicuna = [json.loads(line) for line in (folder / "question.jsonl").read_text(encoding="utf-8").splitlines()]
+    vicuna = rows_of(folder / "question.jsonl", ("text", "category"))
     left_out = {_words(row["text"]) for row in vicuna if row["category"] in CODE}
     counts = {"helpful_base": 0, "vicuna": 0}
     found = []
-    rows: list[dict[str, Any]] = json.loads((folder / "alpaca_eval.json").read_text(encoding="utf-8"))
-    for row in rows:
+    for row in rows_of(folder / "alpaca_eval.json", ("dataset", "instruction")):
         kind, words = row["dataset"], row["instruction"]
         if kind not in counts or (kind == "vicuna" and _words(words) in left_out):
             continue

@@ -87,14 +87,17 @@ class Task:
         return ANSWER.format(order="in any order" if flipped else "then", question=self.question, answers=answers)
 
 
-THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+THOUGHT = re.compile(r".*</think>|<think>.*", re.DOTALL)
+"""Up to its end, also where the template began it; one that was cut off has no verdict after it."""
+YES_OR_NO = re.compile(r"^\W*(yes|no)\b|\b(yes|no)\b(?!\s+\w)")
+"""At the beginning, or with no word after it: "there is no doubt" is none."""
 
 
 def verdict(kind: str, reply: str) -> float | None:
     """The score in a reply; None if there is none, or more than one."""
     reply = THOUGHT.sub("", reply).strip()
     if kind == "answer":
-        found = set(re.findall(r"\b(yes|no)\b", reply.lower()))
+        found = {first or last for first, last in YES_OR_NO.findall(reply.lower())}
         return float(found.pop() == "yes") if len(found) == 1 else None
     reply = re.sub(r"(?<![\d.])([1-5])\s*(?:/|out of)\s*5(?!\d)", r"\1", reply)
     numbers = set(re.findall(r"\d+(?:\.\d+)?", reply))

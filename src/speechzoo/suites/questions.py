@@ -145,15 +145,32 @@ def _rows(file: Path, columns: Columns, keep: Sequence[str]) -> Iterator[tuple[i
                 for row, told in enumerate(part.to_pylist()):
                     number += 1
                     yield number, told, None if column is None else Cell(str(file), column, group, row)
-    elif file.suffix == ".json":
-        for number, row in enumerate(_parse(file.read_text(encoding="utf-8"), str(file)), start=1):
-            yield number, row, None
     else:
-        for number, line in read_lines(file):
-            yield number, _parse(line, f"{file}:{number}"), None
+        yield from ((number, row, None) for number, row in _numbered(file))
 
 
-def _parse(text: str, where: str) -> Any:
+def rows_of(file: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """The records of a JSONL file, or of a JSON file that is a list, each of which has these keys.
+
+    Raises:
+        ValueError: naming file and row that is otherwise.
+    """
+    found = []
+    for number, row in _numbered(file):
+        if not isinstance(row, dict) or not set(needed) <= set(row):
+            raise ValueError(f"{file}:{number}: a record has {', '.join(needed)}")
+        found.append(row)
+    return found
+
+
+def _numbered(file: Path) -> Iterator[tuple[int, Any]]:
+    if file.suffix == ".json":
+        yield from enumerate(_parse(file.read_bytes(), str(file)), start=1)
+    else:
+        yield from ((number, _parse(line, f"{file}:{number}")) for number, line in read_lines(file))
+
+
+def _parse(text: str | bytes, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:

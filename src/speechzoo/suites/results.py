@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +21,7 @@ from speechzoo.suites.evaluate import Evaluated
 from speechzoo.suites.questions import Question, read_sound
 from speechzoo.suites.scoring import JUDGED
 from speechzoo.suites.store import safe
-from speechzoo.system.files import write_atomically, write_json
+from speechzoo.system.files import without_nan, write_atomically, write_json
 
 SPOKEN = ("s2sif", "s2s", "judged_s2s", "same_s2s", "asr_wer", "asr_cer", "utmos", "distill_mos", "wps")
 REFERRED = ("s2t", "s2s", "judged_s2t", "judged_s2s", "same_s2t", "same_s2s", "wer", "cer", "exact_match", "rouge_l")
@@ -202,19 +201,10 @@ def write_results(
             "table_4": paper.STREAMED,
             "latency_ms": latency,
         }
-    write_json(folder / "results.json", _plain(facts))
+    write_json(folder / "results.json", without_nan(facts))
     write_atomically(folder / "table.tex", "\n\n".join(table.to_latex() for table in kept) + "\n")
     write_atomically(folder / "table.md", text)
     return text
-
-
-def _plain(value: Any) -> Any:
-    """With null for what is not a number, which JSON does not know."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def log_to_wandb(

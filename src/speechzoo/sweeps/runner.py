@@ -61,7 +61,7 @@ class Runner:
             limits.append(len(sweep.grid()))
         if not limits:
             raise ValueError(f"{sweep.path}: method {sweep.method} never ends: give --count, or run_cap in the file")
-        if devices and (per_trial < 1 or len(devices) < per_trial):
+        if per_trial < 1 or (devices and len(devices) < per_trial):
             raise ValueError(f"--per-trial {per_trial} does not go with {len(devices)} devices")
         self.total = min(limits)
         self.sweep, self.folder, self.retry_failed, self.start = sweep, folder, retry_failed, start

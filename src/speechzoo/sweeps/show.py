@@ -21,14 +21,14 @@ STYLE = {"waiting": "dim", "running": "yellow", "finished": "green", "failed": "
 
 def trial_table(runner: Runner) -> Table:
     """One row a trial: settings, state, metric, time."""
-    table = Table(title=f"{runner.sweep.name}: {runner.total} trials", title_justify="left")
+    table = Table(title=Text(f"{runner.sweep.name}: {runner.total} trials"), title_justify="left")
     names = list(dict.fromkeys(name for trial in runner.state.trials for name in trial.values))
     fixed = {n for n in names if len({str(t.values.get(n)) for t in runner.state.trials}) == 1} if names[1:] else set()
     shown = [name for name in names if name not in fixed] or names
     for column in ("trial", *(short(name) for name in shown), "state", runner.sweep.metric or "", "time"):
         table.add_column(column, overflow="fold")
     for trial in runner.state.trials:
-        values = [brief(trial.values.get(name, "")) for name in shown]
+        values = [Text(brief(trial.values.get(name, ""))) for name in shown]  # brackets are no markup
         metric = "" if trial.metric is None else f"{trial.metric:.4g}"
         state = Text(trial.state + (f" ({trial.exit_code})" if trial.state == "failed" else ""), STYLE[trial.state])
         seconds = f"{trial.seconds:.0f} s" if trial.seconds else ""

@@ -37,6 +37,9 @@ KEYS: dict[str, set[str]] = {
 """Distribution -> the keys it needs; those with `q_` also take `q` (1), the normal ones `mu` (0) and `sigma` (1)."""
 
 
+NUMBERS = ("min", "max", "q", "mu", "sigma")
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter: its name on the command line, its distribution and the distribution's numbers."""
@@ -55,7 +58,7 @@ class Parameter:
         if not isinstance(spec, Mapping):
             raise ValueError(f"parameter {name!r}: needs value, values, or min and max, not {spec!r}")
         kind = spec.get("distribution") or _guess(name, spec)
-        if kind not in KEYS:
+        if not isinstance(kind, str) or kind not in KEYS:
             raise ValueError(f"parameter {name!r}: distribution {kind!r} is not offered here; there are {sorted(KEYS)}")
         optional = {"distribution"} | ({"q"} if kind.startswith("q_") else set())
         optional |= {"mu", "sigma"} if kind.endswith("normal") else set()
@@ -63,12 +66,21 @@ class Parameter:
         if missing or unknown:
             what = f"lacks {sorted(missing)}" if missing else f"does not know {sorted(unknown)}"
             raise ValueError(f"parameter {name!r}: the distribution {kind!r} {what}")
+        for key in {"values", "probabilities"} & set(spec):
+            if not isinstance(spec[key], list):
+                raise ValueError(f"parameter {name!r}: {key} has to be a list, not {spec[key]!r}")
         if "values" in spec and not spec["values"]:
             raise ValueError(f"parameter {name!r}: the list of values is empty")
+        numbers = [spec[key] for key in NUMBERS if key in spec] + list(spec.get("probabilities", ()))
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            hint = "; YAML reads 1e-4 as text, write 1.0e-4" if any(isinstance(n, str) for n in numbers) else ""
+            told = ", ".join(NUMBERS) if "probabilities" not in spec else "probabilities"
+            raise ValueError(f"parameter {name!r}: {told} have to be numbers{hint}")
+        if spec.get("q", 1) <= 0 or spec.get("sigma", 1) < 0:
+            raise ValueError(f"parameter {name!r}: q has to be above 0 and sigma not below it")
         if "min" in spec:
-            if not all(isinstance(spec[k], (int, float)) for k in ("min", "max")):
-                hint = "; YAML reads 1e-4 as text, write 1.0e-4" if isinstance(spec["min"], str) else ""
-                raise ValueError(f"parameter {name!r}: min and max have to be numbers{hint}")
+            if kind == "int_uniform" and any(spec[key] != int(spec[key]) for key in ("min", "max")):
+                raise ValueError(f"parameter {name!r}: int_uniform takes whole numbers")
             if spec["min"] > spec["max"] or (kind.endswith("_values") and spec["min"] <= 0):
                 raise ValueError(f"parameter {name!r}: no {kind} between {spec['min']} and {spec['max']}")
         if kind == "categorical_w_probabilities" and (
@@ -88,7 +100,7 @@ class Parameter:
         if self.kind == "categorical":
             return list(self.spec["values"])
         if self.kind == "int_uniform":
-            return list(range(self.spec["min"], self.spec["max"] + 1))
+            return list(range(int(self.spec["min"]), int(self.spec["max"]) + 1))
         if self.kind == "q_uniform":  # without its end, as W&B's engine lists it
             return list(np.arange(self.spec["min"], self.spec["max"], self.spec.get("q", 1)).tolist())
         raise ValueError(
@@ -105,7 +117,7 @@ class Parameter:
             edges = np.cumsum(spec["probabilities"])
             return spec["values"][min(int(np.searchsorted(edges, u, side="right")), len(edges) - 1)]
         if kind == "int_uniform":
-            return min(spec["min"] + int(u * (spec["max"] - spec["min"] + 1)), spec["max"])
+            return int(min(spec["min"] + int(u * (spec["max"] - spec["min"] + 1)), spec["max"]))
         if kind.endswith("normal"):
             value = spec.get("mu", 0.0) + spec.get("sigma", 1.0) * NormalDist().inv_cdf(min(max(u, 1e-12), 1 - 1e-12))
             value = math.exp(value) if "log" in kind else value
@@ -129,7 +141,7 @@ class Parameter:
         if self.kind in ("constant", "categorical"):
             return CategoricalDistribution(self.values())
         if self.kind == "int_uniform":
-            return IntDistribution(spec["min"], spec["max"])
+            return IntDistribution(int(spec["min"]), int(spec["max"]))
         if self.kind == "uniform":
             return FloatDistribution(spec["min"], spec["max"])
         if self.kind == "log_uniform_values":

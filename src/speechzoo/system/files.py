@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -65,6 +66,15 @@ def write_json(path: str | Path, value: Any, sync: bool = False) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", sync)
 
 
+def without_nan(value: Any) -> Any:
+    """Plain data with null for numbers that are not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {str(key): without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_jsonl(path: str | Path, records: Iterable[Any], sync: bool = False) -> None:
     """Write one JSON record a line; see `write_atomically`."""
     write_atomically(path, "".join(json_line(record) for record in records), sync)
@@ -86,12 +96,16 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     `str.splitlines` would also cut at characters such as U+2028, which JSON allows in a text.
 
     Raises:
-        OSError, UnicodeDecodeError: if it cannot be read.
+        OSError: if it cannot be read.
+        ValueError: if it is not UTF-8; the message names it.
     """
     with Path(path).open(encoding="utf-8-sig", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, line
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not a text in UTF-8 ({error})") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

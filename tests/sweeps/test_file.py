@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from speechzoo.sweeps import load_sweep
+from speechzoo.sweeps import SweepFile, load_sweep
 from speechzoo.sweeps.search import Bayes, Grid, Random
 from speechzoo.sweeps.space import Parameter
 from speechzoo.sweeps.state import Trial
@@ -38,6 +39,19 @@ def test_arguments_are_those_of_wandb_agent(write, macro: str) -> None:
     assert values["nested"] == {"y": {"x": "s"}, "z": 2}
     theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})[macro]
     assert sweep.command_line(values) == ["fit", *theirs]
+
+
+def test_null_is_no_text() -> None:
+    """W&B's agent writes None, which a setting that takes texts takes for one."""
+    values = {"a": None, "b": {"r": 4, "to": None, "x": [True, None]}, "c": {"r": 4}}
+    sweep = SweepFile(Path("s.yaml"), "s", "grid", ["fit", "${args}"], [])
+    line = sweep.command_line(values)
+    assert line == ["fit", "--a=null", '--b={"r": 4, "to": null, "x": [true, null]}', "--c={'r': 4}"]
+    parser = ArgumentParser(parser_mode="omegaconf+")
+    parser.add_argument("--a", type=str | None, default="")
+    parser.add_argument("--b", type=dict)
+    parser.add_argument("--c", type=dict)
+    assert parser.parse_args(line[1:]).as_dict() == values
 
 
 def test_macros_of_the_command(write, monkeypatch) -> None:

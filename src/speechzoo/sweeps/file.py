@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -59,8 +60,10 @@ class SweepFile:
     def command_line(self, values: Values) -> list[str]:
         """The command of one trial: `${args}` and W&B's other macros filled in as `wandb agent` fills them in.
 
-        Only `${interpreter}` is the Python that runs the sweep, instead of whichever `python` is found.
+        Only `${interpreter}` is the Python that runs the sweep, instead of whichever `python` is found, and null stays
+        null, for which the agent writes the text None.
         """
+        values = {name: json.dumps(value) if _holds_null(value) else value for name, value in values.items()}
         flags = [f"{name}={value}" for name, value in values.items()]
         macros: dict[str, list[str]] = {
             "args": [f"--{flag}" for flag in flags],
@@ -85,6 +88,11 @@ class SweepFile:
             else:
                 words.append(chunk)
         return words
+
+
+def _holds_null(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return value is None or any(map(_holds_null, inner))
 
 
 def load_sweep(path: str | Path) -> SweepFile:

@@ -252,3 +252,10 @@ def test_a_difference_on_fewer_questions_says_how_many(tmp_path: Path) -> None:
     told = dict(zip(table.header, map(str, table.rows[0]), strict=True))
     assert told["n"] == "4" and told["WER"] == "0.0 [0.0, 0.0], p = 1.000"
     assert told["ASR-WER of the speech against its text"] == "0.0 [0.0, 0.0], p = 1.000 (n = 2)"
+
+
+def test_a_rate_over_no_words_has_no_bounds(tmp_path: Path) -> None:
+    save_answers(make_run(tmp_path / "a") / "answers.jsonl", [Answer("q", "k", "?", "!", "!")])
+    table = result_table(group_runs(find_runs([tmp_path / "a"])))
+    told = dict(zip(table.header, map(str, table.rows[0]), strict=True))
+    assert (told["WER ↓"], told["Exact match ↑"]) == ("not measured", "100.0 % [100.0, 100.0]")

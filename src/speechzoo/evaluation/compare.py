@@ -112,15 +112,15 @@ def comparison_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
     for measure in MEASURES:
         if any(measure.key in values for values in scores):
             arrow = "↑" if measure.higher_is_better else "↓"
-            table.add(f"{measure.name} {arrow}", *(_interval(v.get(measure.key), percent) for v in scores))
+            table.add(f"{measure.name} {arrow}", *(interval_cell(v.get(measure.key), percent) for v in scores))
     if any(answer.reply_seconds for s in systems for answer in s.answers):
         table.add("Answers spoken", *(str(sum(a.reply_seconds is not None for a in s.answers) or "") for s in systems))
         table.add("Words per second", *(_spoken(words_per_second(s.answers)) for s in systems))
     for name in quality_names(answer for s in systems for answer in s.answers):
-        cells = [_interval(values.get(name), partial(number, digits=2)) for values in scores]
+        cells = [interval_cell(values.get(name), partial(number, digits=2)) for values in scores]
         table.add(f"{name} of the speech, 1 to 5 ↑", *cells)
     table.add("Cost of answering")
-    table.add("Seconds per answer (median) ↓", *(_interval(v.get("seconds"), seconds) for v in scores))
+    table.add("Seconds per answer (median) ↓", *(interval_cell(v.get("seconds"), seconds) for v in scores))
     table.add("Peak memory, training included ↓", *(megabytes(s.peak_memory) for s in systems))
     return table
 
@@ -223,7 +223,8 @@ def _by_stage(system: SystemResult, name: str) -> str:
     return " → ".join(number(getattr(stage, name)) for stage in system.stages)
 
 
-def _interval(interval: Interval | None, show: Callable[[float], str]) -> Cell:
+def interval_cell(interval: Interval | None, show: Callable[[float], str]) -> Cell:
+    """A score and its interval, whose unit is written once."""
     if interval is None or interval.value != interval.value:
         return Cell(NOT_MEASURED)
     low, high = (show(x).removesuffix(" %") for x in (interval.low, interval.high))

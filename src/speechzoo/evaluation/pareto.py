@@ -83,8 +83,7 @@ COSTS: dict[str, Axis] = {
 
 
 def _of_measure(measure: Measure) -> Axis:
-    better = bool(measure.higher_is_better)
-    return Axis(measure.key, measure.name, better, percent, lambda group: scores(group, measure))
+    return Axis(measure.key, measure.name, measure.higher_is_better, percent, lambda group: scores(group, measure))
 
 
 QUALITIES: dict[str, Axis] = {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from speechzoo.evaluation.answers import MEASURES, Answer, Measure, cut_answers, normalisers, question_groups
-from speechzoo.evaluation.compare import difference_cell
+from speechzoo.evaluation.compare import difference_cell, interval_cell
 from speechzoo.evaluation.runs import Run
 from speechzoo.evaluation.settings import MISSING, Group, between, short_names, varying
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, count, megabytes, number, percent, points, seconds
@@ -98,10 +98,8 @@ def result_table(groups: Sequence[Group], seed: int = 0) -> Table:
         row += [mean_sd(group.values("train_loss"), four), mean_sd(group.values("val_loss"), four)]
         for measure in measures:
             cell = mean_sd(scores(group, measure), percent)
-            if (found := interval(group, measure, seed)) is not None:
-                low, high = (percent(value).removesuffix(" %") for value in (found.low, found.high))
-                cell = cell._replace(detail=f"{cell.detail} [{low}, {high}]".strip())
-            row.append(cell)
+            bounds = interval_cell(interval(group, measure, seed), percent).detail
+            row.append(cell._replace(detail=f"{cell.detail} {bounds}".strip()))
         if "Answers cut off ↓" in header:
             row.append(Cell(NOT_MEASURED if some is None else f"{some} of {len(answers)}"))
         table.add(*row)

@@ -30,7 +30,7 @@ def make_units(
     """
     encoder = WhisperEncoder(whisper, window="trimmed", layer=LAYER).eval()
     cache = FeatureCache(features, encoder.fingerprint)
-    splits = {name: _read(corpus / f"qa_{name}.jsonl") for name in ("train", "test")}
+    splits = {name: read_jsonl(corpus / f"qa_{name}.jsonl") for name in ("train", "test")}
     sounds = {name: sorted({_answer(corpus, record) for record in rows}) for name, rows in splits.items()}
     cache.build(cache.missing(sorted({*sounds["train"], *sounds["test"]})), encoder)
     if published is not None:
@@ -49,16 +49,12 @@ def encode_questions(corpus: Path, features: Path, whisper: str) -> None:
     precision = training_precision()
     encoder = WhisperEncoder(whisper, window="trimmed").eval()
     cache = FeatureCache(features, encoder.fingerprint, precision)
-    rows = [row for name in ("train", "test") for row in _read(corpus / f"qa_{name}.jsonl")]
+    rows = [row for name in ("train", "test") for row in read_jsonl(corpus / f"qa_{name}.jsonl")]
     sounds = [
         corpus / part["path"] for row in rows for part in row["messages"][0]["content"] if part["type"] == "audio"
     ]
     with torch.autocast("cpu", torch.bfloat16, enabled=precision.startswith("bf16")):
         cache.build(cache.missing(sounds), encoder)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return read_jsonl(path)
 
 
 def _answer(corpus: Path, record: dict[str, Any]) -> str:

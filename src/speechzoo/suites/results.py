@@ -11,7 +11,7 @@ from typing import Any, cast
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.bench.latency import PAPER
 from speechzoo.evaluation.answers import Answer, normalisers
-from speechzoo.evaluation.compare import SystemResult, pair_differences, pair_table
+from speechzoo.evaluation.compare import SystemResult, interval_cell, pair_differences, pair_table
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, markdown
 from speechzoo.evaluation.wandb_run import open_run
 from speechzoo.suites import paper
@@ -53,12 +53,9 @@ def main_table(suite: Suite, done: Sequence[Evaluated], seed: int) -> Table:
 
 
 def _cell(column: Column, answers: Sequence[Answer], seed: int) -> Cell:
-    found = column.interval(answers, seed)
-    if found is None or found.value != found.value:
-        return Cell(NOT_MEASURED)
-    covered = len(column.covered(answers))
-    low, high = (column.show(x).removesuffix(" %") for x in (found.low, found.high))
-    return Cell(column.show(found.value), f"[{low}, {high}]" + (f" (n = {covered})" if covered < len(answers) else ""))
+    cell, covered = interval_cell(column.interval(answers, seed), column.show), len(column.covered(answers))
+    partly = cell.text != NOT_MEASURED and covered < len(answers)
+    return cell._replace(detail=f"{cell.detail} (n = {covered})") if partly else cell
 
 
 def kind_table(suite: Suite, done: Sequence[Evaluated], seed: int) -> Table | None:

@@ -163,8 +163,9 @@ def test_the_run_of_a_recipe_goes_on_whatever_its_checkpoint_names(run: Path, ma
     saved = torch.load(run / "last.ckpt", weights_only=True)
     saved["hyper_parameters"]["prompt"] = hostile("subprocess.Popen", mark)
     torch.save(saved, tmp_path / "last.ckpt")
-    given = [f"--trainer.default_root_dir={tmp_path / 'new'}", f"--ckpt_path={tmp_path / 'last.ckpt'}"]
-    cli = zoo("fit", "-c", run / "config.yaml", "--trainer.max_steps=3", *given)
+    config = tmp_path / "config.yaml"  # with another folder, also for its checkpoints
+    config.write_text((run / "config.yaml").read_text().replace(str(run), str(tmp_path / "new")))
+    cli = zoo("fit", "-c", config, "--trainer.max_steps=3", f"--ckpt_path={tmp_path / 'last.ckpt'}")
     assert cli.trainer.global_step == 3 and not mark.exists()
 
 

@@ -108,8 +108,8 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
             raise ValueError(f"{path}: not a text in UTF-8 ({error})") from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+def load_json(file: Path) -> Any:
+    """Any JSON, with a byte-order mark or without.
 
     Raises:
         FileNotFoundError, ValueError: one line that names the file.
@@ -117,9 +117,14 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error})") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; see `load_json`."""
+    data = load_json(file)
     if not isinstance(data, dict):
         raise ValueError(f"{file}: holds {type(data).__name__}, not an object")
     return data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from speechzoo.data.dataset import check_positions
 from speechzoo.data.parts import is_data, plain, shown
 from speechzoo.data.schema import check_messages
 from speechzoo.data.sources import read_clip
-from speechzoo.system.files import write_json
+from speechzoo.system.files import load_json, write_json
 from speechzoo.text import Message
 
 
@@ -63,12 +62,7 @@ def read_history(path: str | Path) -> list[Message]:
         ValueError: if it is no such list, or does not end with an answer; one line that names the file.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        messages = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+    messages = load_json(file)
     if isinstance(messages, dict):
         messages = messages.get("messages")
     if not isinstance(messages, list):

@@ -19,7 +19,8 @@ def freeze(module: nn.Module, patterns: Iterable[str]) -> list[str]:
     names = dict(module.named_parameters())
     frozen = []
     for pattern in patterns:
-        hits = [name for name in names if _regex(pattern, "freeze").search(name)]
+        regex = _regex(pattern, "freeze")
+        hits = [name for name in names if regex.search(name)]
         if not hits:
             parts = sorted({name.split(".")[0] for name in names})
             raise ValueError(f"freeze pattern {pattern!r} matches no parameter (parts: {', '.join(parts)})")

@@ -14,7 +14,7 @@ from speechzoo.cli.compare import main
 from speechzoo.evaluation import Answer, save_answers
 from speechzoo.evaluation.comparable import objective, unfair
 from speechzoo.evaluation.runs import find_runs
-from speechzoo.evaluation.runs_figures import WRAP, label_lines, plot_bars, plot_curves, wrap
+from speechzoo.evaluation.runs_figures import WRAP, plot_bars, plot_curves, wrap
 from speechzoo.evaluation.runs_report import compare_runs
 from speechzoo.evaluation.runs_tables import difference, difference_table, interval, measures_of, result_table, scores
 from speechzoo.evaluation.settings import group_runs
@@ -89,7 +89,6 @@ def test_many_settings_leave_labels_that_can_be_read(tmp_path: Path) -> None:
     assert result_table(groups).header[:6] == ["Run", "Model", "freeze", "r", "lr", "system"]
     text = "LLaSM, lora={r: 4, lora_alpha: 8}, " * 4
     assert wrap(text).replace("\n", " ") == text.strip() and max(map(len, wrap(text).splitlines())) <= WRAP
-    assert label_lines("short") == 1
     sizes = [struct.unpack(">II", plot_bars(some, measures_of(some))[16:24]) for some in (groups[:5], groups)]
     assert sizes[0][0] == sizes[1][0] < 2000 and sizes[1][1] > 6 * sizes[0][1] / 2  # a row each, not narrower columns
     wide = struct.unpack(">II", plot_curves(groups)[16:24])

@@ -110,6 +110,16 @@ def test_ours_and_a_foreign_model_stand_in_one_table(
     assert "| gpt-x | 5 |" in table and "| LLaMA-Omni | 199 |" in table and "run − gpt-x" in table
 
 
+def test_times_are_measured_again_for_more_questions(
+    opened, questions, run_folder, tmp_path, hears, tiny_whisper_pt, capsys
+):
+    out, timed = tmp_path / "out", []
+    for number in (1, 3, 1):
+        assert main(arguments(questions, out, run_folder, "--latency", number, whisper=tiny_whisper_pt)) == 0
+        timed.append(json.loads((out / "run" / "latency.json").read_text()))
+    assert [found["questions"] for found in timed] == [1, 3, 3] and timed[1] == timed[2]
+
+
 def test_answers_are_those_of_the_model(opened, questions, run_folder, tmp_path, hears, tiny_whisper_pt):
     """Batches, files and resampling change nothing: the same question alone, in Python."""
     from speechzoo.generation import answer

@@ -137,6 +137,21 @@ def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path):
     assert [row["score"] for row in found] == [5.0, 5.0]
 
 
+def test_kept_replies_are_read_as_replies_are_read_now(tmp_path: Path):
+    """What an earlier release took for a score is none now, or another one."""
+    with chat_server(lambda request, number: "5") as seen:
+        judge({"a": answers("x", "y")}, QUESTIONS[:2], "instruction", Court(endpoint(seen.url), tmp_path / "j"))
+    rows = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()]
+    replies = {("q0", 0): "between 4 and 5", ("q1", 0): "Score: 3"}
+    rows = [{**row, "reply": replies.get((row["id"], row["turn"]), row["reply"])} for row in rows]
+    (tmp_path / "j").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with chat_server(lambda request, number: "1") as seen:
+        court = Court(endpoint(seen.url), tmp_path / "j")
+        scores, _ = judge({"a": answers("x", "y")}, QUESTIONS[:2], "instruction", court)
+        assert len(seen.requests) == 1
+    assert scores["a"] == {"q0": {"s2tif": 3.0}, "q1": {"s2tif": 4.0}}
+
+
 def test_another_judge_or_seed_is_another_verdict(tmp_path: Path):
     task = Task("m", "q", "s2tif", "instruction", "why?", "so")
     one = Court(LLMJudge(Endpoint("http://x/v1", "gpt")), tmp_path / "j")

@@ -52,6 +52,15 @@ def test_a_failing_trial_is_recorded_and_the_others_run(write, player, tmp_path:
     assert states(out) == ["finished"] * 6
 
 
+def test_a_sweep_may_get_more_trials_and_another_name(write, player, tmp_path: Path) -> None:
+    out, more = tmp_path / "out", player()
+    Runner(load_sweep(write(run_cap=2)), out, start=player()).run()
+    Runner(load_sweep(write(run_cap=3, name="larger")), out, start=more).run()
+    assert states(out) == ["finished"] * 3 and len(more.commands) == 1
+    with pytest.raises(ValueError, match="holds a sweep whose sweep differ"):
+        Runner(load_sweep(write(run_cap=3, metric={"name": "val/wer", "goal": "minimize"})), out)
+
+
 def test_an_interrupted_sweep_goes_on_with_the_half_done_trial(write, player, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):

@@ -20,7 +20,7 @@ NEVER_ENDS = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 OWN_END = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }} ###\n"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}#\n"
     "{% else %}Q: {{ m['content'] }}\n{% endif %}{% endfor %}"
 )
 OWN_SYSTEM = (
@@ -114,11 +114,29 @@ def test_a_template_that_does_not_end_answers_is_refused(make):
 
 
 def test_a_template_of_its_own_with_an_end_of_its_own(make):
-    prompt = make(chat_template=OWN_END, end_of_turn=" ###")
+    prompt = make(chat_template=OWN_END, end_of_turn="#")
     encoded = prompt.encode(TALK)
     spans = [[i for i, t in zip(encoded.ids, encoded.turns, strict=True) if t == turn] for turn in (1, 2)]
-    assert [shown(prompt, span) for span in spans] == ["Hi. ###", "Paris. ###"]
+    assert [shown(prompt, span) for span in spans] == ["Hi.#", "Paris.#"]
     assert spans[0][-1] in prompt.stop_ids and prompt.tokenizer.eos_token_id in prompt.stop_ids
+
+
+def test_an_end_of_several_ordinary_tokens_is_refused(make):
+    """Generation stops at a token: at the last of these it would stop in the middle of answers."""
+    prompt = make(chat_template=OWN_END.replace("#", " ###"), end_of_turn=" ###")
+    for answer in (True, False):
+        with pytest.raises(
+            ValueError, match=r"end_of_turn ' ###' is \d tokens .* none of them ends an answer by itself"
+        ):
+            prompt.encode(TALK, answer=answer)
+
+
+def test_a_template_that_tells_the_date_tells_the_same_one_every_day(make):
+    """Llama 3.2 asks for the day's date, Llama 3.1 has 26 July 2024: neither cached states nor a trained model's prompt
+    may change overnight."""
+    asks = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    prompt = make(chat_template="Today: " + asks + "{{ date_string }}\n" + OWN_END, end_of_turn="#")
+    assert shown(prompt, prompt.encode(TALK[:2]).ids) == "Today: 26 Jul 2024\nQ: Hello\nHi.#"
 
 
 def test_a_tokenizer_without_a_template_says_what_to_set(tiny_tokenizer_dir, tmp_path):

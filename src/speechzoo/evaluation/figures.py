@@ -59,7 +59,7 @@ def plot_losses(stages: Sequence[tuple[str, Curve, Curve]]) -> bytes:
             smooth = train[0].size >= 40
             axis.plot(*train, color=BLUE, lw=0.8 if smooth else 1.4, alpha=0.35 if smooth else 1)
             if smooth:
-                axis.plot(train[0], _running_mean(train[1]), color=BLUE, lw=1.6, label="train (running mean)")
+                axis.plot(train[0], running_mean(train[1]), color=BLUE, lw=1.6, label="train (running mean)")
             else:
                 axis.lines[-1].set_label("train")
         if val[0].size:
@@ -90,8 +90,8 @@ def plot_mel(audio: torch.Tensor) -> bytes:
     return _png(figure)
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of a twentieth of the curve, cut at its ends."""
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over a centred window of a twentieth of the curve, three points at least, cut at its ends."""
     half = max(values.size // 40, 1)
     sums = np.cumsum(np.insert(values, 0, 0.0))
     index = np.arange(values.size)

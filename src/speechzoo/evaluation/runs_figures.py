@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from speechzoo.evaluation.answers import Measure
-from speechzoo.evaluation.figures import GREY, _figure, _png
+from speechzoo.evaluation.figures import GREY, Curve, _figure, _png, running_mean
 from speechzoo.evaluation.pareto import Front
 from speechzoo.evaluation.runs_tables import interval, scores
 from speechzoo.evaluation.settings import Group
@@ -32,39 +32,48 @@ WRAP = 34  # letters of a line of a label
 
 
 def plot_curves(groups: Sequence[Group]) -> bytes | None:
-    """Loss of the last stage over steps and over tokens, a colour a group, a line a run; None without curves.
+    """Loss of the last stage over steps and over tokens, a colour a group; None without curves.
 
-    The groups are named below the panels. Validation where it was measured twice or more, else training. Tokens at a
-    step are the stage's tokens times the share of its steps: `metrics.csv` does not hold them.
+    A group is the mean of its runs, with their range behind it where the groups are few; runs that were not measured
+    at the same steps are a line each. The groups are named below the panels. Validation where it was measured twice or
+    more, else training, as a running mean. Tokens at a step are the stage's tokens times the share of its steps:
+    `metrics.csv` does not hold them.
     """
-    lines = []
-    for index, group in enumerate(groups):
-        for run in group.runs:
-            train, val = run.curves()
-            if max(train[0].size, val[0].size) > 1:  # one point is no curve; the bars and the table have it
-                lines.append((index, run, train, val))
-    if not lines:
+    found = [(index, *run.curves(), run) for index, group in enumerate(groups) for run in group.runs]
+    # One point is no curve; the bars and the table have it.
+    found = [(index, train, val, run) for index, train, val, run in found if max(train[0].size, val[0].size) > 1]
+    if not found:
         return None
-    use_val = all(val[0].size > 1 for *_, val in lines)
-    shown = list(dict.fromkeys(index for index, *_ in lines))
-    columns = 2 if len(shown) > 1 else 1
-    below = sum(
-        max(label_lines(groups[index].label) for index in shown[at : at + columns])
-        for at in range(0, len(shown), columns)
-    )
-    figure, (left, right) = _figure(width=9.2, height=3.3 + 0.15 * below, panels=2)
-    named = set()
-    for index, run, train, val in lines:
-        steps, losses = val if use_val else train
+    use_val = all(val[0].size > 1 for _, _, val, _ in found)
+    drawn: dict[int, list[tuple[Curve, float]]] = {}
+    for index, train, val, run in found:
         tokens, total = run.last("tokens"), run.last("steps")
-        label = wrap(groups[index].label, 2 * WRAP) if index not in named else None
-        named.add(index)
-        style = {"color": COLOURS[index % len(COLOURS)], "lw": 1.3, "marker": "o" if steps.size < 12 else None, "ms": 3}
-        style["ls"] = STYLES[index // len(COLOURS) % len(STYLES)]
-        left.plot(steps + 1, losses, label=label, **style)
-        if tokens and total:
-            right.plot((steps + 1) * tokens / total, losses, **style)
-    left.set_ylabel("validation loss" if use_val else "training loss")
+        curve = val if use_val else (train[0], running_mean(train[1]))
+        drawn.setdefault(index, []).append((curve, tokens / total if tokens and total else math.nan))
+    columns = 2 if len(drawn) > 1 else 1
+    names = {index: wrap(groups[index].label, 2 * WRAP) for index in drawn}
+    heights = [name.count("\n") + 1 for name in names.values()]
+    below = sum(max(heights[at : at + columns]) for at in range(0, len(heights), columns))
+    figure, (left, right) = _figure(width=9.2, height=3.3 + 0.15 * below, panels=2)
+    for index, curves in drawn.items():
+        colour, style = COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)]
+        steps = curves[0][0][0]
+        if all(np.array_equal(curve[0], steps) for curve, _ in curves[1:]):
+            losses = np.stack([curve[1] for curve, _ in curves])
+            per_step = statistics.fmean(each for _, each in curves)
+            lines = [(steps, losses.mean(0), per_step)]
+            for axis, scale in ((left, 1.0), (right, per_step)):
+                if len(curves) > 1 and len(drawn) <= len(COLOURS) and math.isfinite(scale):
+                    at = (steps + 1) * scale
+                    axis.fill_between(at, losses.min(0), losses.max(0), color=colour, alpha=0.12, lw=0)
+        else:
+            lines = [(*curve, each) for curve, each in curves]
+        for n, (steps, losses, per_step) in enumerate(lines):
+            look = {"color": colour, "ls": style, "lw": 1.3, "marker": "o" if steps.size < 12 else None, "ms": 3}
+            left.plot(steps + 1, losses, label=names[index] if n == 0 else None, **look)
+            if math.isfinite(per_step):
+                right.plot((steps + 1) * per_step, losses, **look)
+    left.set_ylabel("validation loss" if use_val else "training loss (running mean)")
     left.set_xlabel("optimiser step")
     right.set_xlabel("tokens (positions of the LLM)")
     for axis in (left, right):
@@ -164,8 +173,3 @@ def plot_front(found: Front) -> bytes:
 def wrap(label: str, width: int = WRAP) -> str:
     """A label on as many lines as it takes; nothing is cut."""
     return "\n".join(textwrap.wrap(label, width)) or label
-
-
-def label_lines(label: str) -> int:
-    """Lines that it takes in the legend."""
-    return wrap(label, 2 * WRAP).count("\n") + 1

@@ -161,12 +161,13 @@ def _answer(question: Question, reply: Reply, folder: Path) -> Answer:
 def _latency(
     system: Local, store: Store, questions: Sequence[Question], suite: Suite, options: Options
 ) -> dict[str, Any] | None:
-    """Times to the first sound by Omega, measured once; None where nobody speaks. A voice has `offline` alone."""
+    """Times to the first sound by Omega, measured once for a number of questions; None where nobody speaks. A voice
+    has `offline` alone."""
     file = store.folder / "latency.json"
-    if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
     asked = [q for q in questions if q.id in store.answers][: options.latency]
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if found and found["questions"] >= len(asked):
+        return found
     spoke = any(answer.units or answer.reply_seconds for answer in store.answers.values())
     if not asked or not spoke or not system.talker.sounds:
         return None

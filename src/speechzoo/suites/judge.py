@@ -187,8 +187,10 @@ class Court:
         """
         left: dict[str, list[Task]] = {}
         for task in tasks:
-            if (found := self.known.get(key := self.key(task))) is not None:
-                yield task, found.score
+            found = self.known.get(key := self.key(task))
+            # What was replied is read again: an earlier release may have read another score in it.
+            if found is not None and (score := verdict(task.kind, found.reply)) is not None:
+                yield task, score
             else:
                 left.setdefault(key, []).append(task)
         order = list(left.values())

@@ -53,7 +53,8 @@ class SweepState:
         self.trials: list[Trial] = []
         if self.path.is_file():
             before, self.trials = read_state(self.path)
-            if changed := sorted(k for k in {*before, *self.settings} if before.get(k) != self.settings.get(k)):
+            old, new = _deciding(before), _deciding(self.settings)
+            if changed := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
                 raise ValueError(
                     f"{folder} holds a sweep whose {', '.join(changed)} differ from what is asked: "
                     "give another --out, or delete the folder"
@@ -71,6 +72,15 @@ class SweepState:
         with self._lock:
             content = {"settings": self.settings, "trials": [asdict(trial) for trial in self.trials]}
             write_json(self.path, content, sync=True)
+
+
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that may change in a sweep that is continued: how many trials, and what it is called."""
+    sweep = settings.get("sweep")
+    if not isinstance(sweep, dict):
+        return settings
+    left = {key: value for key, value in sweep.items() if key not in ("run_cap", "name", "description")}
+    return {**settings, "sweep": left}
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], list[Trial]]:

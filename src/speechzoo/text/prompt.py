@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ CLIP = "\ufffc<audio>\ufffc"
 
 MARK = re.compile("\ufffc(<audio>|[0-9]+)\ufffc")
 """A clip, or the number of a special token that is text, inside a rendered template."""
+
+TODAY = date(2024, 7, 26)
+"""The date in templates that tell it, Llama 3.1's own default: a prompt that changed overnight would be another one
+than the cached states', the run's that is continued, and the trained model's."""
+
+ASKS_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 Message = dict[str, Any]
 
@@ -83,7 +90,8 @@ class ChatPrompt:
         user: sentence added to user turns that hold only audio, with `{audio}` where the clips go
             (LLaMA-Omni: "{audio}\\nPlease directly answer the questions in the user's speech."); None adds nothing.
         chat_template: Jinja template that replaces the tokenizer's own (needed for base models that have none).
-        end_of_turn: text that ends an answer, supervised with it; default: the tokenizer's end-of-sequence token.
+        end_of_turn: text that ends an answer, supervised with it: one token, or a special one and what follows it;
+            default: the tokenizer's end-of-sequence token.
         audio_tokens: new tokens put before and after each clip (LLaSM: `<au_start>`, `<au_end>`); their embeddings
             belong to the LLM part and are trained even when its weights are frozen.
         max_length: positions a row may take once its clips are spliced in.
@@ -119,6 +127,8 @@ class ChatPrompt:
             tokenizer.chat_template = self.chat_template
         if tokenizer.chat_template is None:
             raise ValueError(f"{self.name} has no chat template: set prompt.chat_template")
+        if isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = ASKS_DATE.sub(lambda ask: repr(TODAY.strftime(ask[2])), tokenizer.chat_template)
         if self.audio_tokens:
             tokenizer.add_special_tokens({"additional_special_tokens": self.audio_tokens}, False)
         return tokenizer
@@ -151,14 +161,21 @@ class ChatPrompt:
 
     @cached_property
     def stop_ids(self) -> list[int]:
-        """Ids at which generation stops: the end of a turn and the tokenizer's end of sequence."""
+        """Ids at which generation stops: the end of a turn and the tokenizer's end of sequence.
+
+        Raises:
+            ValueError: if no single token ends a turn.
+        """
         ids = self.tokenizer.encode(self.end_of_turn, add_special_tokens=False)
-        if not ids:
-            raise ValueError(f"prompt.end_of_turn {self.end_of_turn!r} is no token of {self.name}")
         # In "<|im_end|>\n" the first token ends an answer; the last one is also in the middle of answers.
-        own = getattr(self.tokenizer, "added_tokens_decoder", {})
-        end = next((token for token in ids if token in own), ids[-1])
-        return sorted({end, self.tokenizer.eos_token_id} - {None})
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        ends = [token for token in ids if token in added] or ids
+        if not ends or (len(ends) > 1 and ends == ids):
+            raise ValueError(
+                f"prompt.end_of_turn {self.end_of_turn!r} is {len(ids)} tokens of {self.name}, and none of them ends "
+                "an answer by itself: take one of its special tokens, such as its end of sequence"
+            )
+        return sorted({ends[0], self.tokenizer.eos_token_id} - {None})
 
     @property
     def pad_id(self) -> int:
@@ -219,6 +236,7 @@ class ChatPrompt:
             ValueError: if a training conversation has no assistant turn, or if the template does not render
                 conversations by appending (it rewrites earlier turns) or does not close answers with `end_of_turn`.
         """
+        _ = self.stop_ids  # refused now, not when the first answer does not end
         messages = [self._with_defaults(message) for message in messages]
         if self.system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})

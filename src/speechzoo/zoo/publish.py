@@ -18,7 +18,7 @@ from speechzoo.models.checkpoint import read
 from speechzoo.names.published import CARD, NAME, published, sha256
 from speechzoo.parts.registry import PARTS, find_cached
 from speechzoo.system.digests import read_tensors, sealed_tensors
-from speechzoo.system.files import read_json, write_json
+from speechzoo.system.files import read_json, write_atomically, write_json
 from speechzoo.training.published import CONFIG, WEIGHTS, base_values
 from speechzoo.vocoders.latent import VOICE
 from speechzoo.zoo.card import Facts, card, check_card
@@ -119,7 +119,7 @@ def write_index(root: Path, name: str, entry: dict[str, Any]) -> None:
     entries = yaml.safe_load(text) or {}
     entries[name] = entry
     body = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=110)
-    file.write_text(head + body, encoding="utf-8")
+    write_atomically(file, (head + body).encode())
 
 
 def merged_state(run: str | Path) -> Iterator[tuple[str, Tensor]]:

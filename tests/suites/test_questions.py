@@ -66,6 +66,20 @@ def test_sound_in_parquet_is_read_from_its_row(tmp_path: Path):
     assert len({q.digest() for q in questions}) == 4
 
 
+def test_an_empty_cell_of_parquet_is_no_sound(tmp_path: Path):
+    clip = sound(wav(tmp_path / "a.wav"))
+    rows = [
+        {"prompt": f"question {n}", "audio": cell} for n, cell in enumerate((clip, None, {"bytes": b"", "path": None}))
+    ]
+    file = parquet(tmp_path / "voicebench" / "commoneval" / "test-00000-of-00001.parquet", rows)
+    questions, _ = SUITES["voicebench/commoneval"].read(file.parents[1])
+    assert [q.sound is not None for q in questions] == [True, False, False]
+    parquet(file.with_name("test-00000-of-00002.parquet"), [*rows, {"prompt": None, "audio": None}])
+    file.unlink()
+    with pytest.raises(ValueError, match=r"parquet:4: neither words nor sound"):
+        SUITES["voicebench/commoneval"].read(file.parents[1])
+
+
 def test_voicebench_parts_are_the_files_splits(tmp_path: Path):
     clip = sound(wav(tmp_path / "a.wav"))
     for split, letter in (("law", "A"), ("physics", "D")):

@@ -180,6 +180,15 @@ def test_publishing_leaves_nothing_half_done(runs: Path, shelf: Path, tmp_path: 
     assert [path.name for path in shelf.iterdir()] == ["index.yaml"]
 
 
+def test_a_saved_model_is_no_run(runs: Path, shelf: Path, tmp_path: Path, capsys):
+    """`save_pretrained` merges what was trained into its parts: nothing says what to publish."""
+    load_run(runs / "second").save_pretrained(tmp_path / "saved")
+    assert publish(tmp_path / "saved", "tiny") == 1
+    told = capsys.readouterr().err
+    assert "last.ckpt: no such checkpoint" in told
+    assert sorted(path.name for path in shelf.iterdir()) == ["index.yaml"]
+
+
 def test_base_models_by_their_own_names():
     def part(model: str) -> dict[str, Any]:
         return {"class_path": "x", "init_args": {"model": model}}

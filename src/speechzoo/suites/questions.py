@@ -44,6 +44,12 @@ def _group(file: str, column: str, group: int) -> list[Any]:
     return list(parquet.ParquetFile(file).read_row_group(group, columns=[column])[column].to_pylist())
 
 
+def _is_sound(sounds: Sequence[Any], row: int) -> bool:
+    """Whether a row of a column has a sound: an empty cell, or one of empty `bytes` and `path`, has none."""
+    found = sounds[row] if sounds else None
+    return bool(found.get("bytes") or found.get("path") if isinstance(found, dict) else found)
+
+
 @dataclass(frozen=True)
 class Question:
     """One question.
@@ -142,9 +148,10 @@ def _rows(file: Path, columns: Columns, keep: Sequence[str]) -> Iterator[tuple[i
             number = 0
             for group in range(table.num_row_groups):
                 part = table.read_row_group(group, columns=[name for name in names if name in wanted])
+                sounds = [] if column is None else _group(str(file), column, group)
                 for row, told in enumerate(part.to_pylist()):
                     number += 1
-                    yield number, told, None if column is None else Cell(str(file), column, group, row)
+                    yield number, told, Cell(str(file), str(column), group, row) if _is_sound(sounds, row) else None
     else:
         yield from ((number, row, None) for number, row in _numbered(file))
 

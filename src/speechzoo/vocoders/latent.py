@@ -103,6 +103,11 @@ class LatentNet(nn.Module):
         return self.latent(frames)
 
 
+def is_latent(folder: Path) -> bool:
+    """Whether a folder holds a `LatentVocoder`."""
+    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("class") == "LatentVocoder"
+
+
 class LatentVocoder(Vocoder):
     """Deduplicated units -> durations and latents -> a pretrained generator, which is never trained.
 

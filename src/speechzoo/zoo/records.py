@@ -10,6 +10,7 @@ from typing import Any
 from speechzoo.evaluation.answers import load_answers, score
 from speechzoo.models.checkpoint import read
 from speechzoo.names.published import entry, is_name, shelves
+from speechzoo.vocoders.latent import is_latent
 from speechzoo.zoo.card import Facts, Result
 from speechzoo.zoo.publish import publish_model, publish_vocoder, write_index
 
@@ -32,7 +33,7 @@ def publish(args: Any) -> Path:
     folder = root / str(args.name)
     files = [(data, Path(file)) for data, file in args.answers]
     training = dict(costs(args.run))
-    is_vocoder = (args.run / "config.json").is_file()
+    is_vocoder = is_latent(args.run)
     measured = SPOKEN if is_vocoder else MEASURED
     facts = Facts(
         about=args.about,

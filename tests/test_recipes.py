@@ -175,13 +175,17 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_templates_render_what_the_papers_and_their_code_render(name: str, tiny_tokenizer_dir: Path) -> None:
+def test_templates_render_what_the_papers_and_their_code_render(
+    name: str, tiny_tokenizer_dir: Path, tmp_path: Path
+) -> None:
     """Two turns with the system sentence: the prompt of the second answer, and the whole conversation."""
     options = printed("fit", f"--config={recipe(name)}")["model"]["init_args"]["prompt"]["init_args"]
-    prompt = ChatPrompt(**{**options, "tokenizer": str(tiny_tokenizer_dir)})
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    assert tokenizer.unk_token_id is None  # every character has a token, so that decoding gives the text back
+    tokenizer.add_special_tokens({"additional_special_tokens": [options["end_of_turn"]]})  # as the LLM's own has it
+    tokenizer.save_pretrained(tmp_path)
+    prompt = ChatPrompt(**{**options, "tokenizer": str(tmp_path)})
     asked, answered = EXPECTED[name]
-    pad = AutoTokenizer.from_pretrained(tiny_tokenizer_dir).unk_token_id
-    assert pad is None  # every character has a token, so that decoding gives the text back
 
     def text(encoded: Any, supervised: bool | None = None) -> str:
         marks = prompt.audio_tokens or []

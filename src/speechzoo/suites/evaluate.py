@@ -76,13 +76,13 @@ def evaluate(
         ValueError: if the folder holds something else; nothing was written then.
         DiskFullError: what was written before is kept.
     """
+    questions = questions[: options.limit]
     if "ifeval" in suite.rules:
-        rules.instructions()  # before there are answers that nobody can score
+        rules.check_instructions(questions)
     recogniser = options.recogniser or suite.recogniser
     settings = {"suite": name, "written": options.written, "words": suite.words, "recogniser": recogniser}
     identities = [system.identity() for system in systems]
     claim(options.out, "speechzoo evaluate")
-    questions = questions[: options.limit]
     same(options.out / SETTINGS, settings, options.overwrite, options.out)
     same_questions(options.out, questions, options.overwrite)
     places = [options.out / safe(system.name) for system in systems]

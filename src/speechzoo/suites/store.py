@@ -102,5 +102,5 @@ def _empty(folder: Path) -> None:
 
 def safe(name: str) -> str:
     """A name for a file or folder that tells ids apart, whatever characters they hold."""
-    plain = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80]
+    plain = re.sub(r"[^\w.-]+", "_", name).strip("._").encode()[:80].decode(errors="ignore")  # names have 255 bytes
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -169,6 +169,17 @@ def test_a_local_model_replies(tiny_llm_dir: Path, tmp_path: Path):
         LLMJudge(LocalLLM(str(tmp_path / "none"), "cpu")).reply("x", 0)
 
 
+def test_a_reply_that_ends_with_the_last_token_allowed_is_whole(tiny_llm_dir: Path):
+    llm, asked = LocalLLM(str(tiny_llm_dir), "cpu"), [{"role": "user", "content": "hello"}]
+    tokenizer, causal = llm._loaded
+    given = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    first = causal.generate(**given, max_new_tokens=1, do_sample=False)[0, -1]
+    assert llm.chat(asked, max_tokens=1).ended == "length"
+    for ends in (int(first), [0, int(first)]):
+        causal.generation_config.eos_token_id = ends
+        assert llm.chat(asked, max_tokens=1).ended == "stop"
+
+
 def test_agreement_by_hand():
     assert agreement([(1, 1), (2, 4), (5, 4), (3, 3)]) == {"n": 4, "equal": 0.5, "mean_difference": 0.75}
     assert agreement([]) == {"n": 0}

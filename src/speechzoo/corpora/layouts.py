@@ -88,7 +88,7 @@ def primewords(folder: Path, part: str) -> Iterator[Clip]:
 def commonvoice(folder: Path, part: str) -> Iterator[Clip]:
     """`LANGUAGE/PART.tsv` (path, sentence, client_id), `LANGUAGE/clips/`; the folder is that of the language."""
     file = folder / f"{part}.tsv"
-    language = folder.name.split("-")[0]
+    language = folder.resolve().name.split("-")[0]
     # Sentences hold lone quotation marks.
     rows = csv.DictReader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
     if not {"path", "sentence"} <= {*(rows.fieldnames or ())}:

@@ -77,6 +77,12 @@ def test_ifeval_says_at_once_what_it_cannot_score():
         ("Either (A) or (B) could be.", None),
         ("Heat moves from hot to cold, so (B) holds.", "B"),
         ("答案是C", "C"),
+        ("正确答案：C。", "C"),
+        ("Option (a) is wrong. The correct option is (c).", "C"),
+        ("It is option (d).", "D"),
+        ("Option A: heat. Option B: light.", None),  # told one by one
+        ("My choice: B", "B"),
+        ("It is made in the U.S.A.", None),
         ("", None),
     ],
 )

@@ -26,12 +26,13 @@ Curve = tuple[np.ndarray, np.ndarray]
 def read_curve(files: Sequence[Path], columns: Sequence[str]) -> Curve:
     """Steps and values `[n]` of the first of `columns` that Lightning's `metrics.csv` files hold.
 
-    A stage that was killed and continued has several files: rows that a later file repeats are taken from it.
+    A stage that was killed and continued has several files: rows that a later file repeats are taken from it. Half a
+    row, which a killed process leaves at the end, is none.
     """
     points: dict[int, float] = {}
     for file in files:
-        with file.open(newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle))
+        whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
+        rows = list(csv.DictReader(whole.split("\n")))
         column = next((c for c in columns if rows and c in rows[0]), None)
         if column is None:  # the scores of a test, which continues nothing
             continue

@@ -237,3 +237,7 @@ def test_tables_without_ids_and_damaged_manifests(tmp_path: Path, monkeypatch):
         supervisions.write_bytes(content)
         with pytest.raises(ValueError, match=f"{supervisions.name}: cannot be read as a manifest of lhotse .*{said}"):
             list(layouts.lhotse(supervisions, ""))
+    recordings.write_bytes(gzip.compress(b'{"id": "r", "duration": 1, "sources": []}\n'))
+    supervisions.write_bytes(gzip.compress(b'{"id": "s", "recording_id": "r", "duration": 1, "text": "a"}\n'))
+    ((_, broken),) = layouts.lhotse(supervisions, "")
+    assert isinstance(broken, Broken) and broken.detail == "recording r names no source"

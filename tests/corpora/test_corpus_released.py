@@ -165,6 +165,10 @@ def test_the_layout_that_llasms_code_reads(tmp_path: Path):
     records, reasons, _ = build(tmp_path / "out", f"llasm={tmp_path / 'l.jsonl'}", "--language", "zh")
     assert [message["role"] for message in records["llasm-1"]] == ["system", "user", "assistant"]
     assert reasons == {"llasm-#1": "unknown layout"}
+    rows[0]["conversations"][0]["value"] = 5
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, reasons, _ = build(tmp_path / "other", f"llasm={tmp_path / 'm.jsonl'}", "--language", "zh")
+    assert reasons == {"llasm-#0": "unknown layout", "llasm-#1": "unknown layout"}
 
 
 def test_contamination_by_ngrams_worked_out_by_hand():

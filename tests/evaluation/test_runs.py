@@ -103,6 +103,18 @@ def test_runs_of_one_recorded_step_have_no_curves(tmp_path: Path) -> None:
     assert plot_curves(group_runs(find_runs(paths))) is None
 
 
+def test_a_run_one_stands_in_has_its_name_and_a_copied_log_is_no_version(tmp_path: Path, monkeypatch) -> None:
+    folder = make_run(tmp_path / "mine")
+    (run,) = find_runs([folder])
+    copied = folder / "csv" / "version_0_old"
+    copied.mkdir(parents=True)
+    (copied / "metrics.csv").write_text("step,train/loss\n900,9.0\n")
+    for place, given in ((folder, Path()), (folder / "csv", Path(".."))):
+        monkeypatch.chdir(place)
+        (here,) = find_runs([given])
+        assert here.name == "mine" and here.stages == run.stages
+
+
 def test_named_manifests_are_data(tmp_path: Path) -> None:
     runs = find_runs([make_run(tmp_path / n, data={"a": "one.jsonl", "b": f"{n}.jsonl"}) for n in ("x", "y")])
     assert "training data differ" in "\n".join(unfair(group_runs(runs)))

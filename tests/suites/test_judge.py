@@ -32,7 +32,7 @@ def endpoint(url: str) -> LLMJudge:
         ("4", 4), (" 5.", 5), ("Score: 3", 3), ("4/5", 4), ("3 out of 5", 3), ('{"score": 2}', 2), ("**1**", 1),
         ("<think>5? no, 2 or 3</think>\n4", 4), ("6", None), ("0", None), ("3.5", None), ("good", None), ("", None),
         ("<think>I would say 4, but", None), ("5 or 2? So 3.</think>\n3", 3),
-        ("2 or 3", None), ("10", None), ("between 4 and 5", None),
+        ("2 or 3", None), ("10", None), ("between 4 and 5", None), ("4.0", 4), ("4.0, so 4", 4), ("0.0", None),
     ],
 )  # fmt: skip
 def test_a_score_is_one_whole_number(reply: str, score: int | None):

@@ -236,8 +236,15 @@ def test_files_of_others_are_read_by_lines_and_their_faults_named(tmp_path: Path
     file.write_text('{"text": "One two?", "category": "math"}\n\n{"text": "b", "category": "generic"}\n')
     assert SUITES["instructs2s"].read(tmp_path) == ([], [])
     file.write_text('{"text": "a", "category": "math"}\n{"text": "b"}\n')
-    with pytest.raises(ValueError, match=r"question.jsonl:2: a record has text, category"):
+    with pytest.raises(ValueError, match=r"question.jsonl:2: a record has the texts text, category"):
         SUITES["instructs2s"].read(tmp_path)
+    file.write_text('{"text": 5, "category": "math"}\n')
+    with pytest.raises(ValueError, match=r"question.jsonl:1: a record has the texts"):
+        SUITES["instructs2s"].read(tmp_path)
+    for content, kind in (("5", "int"), ('{"question": "a"}', "dict")):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"other.json: holds {kind}, and not a list"):
+            read_table([tmp_path / "other.json"])
     (tmp_path / "latin.jsonl").write_bytes('{"question": "Où?"}\n'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin.jsonl: not a text in UTF-8"):
         read_table([tmp_path / "latin.jsonl"])

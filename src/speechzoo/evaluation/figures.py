@@ -46,10 +46,10 @@ def read_curve(files: Sequence[Path], columns: Sequence[str]) -> Curve:
 
 
 def metrics_files(folder: Path) -> list[Path]:
-    """Every `csv/version_N/metrics.csv` of a run folder, oldest first (a continued run writes a new one)."""
-    return sorted(
-        folder.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name.removeprefix("version_"))
-    )
+    """Every `csv/version_N/metrics.csv` of a run folder, oldest first (a continued run writes a new one); folders of
+    other names, such as a copy that somebody put there, are none."""
+    found = {file.parent.name.removeprefix("version_"): file for file in folder.glob("csv/version_*/metrics.csv")}
+    return [found[number] for number in sorted(filter(str.isdecimal, found), key=int)]
 
 
 def plot_losses(stages: Sequence[tuple[str, Curve, Curve]]) -> bytes:

@@ -88,6 +88,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             continue
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder")
+        if path.name in ("", ".."):  # the folder one stands in has a name too
+            path = path.resolve()
         if (path / SUITE).is_file():
             suites.append(path)
         elif (path / SWEEP).is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from speechzoo.evaluation.report import flatten
 from speechzoo.evaluation.runs import Run, locate
 from speechzoo.parts.registry import PARTS
+from speechzoo.system.files import sha256
 
 SEEDS = ("seed_everything", "data.init_args.seed")
 DATA = ("data.init_args.train", "data.init_args.val")
@@ -225,8 +225,4 @@ def _manifest(name: str, folder: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:8]
+    return sha256(path)[:8]

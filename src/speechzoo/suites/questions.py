@@ -165,22 +165,25 @@ def _rows(file: Path, columns: Columns, keep: Sequence[str]) -> Iterator[tuple[i
 
 
 def rows_of(file: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """The records of a JSONL file, or of a JSON file that is a list, each of which has these keys.
+    """The records of a JSONL file, or of a JSON file that is a list, each of which has texts under these keys.
 
     Raises:
         ValueError: naming file and row that is otherwise.
     """
     found = []
     for number, row in _numbered(file):
-        if not isinstance(row, dict) or not set(needed) <= set(row):
-            raise ValueError(f"{file}:{number}: a record has {', '.join(needed)}")
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in needed):
+            raise ValueError(f"{file}:{number}: a record has the texts {', '.join(needed)}")
         found.append(row)
     return found
 
 
 def _numbered(file: Path) -> Iterator[tuple[int, Any]]:
     if file.suffix == ".json":
-        yield from enumerate(_parse(file.read_bytes(), str(file)), start=1)
+        found = _parse(file.read_bytes(), str(file))
+        if not isinstance(found, list):
+            raise ValueError(f"{file}: holds {type(found).__name__}, and not a list of records")
+        yield from enumerate(found, start=1)
     else:
         yield from ((number, _parse(line, f"{file}:{number}")) for number, line in read_lines(file))
 

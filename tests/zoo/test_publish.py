@@ -148,6 +148,7 @@ def test_a_name_stands_where_a_run_does(runs: Path, shelf: Path, tmp_path: Path,
     fitted = zoo("fit", f"--config={config}", *told, "--model.init_args.init_from=[tiny-ear]")
     assert list(dict(costs(tmp_path / "third"))) == ["first", "third"]
     assert fitted.model.identity["stages"][0]["path"] == "tiny-ear"
+    assert dict(costs(tmp_path / "third" / "last.ckpt")) == dict(costs(tmp_path / "third"))
     lora = "--model.init_args.llm.init_args.lora={r: 2, lora_alpha: 4}"
     losses = []
     for path, stages in (("tiny", ""), (runs / "second", runs / "first")):

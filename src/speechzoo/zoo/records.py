@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.evaluation.answers import MEASURES, load_answers, score
+from speechzoo.evaluation.runs import run_of
 from speechzoo.models.checkpoint import read
 from speechzoo.names.published import entry, is_name, shelves
 from speechzoo.vocoders.latent import is_latent
@@ -80,6 +81,7 @@ def results_of(file: Path, data: str, command: str, measured: Sequence[str] = ME
 def costs(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What each stage of a run cost, earlier stages first, from their `summary.json`; without one the number of
     steps."""
+    run = run_of(run)
     for stage in read(run).get("hyper_parameters", {}).get("init_from", []) if (run / "last.ckpt").exists() else []:
         yield from entry(stage)["training"].items() if is_name(stage) else costs(Path(stage))
     if (run / "summary.json").is_file():

@@ -23,8 +23,8 @@ from speechzoo.suites import store as work
 from speechzoo.suites.command import systems
 from speechzoo.suites.store import safe
 from speechzoo.suites.systems import Local, fingerprint
-from speechzoo.system.files import write_atomically
 from speechzoo.system import endpoint
+from speechzoo.system.files import write_atomically
 from speechzoo.vocoders import LatentVocoder
 
 

@@ -13,7 +13,6 @@ from speechzoo.suites.catalogue import SUITES, suite
 from speechzoo.suites.questions import OWN, Question, read_sound, read_table
 from speechzoo.suites.systems import conversation
 
-
 CLIP = {"type": "audio", "path": "a.wav"}
 
 

@@ -142,10 +142,10 @@ def _broken(stage: Path, shards: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _relative(message: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A message with the sound that lies in the data set's folder named from there, so that it can be moved."""
 
-    here = os.path.abspath(folder)  # without "..", so that the folder may be named otherwise than when it was begun
+    here = os.path.normpath(folder.absolute())  # without "..": the folder may be named otherwise than when it was begun
 
     def shorter(path: str) -> str:
-        return os.path.relpath(path, here) if Path(os.path.abspath(path)).is_relative_to(here) else path
+        return os.path.relpath(path, here) if Path(os.path.normpath(path)).is_relative_to(here) else path
 
     message = dict(message)
     if isinstance(message["content"], list):

@@ -105,7 +105,7 @@ def read_sound(question: Question) -> Tensor | None:
 Columns = Mapping[str, Sequence[str]]
 """Names that a field of a question may have in files, the first one that is there counts."""
 
-EMPTY = (None, "", [])  # cells of a table that say nothing
+EMPTY: tuple[Any, ...] = (None, "", [])  # cells of a table that say nothing
 
 OWN: Columns = {
     "id": ("id", "question_id", "key"),

@@ -158,6 +158,19 @@ def test_a_job_of_an_array_makes_its_share_and_the_last_start_joins_them(tmp_pat
     assert [command[0] for command in commands[1:]] == ["data", "fit", "fit", "evaluate"]
 
 
+def test_clusters_that_are_there_are_not_made_again_and_cdpath_says_nothing(tmp_path: Path) -> None:
+    """As where a job of an array was ended between the file and its marker: a second conversion would be refused."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "km1000.safetensors").touch()
+    commands, _ = at_full_scale("llama_omni", tmp_path)
+    assert [command[:2] for command in commands[:2]] == [["data", "instruct"], ["data", "contamination"]]
+    for system in NEEDED:
+        command = ["bash", f"{system}/reproduce.sh"]
+        environment = {**script(system)[1], "CDPATH": f".:{ROOT}", "OUT": str(tmp_path / "other")}
+        ran = subprocess.run(command, env=environment, cwd=ROOT / "recipes", capture_output=True, text=True)
+        assert ran.returncode == 2 and "variable DATA is not set" in ran.stderr
+
+
 @pytest.mark.real
 def test_the_smallest_run_of_both_and_again(tmp_path: Path) -> None:
     """Both at once, as there are two cores; the second time nothing is left to do."""

@@ -18,7 +18,7 @@
 #   FIT             further arguments of both trainings, such as --config=recipes/cluster/fsdp2.yaml
 #   MAKE            further arguments of speechzoo data instruct, such as --threads 64
 #   SHARD           i/n: makes this share of the data and ends; started without it when all are there, the rest
-recipes=$(cd "$(dirname "$0")/.." && pwd)
+recipes=$(CDPATH='' cd -- "$(dirname "$0")/.." && pwd)
 SYSTEM=llama_omni
 . "$recipes/reproduce_lib.sh"
 
@@ -39,7 +39,8 @@ case $SCALE in
     stage1=("$recipes"/llama_omni/stage1.yaml --vars.llm="$LLM" --vars.whisper="$WHISPER")
     stage2=("$recipes"/llama_omni/stage2.yaml --vars.llm="$LLM" --vars.whisper="$WHISPER")
     listen=(--vocoder "$raw/vocoder" --recogniser large-v3 --max-new-tokens 256)
-    stage clusters speechzoo data convert-kmeans "$km" "$OUT/km1000.safetensors"
+    # By its file too: one that was ended before its marker, or another job of the array, has made it already.
+    [[ -f $OUT/km1000.safetensors ]] || stage clusters speechzoo data convert-kmeans "$km" "$OUT/km1000.safetensors"
     ;;
   quickstart | smoke)
     pairs=(660 100) val=20

@@ -16,7 +16,7 @@
 #   FIT             further arguments of both trainings, such as --config=recipes/cluster/fsdp2.yaml
 #   MAKE            further arguments of speechzoo data instruct, such as --threads 64
 #   SHARD           i/n: makes this share of the data and ends; started without it when all are there, the rest
-recipes=$(cd "$(dirname "$0")/.." && pwd)
+recipes=$(CDPATH='' cd -- "$(dirname "$0")/.." && pwd)
 SYSTEM=llasm
 . "$recipes/reproduce_lib.sh"
 

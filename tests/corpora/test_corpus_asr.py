@@ -213,7 +213,7 @@ def test_any_hugging_face_set_by_its_columns(tmp_path: Path, capsys):
     assert json.loads((tmp_path / "set2" / "numbers.json").read_text())["user_seconds"]["mean"] == 0.5
 
 
-def test_tables_without_ids_and_damaged_manifests(tmp_path: Path):
+def test_tables_without_ids_and_damaged_manifests(tmp_path: Path, monkeypatch):
     args = Namespace(columns=["audio", "text"], part="train", language="en")
     for folder in "AB":
         (tmp_path / folder).mkdir()
@@ -226,6 +226,10 @@ def test_tables_without_ids_and_damaged_manifests(tmp_path: Path):
     (language := tmp_path / "en").mkdir()
     (language / "train.tsv").write_text("path\tsentence\na.mp3\tHello\nb.mp3\n")  # cut off
     assert [key for key, _ in layouts.commonvoice(language, "train")] == ["a", "b"]
+    (language / "clips").mkdir()
+    (language / "clips" / "a.mp3").touch()
+    monkeypatch.chdir(language)
+    assert dict(layouts.commonvoice(Path(), "train"))["a"]["language"] == "en"
     recordings, supervisions = (tmp_path / f"x_{kind}.jsonl.gz" for kind in ("recordings", "supervisions"))
     recordings.write_bytes(gzip.compress(b""))
     cut = gzip.compress(b'{"id": "s", "recording_id": "r", "duration": 1}\n')[:-4]
@@ -233,3 +237,7 @@ def test_tables_without_ids_and_damaged_manifests(tmp_path: Path):
         supervisions.write_bytes(content)
         with pytest.raises(ValueError, match=f"{supervisions.name}: cannot be read as a manifest of lhotse .*{said}"):
             list(layouts.lhotse(supervisions, ""))
+    recordings.write_bytes(gzip.compress(b'{"id": "r", "duration": 1, "sources": []}\n'))
+    supervisions.write_bytes(gzip.compress(b'{"id": "s", "recording_id": "r", "duration": 1, "text": "a"}\n'))
+    ((_, broken),) = layouts.lhotse(supervisions, "")
+    assert isinstance(broken, Broken) and broken.detail == "recording r names no source"

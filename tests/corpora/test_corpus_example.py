@@ -67,6 +67,8 @@ def test_validation_records_depend_on_what_they_hold_alone(tmp_path: Path) -> No
     assert {name for name in sets[0] if int(name[1:]) < 40} <= sets[2]
     with pytest.raises(ValueError, match="leaves none to train with"):
         split(tmp_path / "all", 50)
+    with pytest.raises(ValueError, match="at least 0, not -2"):
+        split(tmp_path / "all", -2)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from api_stand_in import endpoint
 from speechzoo.audio import read_audio
 from speechzoo.cli import main
 from speechzoo.corpora.rewriting import ANSWER, ASK, Rewriter, expected_tokens
+from speechzoo.corpora.sounds import kept_sound
 from speechzoo.corpora.stage import Broken
-from speechzoo.corpora.voices import Cast, CommandVoices, QuickstartVoices, open_speaker
-from speechzoo.system.endpoint import Endpoint
+from speechzoo.corpora.voices import Cast, CommandVoices, QuickstartVoices, open_speaker, speak_to
+from speechzoo.system.endpoint import Chat, Endpoint
 from speechzoo.system.files import read_jsonl
 
 ALPACA = [
@@ -226,8 +227,43 @@ def test_a_program_that_writes_silence_or_no_sound_is_told(tmp_path: Path):
     program.write_text("import sys; open(sys.argv[1], 'w').write('not a sound')")
     with pytest.raises(Broken, match="text-to-speech failed.*cannot be decoded"):
         CommandVoices(f"{sys.executable} {program} {{out}}").speak("a", "v", 0)
+    program.write_text("import sys; sys.stderr.buffer.write(b'voix pr\\xe9sente'); sys.exit(3)")  # Latin 1
+    with pytest.raises(Broken, match="voix pr.sente"):
+        CommandVoices(f"{sys.executable} {program} {{out}}").speak("a", "v", 0)
+    with pytest.raises(Broken, match="embedded null byte"):
+        CommandVoices(f"{sys.executable} {program} {{out}} {{text}}").speak("a\0b", "v", 0)
     with pytest.raises(ValueError, match="give quickstart, piper"):
         open_speaker("espeak")
+
+
+def test_a_damaged_sound_is_made_again(tmp_path: Path):
+    class Tone:
+        def speak(self, text: str, voice: str, seed: int) -> torch.Tensor:
+            return 0.1 * torch.ones(8000)
+
+    file, _ = speak_to(tmp_path, Tone(), "tone", "hello", "v", 0)
+    content = file.read_bytes()
+    for damaged in (b"", content[:100]):  # as a power cut leaves it
+        file.write_bytes(damaged)
+        assert speak_to(tmp_path, Tone(), "tone", "hello", "v", 0) == (file, 0.5)
+        assert file.read_bytes() == content
+    sound = {"bytes": content, "path": None}
+    kept, _ = kept_sound(sound, tmp_path / "kept", tmp_path)
+    Path(kept).write_bytes(b"")
+    assert kept_sound(sound, tmp_path / "kept", tmp_path) == (kept, 0.5)
+    assert Path(kept).read_bytes() == content
+
+
+def test_a_reply_with_half_a_character_is_left_out(tmp_path: Path):
+    class Cut:
+        model = "m"
+
+        def chat(self, *_: object, **__: object) -> Chat:
+            return Chat({"content": "hello \ud83d"}, "stop")
+
+    with pytest.raises(Broken, match="unreadable characters in the question"):
+        Rewriter(Cut(), tmp_path)([["Say hello.", ""]])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.real

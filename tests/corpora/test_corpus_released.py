@@ -13,8 +13,10 @@ import pytest
 import soundfile
 
 from speechzoo.cli import main
+from speechzoo.corpora.card import join
 from speechzoo.corpora.contamination import overlaps
-from speechzoo.system.files import read_jsonl
+from speechzoo.corpora.stage import Item, Shard, Stage, each
+from speechzoo.system.files import read_jsonl, write_json
 
 
 def sound(seconds: float = 0.25) -> bytes:
@@ -163,6 +165,10 @@ def test_the_layout_that_llasms_code_reads(tmp_path: Path):
     records, reasons, _ = build(tmp_path / "out", f"llasm={tmp_path / 'l.jsonl'}", "--language", "zh")
     assert [message["role"] for message in records["llasm-1"]] == ["system", "user", "assistant"]
     assert reasons == {"llasm-#1": "unknown layout"}
+    rows[0]["conversations"][0]["value"] = 5
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, reasons, _ = build(tmp_path / "other", f"llasm={tmp_path / 'm.jsonl'}", "--language", "zh")
+    assert reasons == {"llasm-#0": "unknown layout", "llasm-#1": "unknown layout"}
 
 
 def test_contamination_by_ngrams_worked_out_by_hand():
@@ -182,6 +188,55 @@ def test_contamination_by_ngrams_worked_out_by_hand():
     assert (found["q3"].ngrams, found["q3"].found, found["q3"].share) == (5, 2, 0.4)
 
 
+def test_a_text_in_two_scripts_is_found_too():
+    """Each side has the normaliser of the question: alone, a text with Cyrillic in it would keep its "twenty-one"."""
+    question = "What's the colour of the twenty-one big red houses?"
+    (found,) = overlaps([("q", question)], [("t", f"Москва: {question}")])
+    assert found.share == 1
+    with pytest.raises(ValueError, match="at least 1"):
+        overlaps([("q", question)], [], n=0)
+
+
+def test_another_source_or_language_is_refused_and_changes_nothing(multiturn: str, tmp_path: Path, capsys):
+    out, file = tmp_path / "out", Path(multiturn)
+    build(out, f"multiturn={multiturn}", "--licence", "mit")
+    about = (out / "dataset.json").read_bytes()
+    assert main(["data", "released", str(out), f"multiturn={multiturn}", "--language", "zh"]) == 1
+    assert "language: 'en' there, 'zh' asked" in capsys.readouterr().err
+    assert main(["data", "released", str(out), f"llasm={multiturn}", "--licence", "other", "--title", "x"]) == 1
+    assert (out / "dataset.json").read_bytes() == about
+    file.write_text(file.read_text().replace("Hi!", "Ho!"))
+    assert main(["data", "released", str(out), f"multiturn={multiturn}"]) == 1
+    assert "content: " in capsys.readouterr().err
+    assert (out / "dataset.json").read_bytes() == about
+
+
+def test_a_record_that_two_shards_did_is_joined_once(tmp_path: Path):
+    """The input grew between their runs, so that others are every second one."""
+    work = each(lambda value: {"messages": [{"role": "user", "content": value["text"]}]})
+    for ids in ("bc", "abc"):
+        for index in (0, 1):
+            items = [Item(number, name, {"text": name}) for number, name in enumerate(ids)]
+            Stage(tmp_path / "clips", Shard(index, 2), {}).run(items, work)
+    about = {"title": "t", "licences": {"a|b": "mit"}, "tasks": [], "stages": ["clips"], "shards": 2, "command": "x"}
+    write_json(tmp_path / "dataset.json", about)
+    assert join(tmp_path)["records"] == 3
+    assert sorted(record["id"] for record in read_jsonl(tmp_path / "data.jsonl")) == ["a", "b", "c"]
+    assert "| a\\|b | mit |" in (tmp_path / "README.md").read_text()
+
+
+def test_sound_in_the_folder_is_named_from_there_however_the_folder_is(tmp_path: Path):
+    (tmp_path / "x").mkdir()
+    out = tmp_path / "x" / ".." / "out"
+    clip = tmp_path / "a.wav"
+    corpus_files.clip(clip, 0.5)
+    row = {"question": "A?", "question_audio": {"bytes": clip.read_bytes(), "path": None}, "answer": "B", "id": 1}
+    assert main(["data", "released", str(out), f"instructs2s={parquet(tmp_path / 't.parquet', [row])}"]) == 0
+    assert main(["data", "join", str(tmp_path / "out")]) == 0
+    (record,) = read_jsonl(tmp_path / "out" / "data.jsonl")
+    assert record["messages"][0]["content"][0]["path"].startswith("audio/")
+
+
 def test_contamination_goes_into_the_card(multiturn: str, tmp_path: Path, capsys):
     out = tmp_path / "out"
     build(out, f"multiturn={multiturn}")
@@ -193,6 +248,10 @@ def test_contamination_goes_into_the_card(multiturn: str, tmp_path: Path, capsys
     found = json.loads((out / "contamination.json").read_text())
     assert [(row["id"], row["share"], row["records"]) for row in found["overlaps"]] == [("e1", 1.0, ["multiturn-c1"])]
     assert "1 of 2 questions of `eval.jsonl`" in (out / "README.md").read_text()
+    lost = tmp_path / "wav" / "none.wav"
+    corpus_files.clip(lost, 0.5)
+    build(out, f"multiturn={multiturn}")  # now with one record more
+    assert "Not checked since the records changed" in (out / "README.md").read_text()
     assert main(["data", "contamination", str(out), str(file), "--key", "text"]) == 1
     assert "record 1 has no text 'text'" in capsys.readouterr().err
     assert main(["data", "contamination", str(tmp_path / "no"), str(file)]) == 1

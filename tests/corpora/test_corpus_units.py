@@ -216,6 +216,11 @@ def test_clusters_are_trained_and_judged_by_a_command(hubert: Path, tmp_path: Pa
     assert "pnmi" not in capsys.readouterr().out
     assert main(arguments) == 1
     assert "exists already" in capsys.readouterr().err
+    (tmp_path / "km3.json").write_text("[]")  # of somebody else
+    for name, why in (("km3.safetensors", "km3.json: exists already"), ("km4.json", "the report goes there")):
+        assert main([*arguments[:2], str(tmp_path / name), *arguments[3:]]) == 1
+        assert why in capsys.readouterr().err
+    assert (tmp_path / "km3.json").read_text() == "[]"
 
 
 def test_judging_against_numbers_worked_out_by_hand():

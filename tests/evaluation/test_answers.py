@@ -44,6 +44,10 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path):
         ('{"id":"x","kind":"k","question":"q","reference":"r","text":"t","txt":1}', r":2: unknown keys \['txt'\]"),
         ('{"id":"a","kind":"k","question":"q","reference":"r","text":"t"}', r":2: the id 'a' comes twice"),
         ("3", r"answers.jsonl:2: not an answer record"),
+        ("[]", r"answers.jsonl:2: not an answer record"),
+        ('"id"', r"answers.jsonl:2: not an answer record"),
+        ('{"id":7,"kind":"k","question":"q","reference":"r","text":"t"}', r":2: id is 7, and has to be a text"),
+        ('{"id":"x","kind":"k","question":null,"reference":"r","text":"t"}', r":2: question is None, and has to be a"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):

@@ -124,7 +124,7 @@ def test_summary_file(tmp_path):
     assert (stage.name, stage.seconds, stage.steps, stage.val_loss, stage.tokens) == ("pretrain", 12.5, 3, None, None)
     assert stage.metrics == [str(tmp_path / "metrics.csv")]
     path.write_text("[1]")
-    with pytest.raises(ValueError, match=r"summary\.json: not a summary"):
+    with pytest.raises(ValueError, match=r"summary\.json: holds list, not an object"):
         StageSummary.from_file(path, "pretrain")
     with pytest.raises(FileNotFoundError, match="has it finished"):
         StageSummary.from_file(tmp_path / "none.json", "pretrain")

@@ -127,6 +127,10 @@ def test_curve_of_a_stage_that_was_continued(tmp_path: Path):
     assert steps.tolist() == [0, 1, 2, 3] and values.tolist() == [3.0, 2.0, 1.0, 0.5]
     assert read_curve([first, second], ["val/loss"])[1].tolist() == [2.5]
     assert read_curve([first], ["train/loss_step", "train/loss"])[1].size == 4
+    whole = second.read_text()
+    for half in ("0", "0,4", "0,4,0."):  # of a process that was killed as it wrote
+        second.write_text(whole + half)
+        assert read_curve([second], ["train/loss"])[0].tolist() == [2, 3]
     assert read_curve([], ["train/loss"])[0].dtype == np.dtype(int)
 
 

@@ -103,6 +103,18 @@ def test_runs_of_one_recorded_step_have_no_curves(tmp_path: Path) -> None:
     assert plot_curves(group_runs(find_runs(paths))) is None
 
 
+def test_a_run_one_stands_in_has_its_name_and_a_copied_log_is_no_version(tmp_path: Path, monkeypatch) -> None:
+    folder = make_run(tmp_path / "mine")
+    (run,) = find_runs([folder])
+    copied = folder / "csv" / "version_0_old"
+    copied.mkdir(parents=True)
+    (copied / "metrics.csv").write_text("step,train/loss\n900,9.0\n")
+    for place, given in ((folder, Path()), (folder / "csv", Path(".."))):
+        monkeypatch.chdir(place)
+        (here,) = find_runs([given])
+        assert here.name == "mine" and here.stages == run.stages
+
+
 def test_named_manifests_are_data(tmp_path: Path) -> None:
     runs = find_runs([make_run(tmp_path / n, data={"a": "one.jsonl", "b": f"{n}.jsonl"}) for n in ("x", "y")])
     assert "training data differ" in "\n".join(unfair(group_runs(runs)))
@@ -210,6 +222,24 @@ def test_stages_are_one_run_and_its_cost_is_their_sum(tmp_path: Path) -> None:
 
     lonely = find_runs([make_run(tmp_path / "b", init_from=["gone/pretrain"])])
     assert "started from gone/pretrain, not found here" in unfair(group_runs(lonely))[0]
+
+
+def test_a_checkpoint_that_a_run_started_from_is_its_run(tmp_path: Path) -> None:
+    """Two first stages make two groups and no two seeds of one, and their cost counts."""
+    for name, lr in (("a", 0.1), ("b", 0.5)):
+        make_run(tmp_path / name, lr=lr, steps=7)
+        start = str(tmp_path / name / "last.ckpt")
+        make_run(tmp_path / f"{name}2", seed=ord(name), init_from=[start])
+    make_run(tmp_path / "c2", init_from=[str(tmp_path / "b" / "step=3.ckpt")])
+    runs = find_runs([tmp_path / name for name in ("a2", "b2", "c2")])
+    assert [(list(run.configs), run.missing, run.total("steps")) for run in runs] == [
+        (["a", "a2"], [], 17),
+        (["b", "b2"], [], 17),
+        (["b", "c2"], [], 17),
+    ]
+    starts = [group.settings["model.init_args.init_from"] for group in group_runs(runs)]
+    assert starts == ["a", "b", "b/step=3.ckpt"]
+    assert [run.name for run in find_runs([tmp_path])] == ["a2", "b2", "c2"]
 
 
 def test_all_files_and_their_escaping(tmp_path: Path) -> None:

@@ -21,8 +21,11 @@ from speechzoo.evaluation.answers import load_answers
 from speechzoo.suites import scoring
 from speechzoo.suites import store as work
 from speechzoo.suites.command import systems
-from speechzoo.suites.systems import Local, fingerprint
+from speechzoo.suites.questions import Question
+from speechzoo.suites.store import safe
+from speechzoo.suites.systems import Local, Reply, fingerprint
 from speechzoo.system import endpoint
+from speechzoo.system.files import write_atomically
 from speechzoo.vocoders import LatentVocoder
 
 
@@ -238,6 +241,25 @@ def test_a_full_disk_loses_nothing_that_was_written(questions, tmp_path, monkeyp
 
 def result(out: Path, model: str = "m") -> dict:
     return json.loads((out / "results.json").read_text())["models"][model]
+
+
+def test_a_model_of_ours_is_asked_a_conversation_as_it_was_trained(opened, wavs):
+    local = Local("m", "run", generate={"max_new_tokens": 2})
+    question = Question("a", sound=str(wavs[0]), around=("", "Translate."), system="Be brief.")
+    system, user = local.messages(question, "", written=False)
+    assert system == {"role": "system", "content": "Be brief."}
+    assert [part["type"] for part in user["content"]] == ["audio", "text"]
+    ((asked, reply),) = local.answer([question], "", written=False)
+    assert asked is question and isinstance(reply, Reply), reply
+
+
+def test_a_long_id_has_a_file(tmp_path):
+    """File names have 255 bytes at most, and what is half written a longer one."""
+    for letter in "问\U00020000":
+        names = [safe(letter * 90 + end) for end in ("", "a")]
+        assert names[0] != names[1]
+        write_atomically(tmp_path / f"{names[0]}.flac", b"sound")
+    assert safe("q-1_ä.b") == "q-1_ä.b"
 
 
 def test_recognition_by_instruction_and_word_errors(tmp_path, capsys):

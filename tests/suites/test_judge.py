@@ -32,7 +32,7 @@ def endpoint(url: str) -> LLMJudge:
         ("4", 4), (" 5.", 5), ("Score: 3", 3), ("4/5", 4), ("3 out of 5", 3), ('{"score": 2}', 2), ("**1**", 1),
         ("<think>5? no, 2 or 3</think>\n4", 4), ("6", None), ("0", None), ("3.5", None), ("good", None), ("", None),
         ("<think>I would say 4, but", None), ("5 or 2? So 3.</think>\n3", 3),
-        ("2 or 3", None), ("10", None), ("between 4 and 5", None),
+        ("2 or 3", None), ("10", None), ("between 4 and 5", None), ("4.0", 4), ("4.0, so 4", 4), ("0.0", None),
     ],
 )  # fmt: skip
 def test_a_score_is_one_whole_number(reply: str, score: int | None):
@@ -167,6 +167,17 @@ def test_a_local_model_replies(tiny_llm_dir: Path, tmp_path: Path):
     )
     with pytest.raises(UnreachableError, match="no LLM that can be asked"):
         LLMJudge(LocalLLM(str(tmp_path / "none"), "cpu")).reply("x", 0)
+
+
+def test_a_reply_that_ends_with_the_last_token_allowed_is_whole(tiny_llm_dir: Path):
+    llm, asked = LocalLLM(str(tiny_llm_dir), "cpu"), [{"role": "user", "content": "hello"}]
+    tokenizer, causal = llm._loaded
+    given = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    first = causal.generate(**given, max_new_tokens=1, do_sample=False)[0, -1]
+    assert llm.chat(asked, max_tokens=1).ended == "length"
+    for ends in (int(first), [0, int(first)]):
+        causal.generation_config.eos_token_id = ends
+        assert llm.chat(asked, max_tokens=1).ended == "stop"
 
 
 def test_agreement_by_hand():

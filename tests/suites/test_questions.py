@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from layouts import librispeech, lines, parquet, sound, wav
 
 from speechzoo.suites.catalogue import SUITES, suite
 from speechzoo.suites.questions import OWN, Question, read_sound, read_table
+from speechzoo.suites.systems import conversation
+
+CLIP = {"type": "audio", "path": "a.wav"}
 
 
 def test_questions_of_ones_own(tmp_path: Path):
@@ -22,13 +26,15 @@ def test_questions_of_ones_own(tmp_path: Path):
             {"role": "user", "content": [{"type": "text", "text": "Listen:"}, {"type": "audio", "path": "a.wav"}]},
             {"role": "assistant", "content": "Yes."},
         ]},
+        {"id": "", "question": "", "text": "How?", "audio": "", "references": [], "answer": "Well."},
     )  # fmt: skip
     name, found, data = suite(str(file))
     questions, missing = found.read(data)
     assert (name, missing) == ("mine", [])
     assert questions[0] == Question("a", "Capital?", str(tmp_path / "a.wav"), ("Paris",))
     assert questions[1] == Question("mine-00002", "Who wrote it?", None, ("Shakespeare", "the Bard"), "written")
-    assert questions[2] == Question("7", "Listen:", str(tmp_path / "a.wav"), ("Yes.",))
+    assert questions[2] == Question("7", "", str(tmp_path / "a.wav"), ("Yes.",), around=("Listen:", ""))
+    assert questions[3] == Question("mine-00004", "How?", None, ("Well.",))  # empty cells say nothing
     assert len(read_sound(questions[0])) == 8000
 
 
@@ -39,11 +45,36 @@ def test_questions_of_ones_own(tmp_path: Path):
         ({"id": "x"}, "mine.jsonl:1: neither words nor sound"),
         ({"question": "a", "audio": 3}, "mine.jsonl:1: `question` is a text, `audio` the path"),
         ({"messages": [{"role": "user", "content": "a"}] * 2}, "mine.jsonl:1: 2 user turns"),
+        ({"messages": [{"role": "user", "content": [CLIP] * 2}]}, "mine.jsonl:1: 2 clips"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "mine.jsonl:1: 1 clips; .* with its path"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "mine.jsonl:1: the content of a turn"),
+        ({"question": "cut off \ud83d"}, r"mine.jsonl:1: holds '.ud83d', half of a character"),
     ],
 )
 def test_a_row_that_is_no_question_is_named(tmp_path: Path, row: object, why: str):
     with pytest.raises(ValueError, match=why):
         read_table([lines(tmp_path / "mine.jsonl", row)])
+
+
+def test_a_conversation_is_asked_with_all_that_training_reads(tmp_path: Path):
+    """The instruction beside the clip, on its side of it, and the system message; its words for judges and writing."""
+    clip = {**CLIP, "path": str(wav(tmp_path / "a.wav")), "transcript": "where is it"}
+    rows = [
+        {"messages": [{"role": "user", "content": [clip, {"type": "text", "text": "Translate."}]}]},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [clip]}]},
+        {"messages": [{"role": "user", "content": [CLIP]}]},
+    ]
+    first, second, third = read_table([lines(tmp_path / "mine.jsonl", *rows)])
+    assert (first.text, second.text, third.text) == ("where is it\nTranslate.", "where is it", "")
+    (asked,) = conversation(first, "", written=False)
+    assert [part["type"] for part in asked["content"]] == ["audio", "text"]
+    assert asked["content"][1]["text"] == "Translate."
+    assert conversation(first, "", written=True) == [{"role": "user", "content": "where is it\nTranslate."}]
+    system, asked = conversation(second, "Listen:", written=False)
+    assert system == {"role": "system", "content": "Be brief."}
+    assert asked["content"][0] == {"type": "text", "text": "Listen:"}  # the suite's, where there is none of its own
+    assert first.digest() != replace(first, around=("Translate.", "")).digest()
+    assert second.digest() != replace(second, system="").digest()
 
 
 def test_a_line_that_is_not_json_and_an_id_that_comes_twice(tmp_path: Path):
@@ -204,8 +235,15 @@ def test_files_of_others_are_read_by_lines_and_their_faults_named(tmp_path: Path
     file.write_text('{"text": "One two?", "category": "math"}\n\n{"text": "b", "category": "generic"}\n')
     assert SUITES["instructs2s"].read(tmp_path) == ([], [])
     file.write_text('{"text": "a", "category": "math"}\n{"text": "b"}\n')
-    with pytest.raises(ValueError, match=r"question.jsonl:2: a record has text, category"):
+    with pytest.raises(ValueError, match=r"question.jsonl:2: a record has the texts text, category"):
         SUITES["instructs2s"].read(tmp_path)
+    file.write_text('{"text": 5, "category": "math"}\n')
+    with pytest.raises(ValueError, match=r"question.jsonl:1: a record has the texts"):
+        SUITES["instructs2s"].read(tmp_path)
+    for content, kind in (("5", "int"), ('{"question": "a"}', "dict")):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"other.json: holds {kind}, and not a list"):
+            read_table([tmp_path / "other.json"])
     (tmp_path / "latin.jsonl").write_bytes('{"question": "Où?"}\n'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin.jsonl: not a text in UTF-8"):
         read_table([tmp_path / "latin.jsonl"])

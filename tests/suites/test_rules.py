@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
+from speechzoo.evaluation import Answer
 from speechzoo.suites import rules
+from speechzoo.suites.questions import Question
 from speechzoo.suites.rules import choice, chosen, contains, refuses, same
+from speechzoo.suites.scoring import by_rule
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,8 @@ from speechzoo.suites.rules import choice, chosen, contains, refuses, same
         ("", ["Paris"], False),
         ("Paris", [], False),
         ("Vitamin A", ["A"], True),
+        ("It is twenty-one (Москва).", ["twenty-one"], True),  # both sides by the reference's normaliser
+        ("It's 北京's one hundred", ["100"], True),
     ],
 )
 def test_a_reference_stands_in_the_answer(text: str, references: list[str], right: bool):
@@ -34,6 +39,25 @@ def test_the_local_rule_wants_the_sentence():
     assert same("The sum is 3.", ["The sum is -3."], spoken=False) == 0
     assert same("hello joe nice to meet you", ["Hello Joe, nice to meet you."], spoken=True) == 1
     assert same("hello jo", ["Hello Joe."], spoken=True) == 0
+
+
+def test_a_choice_without_a_right_letter_has_no_score():
+    answer = Answer("1", "k", "q", "", "The answer is B.")
+    assert by_rule(answer, Question("1", "q"), ["choice"]) == {}
+    assert by_rule(answer, Question("1", "q", references=("B",)), ["choice"]) == {"choice": 1.0, "no_choice": 0.0}
+
+
+def test_ifeval_says_at_once_what_it_cannot_score():
+    pytest.importorskip("if_verifiable")
+    good = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    rules.check_instructions([Question("a", more=good)])
+    for more, why in (
+        ({}, "b: IFEval needs `instruction_id_list`"),
+        ({**good, "kwargs": []}, "b: IFEval needs .* as many"),
+        ({**good, "instruction_id_list": ["no_comma"]}, "b: IFEval has no instruction 'no_comma'"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            rules.check_instructions([Question("a", more=good), Question("b", more=more)])
 
 
 @pytest.mark.parametrize(
@@ -53,6 +77,12 @@ def test_the_local_rule_wants_the_sentence():
         ("Either (A) or (B) could be.", None),
         ("Heat moves from hot to cold, so (B) holds.", "B"),
         ("答案是C", "C"),
+        ("正确答案：C。", "C"),
+        ("Option (a) is wrong. The correct option is (c).", "C"),
+        ("It is option (d).", "D"),
+        ("Option A: heat. Option B: light.", None),  # told one by one
+        ("My choice: B", "B"),
+        ("It is made in the U.S.A.", None),
         ("", None),
     ],
 )

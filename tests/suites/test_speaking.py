@@ -34,15 +34,15 @@ def test_what_has_no_sound_is_spoken_once(tmp_path: Path, tts: tuple[str, Path])
     sound = str(wav(tmp_path / "own.wav"))
     asked = [Question("a", "Who?"), Question("b", "Where?", sound), Question("c", "I am mute."), Question("d")]
     for _ in range(2):
-        found, mute = spoken(asked, tmp_path / "q", tts[0], "", ["anna"], "KEY", threads=1)
+        found, mute = spoken(asked, tmp_path / "q", tts[0], "", ["anna"], threads=1)
     assert [question.id for question in found] == ["a", "b", "d"] and found[1].sound == sound
     assert found[2].sound is None  # without words there is nothing to say
     assert len(read_audio(found[0].sound)) == 160 * len("Who?")
     (told,) = mute
     assert told.startswith("c: text-to-speech failed") and told.endswith("cannot say that")
     assert tts[1].read_text().splitlines().count("anna Who?") == 1
-    again, _ = spoken(asked[::-1], tmp_path / "q", tts[0], "", ["x", "y", "z"], "KEY", threads=1)
-    other, _ = spoken(asked, tmp_path / "q", tts[0], "", ["x", "y", "z"], "KEY", threads=1)
+    again, _ = spoken(asked[::-1], tmp_path / "q", tts[0], "", ["x", "y", "z"], threads=1)
+    other, _ = spoken(asked, tmp_path / "q", tts[0], "", ["x", "y", "z"], threads=1)
     assert again[-1].sound == other[0].sound  # by the question alone, not by its place
 
 

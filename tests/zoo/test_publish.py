@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from speechzoo.evaluation.runs import find_runs
 from speechzoo.interop.hub import load_run
 from speechzoo.names import published as names
 from speechzoo.zoo.card import check_card
-from speechzoo.zoo.publish import hub_names, merged_state
-from speechzoo.zoo.records import costs
+from speechzoo.zoo.publish import hub_names, merged_state, write_index
+from speechzoo.zoo.records import costs, results_of
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,33 @@ def test_a_published_model_is_the_run_in_half_precision(runs: Path, shelf: Path,
     assert main(["pull", "tiny"]) == 0
 
 
+def test_an_entry_of_the_index_is_put_in_and_the_rest_stays_as_it_is_written(tmp_path: Path):
+    index = tmp_path / "index.yaml"
+    write_index(tmp_path, "a", {"x": 1})
+    assert index.read_text() == "a:\n  x: 1\n"
+    written = "# head\na:\n  x: 1  # one\n\n# about b\n'b':\n  y: '2'\n\n# about c\nc: {z: 3}"
+    index.write_text(written)
+    write_index(tmp_path, "d", {"w": "ä"})
+    assert index.read_text() == f"{written}\nd:\n  w: ä\n"
+    write_index(tmp_path, "b", {"y": 4})
+    assert index.read_text() == written.replace("'b':\n  y: '2'", "b:\n  y: 4") + "\nd:\n  w: ä\n"
+    for empty in ("# head\n", "# head\n{}\n"):
+        index.write_text(empty)
+        write_index(tmp_path, "a", {"x": 1})
+        assert index.read_text() == "# head\na:\n  x: 1\n"
+
+
+def test_a_result_tells_how_many_answers_it_is_of(tmp_path: Path):
+    told = [Answer(name, "k", name, reference, "t") for name, reference in (("1", "r"), ("2", ""), ("3", "r"))]
+    told[2] = replace(told[2], spoken="t", quality={"Distill-MOS": 4.0})
+    save_answers(tmp_path / "a.jsonl", told)
+    found = {result.metric: result.data for result in results_of(tmp_path / "a.jsonl", "mine", "c")}
+    assert found == {"wer": "mine (2)", "cer": "mine (2)", "exact_match": "mine (2)", "Distill-MOS": "mine (1)"} | {
+        "asr_wer": "mine (1)",
+        "asr_cer": "mine (1)",
+    }
+
+
 def test_a_name_stands_where_a_run_does(runs: Path, shelf: Path, tmp_path: Path, wavs, capsys):
     publish(runs / "second", "tiny", "--answers", "two questions", answers(tmp_path / "a.jsonl"))
     publish(runs / "first", "tiny-ear")
@@ -120,6 +148,7 @@ def test_a_name_stands_where_a_run_does(runs: Path, shelf: Path, tmp_path: Path,
     fitted = zoo("fit", f"--config={config}", *told, "--model.init_args.init_from=[tiny-ear]")
     assert list(dict(costs(tmp_path / "third"))) == ["first", "third"]
     assert fitted.model.identity["stages"][0]["path"] == "tiny-ear"
+    assert dict(costs(tmp_path / "third" / "last.ckpt")) == dict(costs(tmp_path / "third"))
     lora = "--model.init_args.llm.init_args.lora={r: 2, lora_alpha: 4}"
     losses = []
     for path, stages in (("tiny", ""), (runs / "second", runs / "first")):

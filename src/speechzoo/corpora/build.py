@@ -24,6 +24,7 @@ from speechzoo.corpora.texts import STYLES, instructions, language_of, suitable,
 from speechzoo.corpora.voices import Cast, open_speaker, speak_to
 from speechzoo.data.instructions import ASR_INSTRUCTIONS, asr_messages
 from speechzoo.data.schema import check_messages
+from speechzoo.names.spec import at_least
 from speechzoo.system.digests import file_digest
 from speechzoo.system.files import write_json
 
@@ -54,6 +55,7 @@ def asr(args: Namespace) -> None:
 
     settings = {"corpora": args.corpora, "part": args.part, "seed": args.seed, "lower": args.lower}
     settings |= {"columns": args.columns, "language": args.language, "max_seconds": args.max_seconds}
+    settings |= {"content": content} if (content := _content(name for _, name in pairs)) else {}
     stage = Stage(args.out / "clips", args.shard, settings)
     told("clips", stage.run(_clips(pairs, args), each(checked(value), args.threads)))
     finish(args)
@@ -124,16 +126,20 @@ def instruct(args: Namespace) -> None:
 
 def _settings(stage: str, args: Namespace) -> dict[str, Any]:
     """What decides a stage's results."""
-    files = [Path(name.partition("#")[0]).expanduser() for name in args.texts]
-    content = {str(name): file_digest(file) for name, file in zip(args.texts, files, strict=True) if file.is_file()}
     return {
-        "filter": {"style": args.style, "texts": args.texts, "content": content, "limit": args.limit},
+        "filter": {"style": args.style, "texts": args.texts, "content": _content(args.texts), "limit": args.limit},
         "rewrite": {"llm": args.llm, "model": args.llm_model, "temperature": args.temperature, "seed": args.seed},
         "speak": {"tts": args.tts, "model": args.tts_model, "seed": args.seed}
         | {"question_voices": args.question_voice, "answer_voices": args.answer_voice}
         | ({"answer_tts": args.answer_tts, "answer_model": args.answer_tts_model} if args.answer_tts else {}),
         "units": {"hubert": args.hubert, "layer": args.layer, "kmeans": args.kmeans and _clusters(args)},
     }[stage]
+
+
+def _content(names: Iterable[str]) -> dict[str, str]:
+    """Digests of the sources that are files: of others with the same ids, what is done would stay."""
+    files = {name: Path(name.partition("#")[0]).expanduser() for name in names}
+    return {name: file_digest(file) for name, file in files.items() if file.is_file()}
 
 
 def _rewrite(args: Namespace, before: Stage, stage: Stage) -> bool:
@@ -207,6 +213,7 @@ def released_sets(args: Namespace) -> None:
     beside = path.absolute().parent if path.is_file() else Path.cwd()
     mapping = released.Mapping(args.out.absolute() / "audio", beside, args.num_units, args.large_units, args.language)
     settings = {"set": args.set, "split": args.split, "num_units": args.num_units, "large_units": args.large_units}
+    settings |= {"language": args.language, "content": _content([name])}
     stage = Stage(args.out / "records", args.shard, settings)
     told("records", stage.run(released.items(kind, name, args.split), each(checked(mapping), args.threads)))
     finish(args)
@@ -234,9 +241,9 @@ def units(args: Namespace) -> None:
                     value = {"messages": row.value["messages"]} if not problem else Broken("malformed", problem[0])
                 yield Item(next(numbers), key, value)
 
-    # Of other data with the same ids, what is done would stay. Shards are told by their size: they may be very large.
     files = [Path(name) for name in sources if Path(name).is_file()]
-    content = [file_digest(file) if file.suffix not in SHARDS else file.stat().st_size for file in files]
+    shards = [file for file in files if file.suffix in SHARDS]  # told by their size: they may be very large
+    content = [file.stat().st_size if file in shards else file_digest(file) for file in files]
     settings = {"data": args.data, "content": content}
     settings |= {"hubert": args.hubert, "layer": args.layer, "kmeans": _clusters(args)}
     stage = Stage(args.out / "units", args.shard, settings)
@@ -276,13 +283,17 @@ def begin(args: Namespace, title: str, licences: dict[str, str], tasks: list[str
         ValueError: if that was another one.
     """
     args.shard = Shard.read(args.shard)
+    at_least(0, "speechzoo data", val=args.val)
     about = {"title": args.title or title, "licences": licences, "tasks": tasks, "stages": stages, "val": args.val}
     check_settings(args.out, {"stages": stages, "shards": args.shard.count})
-    write_json(args.out / ABOUT, {**about, "shards": args.shard.count, "command": args.command_line})
+    args.about = {**about, "shards": args.shard.count, "command": args.command_line}
+    if not (args.out / ABOUT).is_file():  # else it stays until the work is done: the stages may yet refuse this command
+        write_json(args.out / ABOUT, args.about)
 
 
 def finish(args: Namespace) -> None:
-    """Join the only shard; of several the last one to be done says how."""
+    """Write what the data set is and join the only shard; of several the last one to be done says how."""
+    write_json(args.out / ABOUT, args.about)
     if args.shard.count > 1:
         print(f"when all {args.shard.count} shards are done: speechzoo data join {args.out}")
         return

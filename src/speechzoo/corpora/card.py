@@ -107,7 +107,11 @@ def join(folder: Path) -> dict[str, Any]:
     with telling_room(folder / DATA, None):
         try:
             with part.open("wb") as file:
+                seen: set[str] = set()  # two shards did a record where the input grew between their runs
                 for line in in_order([last / name / RECORDS for name in shards]):
+                    if line["id"] in seen:
+                        continue
+                    seen.add(line["id"])
                     value = line["value"]
                     messages = [_relative(message, folder) for message in value["messages"]]
                     tally.add(messages, value.get("facts", {}))
@@ -138,8 +142,10 @@ def _broken(stage: Path, shards: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _relative(message: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A message with the sound that lies in the data set's folder named from there, so that it can be moved."""
 
+    here = os.path.normpath(folder.absolute())  # without "..": the folder may be named otherwise than when it was begun
+
     def shorter(path: str) -> str:
-        return os.path.relpath(path, folder.absolute()) if Path(path).is_relative_to(folder.absolute()) else path
+        return os.path.relpath(path, here) if Path(os.path.normpath(path)).is_relative_to(here) else path
 
     message = dict(message)
     if isinstance(message["content"], list):
@@ -230,6 +236,8 @@ def _contamination(folder: Path) -> str:
     if not (folder / CONTAMINATION).is_file():
         return "Not checked: `speechzoo data contamination` does it."
     found = json.loads((folder / CONTAMINATION).read_text(encoding="utf-8"))
+    if found["sha256"] != sha256(folder / DATA):
+        return "Not checked since the records changed: `speechzoo data contamination` does it."
     rows = [(row["id"], f"{row['share']:.0%}", ", ".join(row["records"])) for row in found["overlaps"]]
     told = (
         f"{found['flagged']} of {found['questions']} questions of `{found['file']}` have {found['threshold']:.0%} "
@@ -240,7 +248,8 @@ def _contamination(folder: Path) -> str:
 
 def _table(titles: Sequence[str], rows: Any) -> str:
     lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+    cells = ([" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
 
 
 def _round(value: float) -> float:

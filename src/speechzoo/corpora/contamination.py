@@ -10,8 +10,9 @@ from typing import Any
 
 from speechzoo.corpora.card import CONTAMINATION, DATA, texts_of, write_card
 from speechzoo.corpora.tables import rows
-from speechzoo.metrics.normalise import speech_words
-from speechzoo.system.files import write_json
+from speechzoo.metrics.normalise import is_english, speech_words
+from speechzoo.names.spec import at_least
+from speechzoo.system.files import sha256, write_json
 
 
 @dataclass
@@ -50,21 +51,27 @@ def overlaps(questions: Iterable[tuple[str, str]], training: Iterable[tuple[str,
     Args:
         questions, training: ids and texts.
         n: words of an n-gram; 8 follows PaLM (arXiv 2204.02311, section 8), 13 GPT-3.
+
+    Raises:
+        ValueError: for an n below 1, which would find nothing.
     """
+    at_least(1, "overlaps", n=n)
     told = list(questions)
-    grams: dict[int, dict[tuple[str, ...], set[int]]] = defaultdict(lambda: defaultdict(set))
+    grams: dict[tuple[bool, int], dict[tuple[str, ...], set[int]]] = defaultdict(lambda: defaultdict(set))
     own: list[set[tuple[str, ...]]] = []
+    like: dict[bool, str] = {}  # a text that is normalised as the questions of its script are
     for index, (_, text) in enumerate(told):
-        words = speech_words(text)
+        words, english = speech_words(text), is_english(text)
+        like[english] = text
         size = min(n, len(words))
         own.append({tuple(words[at : at + size]) for at in range(len(words) - size + 1)} if size else set())
         for gram in own[-1]:
-            grams[size][gram].add(index)
+            grams[english, size][gram].add(index)
     hits: list[set[tuple[str, ...]]] = [set() for _ in told]
     where: list[dict[str, int]] = [{} for _ in told]
     for name, text in training:
-        words = speech_words(text)
-        for size, known in grams.items():
+        for (english, size), known in grams.items():
+            words = speech_words(text, like[english])
             for gram in {tuple(words[at : at + size]) for at in range(len(words) - size + 1)}:
                 for index in known.get(gram, ()):
                     hits[index].add(gram)
@@ -92,7 +99,7 @@ def check(args: Namespace) -> None:
     found.sort(key=lambda overlap: -overlap.share)
     flagged = sum(overlap.share >= args.threshold for overlap in found)
     told = {"file": args.questions.name, "questions": len(questions), "n": args.ngram, "threshold": args.threshold}
-    told |= {"flagged": flagged, "overlaps": [overlap.plain() for overlap in found]}
+    told |= {"sha256": sha256(args.out / DATA), "flagged": flagged, "overlaps": [overlap.plain() for overlap in found]}
     write_json(args.out / CONTAMINATION, told)
     write_card(args.out)
     print(f"{flagged} of {len(questions)} questions flagged; {args.out / CONTAMINATION} names them")

@@ -153,8 +153,11 @@ def train(args: Namespace) -> dict[str, Any]:
     Raises:
         ValueError: if there are clusters already, or too little speech.
     """
-    if args.out.exists():
-        raise ValueError(f"{args.out}: exists already; delete it, or give another name")
+    told = args.out.with_suffix(".json")
+    if told == args.out:
+        raise ValueError(f"{args.out}: the report goes there: name the clusters FILE.safetensors")
+    if there := next((file for file in (args.out, told) if file.exists()), None):
+        raise ValueError(f"{there}: exists already; delete it, or give another name")
     clips = sorted({clip for name in resolve(args.data) for clip in _sounds(name)})
     random.Random(args.seed).shuffle(clips)
     labelled = _labels(args.labels) if args.labels else {}
@@ -181,7 +184,7 @@ def train(args: Namespace) -> dict[str, Any]:
     report = {"clusters": args.clusters, "hubert": args.hubert, "layer": args.layer, "seed": args.seed}
     report |= {"clips": len(used), "unusable_clips": broken, **judge(kmeans, states, labels)}
     kmeans.save(args.out)
-    write_json(args.out.with_suffix(".json"), report)
+    write_json(told, report)
     return report
 
 

@@ -88,7 +88,7 @@ def primewords(folder: Path, part: str) -> Iterator[Clip]:
 def commonvoice(folder: Path, part: str) -> Iterator[Clip]:
     """`LANGUAGE/PART.tsv` (path, sentence, client_id), `LANGUAGE/clips/`; the folder is that of the language."""
     file = folder / f"{part}.tsv"
-    language = folder.name.split("-")[0]
+    language = folder.resolve().name.split("-")[0]
     # Sentences hold lone quotation marks.
     rows = csv.DictReader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
     if not {"path", "sentence"} <= {*(rows.fieldnames or ())}:
@@ -115,10 +115,12 @@ def lhotse(file: Path, _: str) -> Iterator[Clip]:
             yield row["id"], Broken(NO_SOUND, f"recording {row['recording_id']} is not in the manifest")
         elif abs(row["duration"] - recording["duration"]) > 0.01:
             yield row["id"], Broken("part of a recording", f"{row['duration']} s of {recording['duration']} s")
+        elif not recording["sources"] or "source" not in recording["sources"][0]:
+            yield row["id"], Broken(NO_SOUND, f"recording {row['recording_id']} names no source")
         else:
             audio = Path(recording["sources"][0]["source"])
             language = {"English": "en", "Chinese": "zh"}.get(str(row.get("language")), row.get("language") or "")
-            texts = {row["id"]: row.get("text") or ""}
+            texts = {row["id"]: str(row.get("text") or "")}
             yield from _paired(texts, {row["id"]: audio}, language, {row["id"]: row.get("speaker") or ""})
 
 

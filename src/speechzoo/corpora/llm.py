@@ -74,8 +74,9 @@ class LocalLLM:
                 ids = causal.generate(**given, max_new_tokens=most, **drawn)[0]
             new = ids[given["input_ids"].shape[1] :]
             text = tokenizer.decode(new, skip_special_tokens=True)
-        ended = "length" if len(new) >= most else "stop"
-        return Chat({"content": text}, ended, given["input_ids"].shape[1], len(new))
+        ends = causal.generation_config.eos_token_id
+        stopped = len(new) < most or int(new[-1]) in (ends if isinstance(ends, list) else [ends])
+        return Chat({"content": text}, "stop" if stopped else "length", given["input_ids"].shape[1], len(new))
 
 
 def open_llm(name: str, model: str = "", key_env: str = "SPEECHZOO_ENDPOINT_KEY", device: str | None = None) -> LLM:

@@ -50,6 +50,8 @@ def items(kind: str, name: str, split: str = "train") -> Iterator[Item]:
             if isinstance(row, Broken):
                 raise row
             given, system, rounds = LAYOUTS[kind](row, number)
+            if strange := [asked for asked, *_ in rounds if not isinstance(asked, str)]:
+                raise Broken("unknown layout", f"a question is {strange[0]!r}, and no text")
             if not rounds or not all(answer.strip() for _, _, answer, _, _ in rounds):
                 raise Broken("empty answer" if rounds else "no round of question and answer")
             yield Item(number, f"{kind}-{given}", {"rounds": rounds, "system": system, "source": kind})

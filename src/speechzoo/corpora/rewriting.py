@@ -20,6 +20,7 @@ from speechzoo.corpora.stage import Broken
 from speechzoo.corpora.texts import LISTED, UNSPEAKABLE, Turns
 from speechzoo.system.endpoint import Chat, EndpointError
 from speechzoo.system.files import write_json
+from speechzoo.text import lone_surrogate
 
 ASK = """Below is a written instruction. Say the same as somebody would say it aloud to a voice assistant.
 - Where it sounds natural, use words of spontaneous speech, such as "hey", "so", "well" or "you know"; not too many.
@@ -84,7 +85,7 @@ class Rewriter:
                     raise ValueError(f"{error}: check address, model and key") from error
                 raise Broken("LLM failed", str(error), transient=True) from error
             self._count(asked=1, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
-            if written.strip():  # an empty one is asked for again
+            if written.strip() and not lone_surrogate(written):  # an empty or damaged one is asked for again
                 write_json(file, vars(reply))
         else:
             self._count(cached=1)

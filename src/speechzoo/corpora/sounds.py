@@ -35,7 +35,7 @@ def kept_sound(sound: Any, sounds: Path, beside: Path) -> tuple[str, float]:
         ending = next((ending for magic, ending in ENDINGS if content.startswith(magic)), ".mp3")
         file = sounds / key[:2] / f"{key}{ending}"
         info = inspect_audio(str(path or file.name), BytesIO(content))
-        if not info.error and not file.is_file():
+        if not info.error and not (file.is_file() and file.stat().st_size == len(content)):
             write_atomically(file, content)
     elif isinstance(path, str) and path:
         file = beside / path

@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from speechzoo.corpora.card import DATA
+from speechzoo.names.spec import at_least
 from speechzoo.system.files import read_lines, telling_room, write_atomically
 
 TRAIN, VAL = "train.jsonl", "val.jsonl"
@@ -17,8 +18,9 @@ def split(folder: Path, val: int) -> None:
     Which ones depends on what they hold alone, so that another order or more records change little.
 
     Raises:
-        ValueError: if nothing would be left to train with.
+        ValueError: if nothing would be left to train with, or for a number below 0.
     """
+    at_least(0, "split", val=val)
     drawn = [(sha256(line.encode()).digest(), number) for number, line in read_lines(folder / DATA)]
     if len(drawn) <= val:
         raise ValueError(f"--val {val}: the data set has {len(drawn)} records, which leaves none to train with")

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,10 +108,18 @@ class CommandVoices:
             said = None if any("{text}" in word for word in self.words) else text
             try:
                 ended = subprocess.run(
-                    command, input=said, capture_output=True, text=True, timeout=self.seconds, check=False
+                    command,
+                    input=said,
+                    capture_output=True,
+                    encoding="utf-8",
+                    errors="replace",  # whatever the program writes, in whatever locale
+                    timeout=self.seconds,
+                    check=False,
                 )
             except FileNotFoundError as error:
                 raise ValueError(f"--tts: there is no program {command[0]}") from error
+            except ValueError as error:  # a text that no argument can hold
+                raise Broken(FAILED, f"{command[0]}: {error}") from error
             except subprocess.TimeoutExpired as error:
                 raise Broken(FAILED, f"{command[0]} took more than {self.seconds:.0f} s", transient=True) from error
             if ended.returncode or not out.is_file():
@@ -190,7 +199,8 @@ def speak_to(folder: Path, speaker: Speaker, named: str, text: str, voice: str, 
     key = sha256("\0".join((named, voice, str(seed), text)).encode()).hexdigest()
     file = folder / key[:2] / f"{key[:20]}.flac"
     if file.is_file():
-        return file, len(read_audio(file)) / SAMPLE_RATE
+        with suppress(SoundError):  # damaged, as by a power cut: made again
+            return file, len(read_audio(file)) / SAMPLE_RATE
     samples = speaker.speak(text, voice, seed)
     try:
         check_question(samples, named)

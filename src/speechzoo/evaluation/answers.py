@@ -53,6 +53,10 @@ class Answer:
     scores: dict[str, float] | None = None  # by rules and judges, by name; `suites.columns` has them
 
 
+TEXTS = ("id", "kind", "question", "reference", "text")
+"""What every answer has; an empty text stands for what is not known."""
+
+
 def save_answers(path: str | Path, answers: Iterable[Answer]) -> None:
     """Write answers as JSONL, one record a line; the file appears whole or not at all."""
     write_jsonl(path, map(asdict, answers), sync=True)
@@ -75,8 +79,10 @@ def load_answers(path: str | Path) -> list[Answer]:
             record = json.loads(line)
             unknown = sorted(set(record) - names)
             answer = Answer(**{key: value for key, value in record.items() if key in names})
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: not an answer record ({error})") from error
+        if wrong := [name for name in TEXTS if not isinstance(getattr(answer, name), str)]:
+            raise ValueError(f"{path}:{number}: {wrong[0]} is {getattr(answer, wrong[0])!r}, and has to be a text")
         if unknown:
             raise ValueError(f"{path}:{number}: unknown keys {unknown}; an answer has {sorted(names)}")
         if answer.id in answers:

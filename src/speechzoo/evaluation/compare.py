@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -23,6 +22,7 @@ from speechzoo.evaluation.answers import (
 )
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, count, megabytes, number, percent, seconds
 from speechzoo.metrics import Difference, Interval, paired_bootstrap
+from speechzoo.system.files import read_json
 
 
 @dataclass
@@ -54,12 +54,8 @@ class StageSummary:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no summary of the stage {name!r}; has it finished?")
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            known = {f.name for f in fields(cls)} - {"name", "metrics"}
-            values = {key: value for key, value in record.items() if key in known}
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise ValueError(f"{path}: not a summary ({error})") from error
+        known = {f.name for f in fields(cls)} - {"name", "metrics"}
+        values = {key: value for key, value in read_json(path).items() if key in known}
         return cls(name=name, metrics=[str(m) for m in metrics], **values)
 
 

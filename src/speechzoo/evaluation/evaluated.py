@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechzoo.evaluation.answers import Answer, load_answers
+from speechzoo.system.files import read_json
 
 SUITE, MODEL = "suite.json", "model.json"
 
@@ -36,12 +36,12 @@ def read_evaluated(folder: Path) -> list[Evaluated]:
     Raises:
         ValueError: if one of its files is damaged, or no model has answered there.
     """
-    suite = str(_read(folder / SUITE).get("suite", folder.name))
+    suite = str(read_json(folder / SUITE).get("suite", folder.name))
     found = []
     for file in sorted(folder.glob(f"*/{MODEL}")):
         answers = file.parent / "answers.jsonl"
         if answers.is_file():
-            source = _read(file).get("source")
+            source = read_json(file).get("source")
             told = (file.parent.name, None if source is None else str(source), suite, load_answers(answers))
             found.append(Evaluated(*told, _first_sound(file.parent / "latency.json")))
     if not found:
@@ -52,18 +52,8 @@ def read_evaluated(folder: Path) -> list[Evaluated]:
 def _first_sound(file: Path) -> float | None:
     if not file.is_file():
         return None
-    omegas: dict[str, Any] = _read(file).get("omegas", {})
+    omegas: dict[str, Any] = read_json(file).get("omegas", {})
     # "offline" comes last: all sound at the end, or a voice that reads sentences aloud
     order = sorted(omegas, key=lambda name: int(name) if name.isdigit() else 10**9)
     timed = [omegas[name]["first_audio"]["median"] for name in order if "first_audio" in omegas[name]]
     return float(timed[0]) if timed else None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: not what `speechzoo evaluate` writes")
-    return content

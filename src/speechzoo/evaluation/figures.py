@@ -26,12 +26,13 @@ Curve = tuple[np.ndarray, np.ndarray]
 def read_curve(files: Sequence[Path], columns: Sequence[str]) -> Curve:
     """Steps and values `[n]` of the first of `columns` that Lightning's `metrics.csv` files hold.
 
-    A stage that was killed and continued has several files: rows that a later file repeats are taken from it.
+    A stage that was killed and continued has several files: rows that a later file repeats are taken from it. Half a
+    row, which a killed process leaves at the end, is none.
     """
     points: dict[int, float] = {}
     for file in files:
-        with file.open(newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle))
+        whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
+        rows = list(csv.DictReader(whole.split("\n")))
         column = next((c for c in columns if rows and c in rows[0]), None)
         if column is None:  # the scores of a test, which continues nothing
             continue
@@ -45,10 +46,10 @@ def read_curve(files: Sequence[Path], columns: Sequence[str]) -> Curve:
 
 
 def metrics_files(folder: Path) -> list[Path]:
-    """Every `csv/version_N/metrics.csv` of a run folder, oldest first (a continued run writes a new one)."""
-    return sorted(
-        folder.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name.removeprefix("version_"))
-    )
+    """Every `csv/version_N/metrics.csv` of a run folder, oldest first (a continued run writes a new one); folders of
+    other names, such as a copy that somebody put there, are none."""
+    found = {file.parent.name.removeprefix("version_"): file for file in folder.glob("csv/version_*/metrics.csv")}
+    return [found[number] for number in sorted(filter(str.isdecimal, found), key=int)]
 
 
 def plot_losses(stages: Sequence[tuple[str, Curve, Curve]]) -> bytes:

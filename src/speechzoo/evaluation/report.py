@@ -17,6 +17,7 @@ from speechzoo.evaluation.answers import Answer
 from speechzoo.evaluation.compare import (
     SystemResult,
     comparison_table,
+    interval_cell,
     kind_table,
     pair_table,
     stage_table,
@@ -248,9 +249,7 @@ def _human_table(data: ReportData) -> Table:
         for name in names:
             clips = [clip for clip in data.human if name in clip.heard]
             counts = WordErrorRate().item_counts([c.heard[name] for c in clips], [c.reference for c in clips])
-            value, low, high = bootstrap_ratio(counts, seed=data.seed)
-            interval = f"[{percent(low)}, {percent(high)}]".replace(" %", "")
-            cells.append(Cell(percent(value), interval, strong=True))
+            cells.append(interval_cell(bootstrap_ratio(counts, seed=data.seed), percent)._replace(strong=True))
         table.add(Cell("Word error rate", strong=True), "", *cells)
     return table
 

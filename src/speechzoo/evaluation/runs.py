@@ -88,6 +88,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             continue
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder")
+        if path.name in ("", ".."):  # the folder one stands in has a name too
+            path = path.resolve()
         if (path / SUITE).is_file():
             suites.append(path)
         elif (path / SWEEP).is_file():
@@ -110,9 +112,7 @@ def _attach(found: Evaluated, path: Path, runs: list[Run]) -> None:
     """Give answers to the run they are of; one that is not among `runs`, or has answered another suite, comes anew."""
     source = found.source or ""
     is_zoo = bool(source) and is_name(source)
-    place = published(source) if is_zoo else locate(source, path) if source else None
-    if place is not None and place.is_file():  # a checkpoint
-        place = place.parent
+    place = published(source) if is_zoo else locate(str(run_of(source)), path) if source else None
     mine = [run for run in runs if place is not None and run.configs and run.folder.resolve() == place.resolve()]
     run = next((run for run in mine if not run.suite), None)
     if run is None:
@@ -167,6 +167,11 @@ def locate(name: str, folder: Path) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
+def run_of(start: str | Path) -> Path:
+    """The run folder of what `init_from` names: itself, or that of one of its checkpoints."""
+    return Path(start).parent if Path(start).suffix == ".ckpt" else Path(start)
+
+
 def _chain(folder: Path, seen: set[Path]) -> tuple[dict[str, dict[str, Any]], list[StageSummary], list[str]]:
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
@@ -183,7 +188,7 @@ def _chain(folder: Path, seen: set[Path]) -> tuple[dict[str, dict[str, Any]], li
             stages += published_stages(source)
             continue
         # Beside the run only where the named folder is gone: another sweep's trial_000 is not this one's.
-        places = locate(source, folder), folder.parent / Path(source).name
+        places = locate(str(run_of(source)), folder), folder.parent / run_of(source).name
         place = next((place for place in places if place is not None and (place / CONFIG).is_file()), None)
         if place is None or place.resolve() == folder.resolve():
             missing.append(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.evaluation.report import flatten
-from speechzoo.evaluation.runs import Run, locate
+from speechzoo.evaluation.runs import Run, locate, run_of
 from speechzoo.parts.registry import PARTS
+from speechzoo.system.files import sha256
 
 SEEDS = ("seed_everything", "data.init_args.seed")
 DATA = ("data.init_args.train", "data.init_args.val")
@@ -113,7 +113,7 @@ def settings(run: Run) -> dict[str, str]:
                 key = whole  # several sets by name are one setting
                 value = ", ".join(_manifest(name, run.folder) for name in _texts(at(config, key)))
             elif key == "model.init_args.init_from":
-                value = ", ".join(Path(name).name for name in _texts(at(config, key))) or "none"
+                value = ", ".join(map(_start, _texts(at(config, key)))) or "none"
             else:
                 value = _place(value)
             result[prefix + key] = short_class(key, value)
@@ -212,6 +212,12 @@ def _place(value: str) -> str:
     return next((found[1] for found in kept if found and found[1] in PARTS), Path(value).name)
 
 
+def _start(name: str) -> str:
+    """What a run started from: the run's name, and which of its checkpoints unless it is the last."""
+    stage, file = run_of(name), Path(name).name
+    return stage.name if file in (stage.name, "last.ckpt") else f"{stage.name}/{file}"
+
+
 def _texts(value: Any) -> list[str]:
     if isinstance(value, dict):
         value = list(value.values())
@@ -225,8 +231,4 @@ def _manifest(name: str, folder: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:8]
+    return sha256(path)[:8]

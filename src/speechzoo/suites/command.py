@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     questions, missing = found.read(file or args.data)
     out = args.out or Path("checkpoints/evaluate") / name
     if args.tts and not args.written:
-        how = (args.tts, args.tts_model, args.question_voice, "SPEECHZOO_ENDPOINT_KEY", args.seed, args.parallel)
+        how = (args.tts, args.tts_model, args.question_voice, args.seed, args.parallel)
         questions, mute = spoken(questions[: args.limit], (out / "questions").absolute(), *how)
         missing += mute
     options = Options(

@@ -14,13 +14,14 @@ import soundfile
 from speechzoo.audio import SAMPLE_RATE, resample
 from speechzoo.bench.latency import measure
 from speechzoo.evaluation.answers import Answer
+from speechzoo.evaluation.evaluated import SUITE
 from speechzoo.metrics import quality_scorers
 from speechzoo.suites import rules
 from speechzoo.suites.catalogue import Suite
 from speechzoo.suites.judge import Court, Judge
 from speechzoo.suites.questions import Cell, Question
 from speechzoo.suites.scoring import Listener, by_rule, judge, rate
-from speechzoo.suites.store import SETTINGS, Store, safe, same, same_questions
+from speechzoo.suites.store import Store, safe, same, same_questions
 from speechzoo.suites.systems import Local, Reply, System
 from speechzoo.system.endpoint import UnreachableError
 from speechzoo.system.files import write_atomically, write_json
@@ -76,14 +77,14 @@ def evaluate(
         ValueError: if the folder holds something else; nothing was written then.
         DiskFullError: what was written before is kept.
     """
+    questions = questions[: options.limit]
     if "ifeval" in suite.rules:
-        rules.instructions()  # before there are answers that nobody can score
+        rules.check_instructions(questions)
     recogniser = options.recogniser or suite.recogniser
     settings = {"suite": name, "written": options.written, "words": suite.words, "recogniser": recogniser}
     identities = [system.identity() for system in systems]
     claim(options.out, "speechzoo evaluate")
-    questions = questions[: options.limit]
-    same(options.out / SETTINGS, settings, options.overwrite, options.out)
+    same(options.out / SUITE, settings, options.overwrite, options.out)
     same_questions(options.out, questions, options.overwrite)
     places = [options.out / safe(system.name) for system in systems]
     pairs = zip(systems, identities, places, strict=True)

@@ -100,9 +100,9 @@ def verdict(kind: str, reply: str) -> float | None:
         found = {first or last for first, last in YES_OR_NO.findall(reply.lower())}
         return float(found.pop() == "yes") if len(found) == 1 else None
     reply = re.sub(r"(?<![\d.])([1-5])\s*(?:/|out of)\s*5(?!\d)", r"\1", reply)
-    numbers = set(re.findall(r"\d+(?:\.\d+)?", reply))
-    number = numbers.pop() if len(numbers) == 1 else ""
-    return float(number) if number in ("1", "2", "3", "4", "5") else None
+    numbers = set(map(float, re.findall(r"\d+(?:\.\d+)?", reply)))
+    number = numbers.pop() if len(numbers) == 1 else 0.0
+    return number if number in (1, 2, 3, 4, 5) else None
 
 
 class Judge(Protocol):

@@ -18,6 +18,7 @@ from speechzoo.audio import MAX_SECONDS, SAMPLE_RATE, check_question, read_audio
 from speechzoo.data.sources.base import needs
 from speechzoo.system.digests import file_digest
 from speechzoo.system.files import read_lines
+from speechzoo.text import lone_surrogate
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,13 @@ class Question:
     """One question.
 
     Attributes:
-        text: its words, where they are known.
+        text: its words, where they are known; of a conversation all of them, as somebody would write it.
         sound: file or place of its sound; None: it is asked in writing.
         references: answers that count as right; the first one is what error rates compare with.
         kind: part of the suite it belongs to.
         more: what a rule needs beside, such as IFEval's instructions.
+        around: what a conversation has in writing before and after the sound.
+        system: a conversation's system message.
     """
 
     id: str
@@ -68,6 +71,8 @@ class Question:
     references: tuple[str, ...] = ()
     kind: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
+    around: tuple[str, str] = ("", "")
+    system: str = ""
 
     def digest(self) -> str | None:
         """What changes when the question does, its sound included; None where the sound is not there."""
@@ -75,7 +80,8 @@ class Question:
         if isinstance(sound, str) and not Path(sound).is_file():
             return None
         content = file_digest(sound) if isinstance(sound, str) else hashlib.sha256(sound or b"").hexdigest()
-        told = [self.id, self.text, content, list(self.references), self.kind, dict(self.more)]
+        told: list[Any] = [self.id, self.text, content, list(self.references), self.kind, dict(self.more)]
+        told += [self.around, self.system] if any((*self.around, self.system)) else []  # as before there were these
         return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
@@ -98,6 +104,8 @@ def read_sound(question: Question) -> Tensor | None:
 
 Columns = Mapping[str, Sequence[str]]
 """Names that a field of a question may have in files, the first one that is there counts."""
+
+EMPTY: tuple[Any, ...] = (None, "", [])  # cells of a table that say nothing
 
 OWN: Columns = {
     "id": ("id", "question_id", "key"),
@@ -157,22 +165,25 @@ def _rows(file: Path, columns: Columns, keep: Sequence[str]) -> Iterator[tuple[i
 
 
 def rows_of(file: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """The records of a JSONL file, or of a JSON file that is a list, each of which has these keys.
+    """The records of a JSONL file, or of a JSON file that is a list, each of which has texts under these keys.
 
     Raises:
         ValueError: naming file and row that is otherwise.
     """
     found = []
     for number, row in _numbered(file):
-        if not isinstance(row, dict) or not set(needed) <= set(row):
-            raise ValueError(f"{file}:{number}: a record has {', '.join(needed)}")
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in needed):
+            raise ValueError(f"{file}:{number}: a record has the texts {', '.join(needed)}")
         found.append(row)
     return found
 
 
 def _numbered(file: Path) -> Iterator[tuple[int, Any]]:
     if file.suffix == ".json":
-        yield from enumerate(_parse(file.read_bytes(), str(file)), start=1)
+        found = _parse(file.read_bytes(), str(file))
+        if not isinstance(found, list):
+            raise ValueError(f"{file}: holds {type(found).__name__}, and not a list of records")
+        yield from enumerate(found, start=1)
     else:
         yield from ((number, _parse(line, f"{file}:{number}")) for number, line in read_lines(file))
 
@@ -189,29 +200,36 @@ def _question(
 ) -> Question:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a question is an object with `question` or `audio`, not {type(row).__name__}")
+    around, system = ("", ""), ""
     if isinstance(row.get("messages"), list):
-        row = _of_messages(row, where)
-    told = {key: next((row[n] for n in names if row.get(n) is not None), None) for key, names in columns.items()}
+        row, around, system = _of_messages(row, where)
+    told = {key: next((row[n] for n in names if row.get(n) not in EMPTY), None) for key, names in columns.items()}
     sound: Any = cell or told["sound"]
     if isinstance(sound, dict):
-        sound = sound.get("path")
+        sound = sound.get("path") or None
     text = told["text"]
     if sound is None and not text:
         raise ValueError(f"{where}: neither words nor sound; a question has `question`, `audio` or both")
     if not isinstance(text or "", str) or not isinstance(sound or "", str | Cell):
         raise ValueError(f"{where}: `question` is a text, `audio` the path of a file")
-    return Question(
+    question = Question(
         id=str(name if told["id"] is None else told["id"]),
         text=text or "",
         sound=str(folder / sound) if isinstance(sound, str) else sound,
-        references=tuple(_texts(told["references"], where)),
+        references=tuple(_texts(told["references"])),
         kind=str(told["kind"] or ""),
         more={key: row[key] for key in keep if key in row},
+        around=around,
+        system=system,
     )
+    texts = question.id, question.text, question.kind, *question.references, *around, system
+    if broken := next(filter(None, map(lone_surrogate, texts)), None):
+        raise ValueError(f"{where}: holds {broken}, half of a character: repair the text where it was cut")
+    return question
 
 
-def _of_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """The last question of a conversation, and the answer to it."""
+def _of_messages(row: dict[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, str], str]:
+    """The question of a conversation and the answer to it, what is written around its sound, and the system message."""
     asked = [
         n for n, message in enumerate(row["messages"]) if isinstance(message, dict) and message.get("role") == "user"
     ]
@@ -219,16 +237,27 @@ def _of_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: {len(asked)} user turns; a question of a suite has one")
     content = row["messages"][asked[0]].get("content") or ""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{where}: the content of a turn is a text or a list of audio and text parts")
+    clips = [n for n, part in enumerate(parts) if part.get("type") == "audio"]
+    if len(clips) > 1 or not all(parts[n].get("path") for n in clips):
+        raise ValueError(f"{where}: {len(clips)} clips; a question of a suite has one, with its path")
+    said = [part.get("transcript" if n in clips else "text") or "" for n, part in enumerate(parts)]
+    at = clips[0] if clips else len(said)
     told: dict[str, Any] = {"id": row.get("id"), "kind": row.get("kind")}
-    told["question"] = "\n".join(part.get("text", "") for part in parts if part.get("type") == "text")
-    told["audio"] = next((part.get("path") for part in parts if part.get("type") == "audio"), None)
+    # Without the words of the clip what is written beside it is no question that could be judged or asked in writing.
+    told["question"] = "\n".join(filter(None, said)) if all(said[n] for n in clips) else None
+    told["audio"] = parts[at].get("path") if clips else None
     told["reference"] = next(
         (m.get("content") for m in row["messages"][asked[0] + 1 :] if m.get("role") == "assistant"), None
     )
-    return told
+    around = ("\n".join(filter(None, said[:at])), "\n".join(filter(None, said[at + 1 :]))) if clips else ("", "")
+    first = row["messages"][0]
+    system = first.get("content") if isinstance(first, dict) and first.get("role") == "system" else None
+    return told, around, system if isinstance(system, str) else ""
 
 
-def _texts(value: Any, where: str) -> list[str]:
+def _texts(value: Any) -> list[str]:
     """Right answers: a text, a list of them, or TriviaQA's `{value, aliases}`."""
     if isinstance(value, dict):
         value = [value.get("value"), *(value.get("aliases") or [])]

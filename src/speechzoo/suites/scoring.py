@@ -89,7 +89,7 @@ def by_rule(answer: Answer, question: Question, names: Sequence[str]) -> dict[st
         found |= {side: rules.contains(text, question.references) for side, text in sides}
     if "same" in names and question.references:
         found |= {f"same_{side}": rules.same(text, question.references, side == "s2s") for side, text in sides}
-    if "choice" in names:
+    if "choice" in names and question.references:
         found |= rules.chosen(answer.text, question.references)
     if "refusal" in names:
         found["refusal"] = rules.refuses(answer.text)

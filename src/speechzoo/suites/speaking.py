@@ -19,7 +19,6 @@ def spoken(
     tts: str,
     model: str,
     voices: Sequence[str],
-    key_env: str,
     seed: int = 0,
     threads: int = 4,
 ) -> tuple[list[Question], list[str]]:
@@ -30,12 +29,11 @@ def spoken(
     Args:
         tts, model: see `open_speaker`.
         voices: `NAME` or `NAME=WEIGHT`.
-        key_env: variable that holds an endpoint's key.
 
     Raises:
         ValueError: if there is no such speaker, or it refuses everything.
     """
-    speaker, cast = open_speaker(tts, model, key_env), Cast(voices)
+    speaker, cast = open_speaker(tts, model), Cast(voices)
 
     def one(question: Question) -> Question | str:
         if question.sound is not None or not question.text:

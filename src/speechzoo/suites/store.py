@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers
+from speechzoo.evaluation.evaluated import MODEL, SUITE
 from speechzoo.suites.questions import Question
 from speechzoo.system.files import discard, write_atomically, write_json
 from speechzoo.system.settings import changed
 
 SHARE = 0.05  # of the time that writing answers may take: a killed process loses what came since the last time
-SETTINGS = "suite.json"
 
 
 class Store:
@@ -27,7 +27,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], order: Sequence[Question], overwrite: bool) -> None:
-        same(folder / "model.json", identity, overwrite, folder)
+        same(folder / MODEL, identity, overwrite, folder)
         self.folder, self.file = folder, folder / "answers.jsonl"
         self.rank = {question.id: number for number, question in enumerate(order)}
         found = load_answers(self.file) if self.file.is_file() else []
@@ -86,9 +86,9 @@ def same_questions(folder: Path, questions: Sequence[Question], overwrite: bool)
         told = f"{len(changed)} questions are not what they were, such as {changed[0]!r}"
         raise ValueError(f"{folder}: {told}: give another --out, or --overwrite to begin anew")
     if changed:
-        settings = (folder / SETTINGS).read_bytes()
+        settings = (folder / SUITE).read_bytes()
         _empty(folder)
-        write_atomically(folder / SETTINGS, settings)
+        write_atomically(folder / SUITE, settings)
         before = {}
     if before != {**before, **now}:
         write_json(file, {**before, **now})
@@ -102,5 +102,5 @@ def _empty(folder: Path) -> None:
 
 def safe(name: str) -> str:
     """A name for a file or folder that tells ids apart, whatever characters they hold."""
-    plain = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80]
+    plain = re.sub(r"[^\w.-]+", "_", name).strip("._").encode()[:80].decode(errors="ignore")  # names have 255 bytes
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -74,17 +74,21 @@ class System(Protocol):
         ...
 
 
-def message(question: Question, words: str, written: bool) -> Message:
-    """The user's message, sound read.
+def conversation(question: Question, words: str, written: bool) -> list[Message]:
+    """The messages that ask a question, sound read.
 
     Raises:
         FileNotFoundError, ValueError: see `read_sound`.
     """
     audio = None if written else read_sound(question)
-    if audio is None:
-        return {"role": "user", "content": question.text}
-    before = [{"type": "text", "text": words}] if words else []
-    return {"role": "user", "content": [*before, {"type": "audio", "path": question.id, "array": audio}]}
+    content: Any = question.text
+    if audio is not None:
+        before, after = question.around if any(question.around) else (words, "")
+        content = [{"type": "audio", "path": question.id, "array": audio}]
+        content[:0] = [{"type": "text", "text": before}] if before else []
+        content += [{"type": "text", "text": after}] if after else []
+    system: list[Message] = [{"role": "system", "content": question.system}] if question.system else []
+    return [*system, {"role": "user", "content": content}]
 
 
 @dataclass
@@ -135,7 +139,7 @@ class Local:
         Raises:
             ValueError: if the model cannot take it.
         """
-        model, asked = self.talker.model, [message(question, words, written)]
+        model, asked = self.talker.model, conversation(question, words, written)
         check_audible(model, asked)
         own = getattr(model, "generation", {}).get("max_new_tokens", MAX_NEW_TOKENS)
         return fitting(model, asked, self.generate.get("max_new_tokens", own))
@@ -216,12 +220,10 @@ class Foreign:
         if self.voice:
             options |= {"modalities": ["text", "audio"], "audio": {"voice": self.voice, "format": "wav"}}
         try:
-            content = message(question, words, written)["content"]
+            asked = [_for_endpoint(message) for message in conversation(question, words, written)]
             start = time.perf_counter()
-            if not isinstance(content, str):
-                content = [_for_endpoint(part) for part in content]
-            found = self.endpoint.chat([{"role": "user", "content": content}], **options)
-            sound, text = found.message.get("audio"), found.text
+            found = self.endpoint.chat(asked, **options)
+            sound, text = found.message.get("audio"), found.text.encode(errors="replace").decode()  # half characters
             audio = None
             if isinstance(sound, dict) and sound.get("data"):
                 audio = read_audio(io.BytesIO(base64.b64decode(sound["data"], validate=True)), name="its spoken answer")
@@ -232,12 +234,19 @@ class Foreign:
         return Reply(text, time.perf_counter() - start, audio)
 
 
-def _for_endpoint(part: dict[str, Any]) -> dict[str, Any]:
-    if part["type"] == "text":
-        return part
-    held = io.BytesIO()
-    soundfile.write(held, part["array"].numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(held.getvalue()).decode(), "format": "wav"}}
+def _for_endpoint(message: Message) -> dict[str, Any]:
+    """A message whose sound is `input_audio`."""
+
+    def sent(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] == "text":
+            return part
+        held = io.BytesIO()
+        soundfile.write(held, part["array"].numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        data = base64.b64encode(held.getvalue()).decode()
+        return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+    content = message["content"]
+    return {**message, "content": content if isinstance(content, str) else [sent(part) for part in content]}
 
 
 def fingerprint(source: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,11 +116,15 @@ def write_index(root: Path, name: str, entry: dict[str, Any]) -> None:
     """Put an entry into `index.yaml` under its name, at the end or where it was; the rest stays as it is written."""
     file = root / "index.yaml"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-    entries = yaml.safe_load(text) or {}
-    entries[name] = entry
-    body = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=110)
-    write_atomically(file, (head + body).encode())
+    if not yaml.safe_load(text):
+        text = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    blocks = re.split(r"^(?=[^\s#])", f"{text.rstrip()}\n" if text else "", flags=re.MULTILINE)  # one for each entry
+    key = re.compile(rf"['\"]?{re.escape(name)}['\"]?\s*:")
+    own = next((at for at, block in enumerate(blocks) if key.match(block)), len(blocks))
+    after = re.search(r"(?:^#.*\n|^\n)*\Z", blocks[own], re.MULTILINE) if own < len(blocks) else None  # of the next one
+    told = yaml.safe_dump({name: entry}, sort_keys=False, allow_unicode=True, width=110)
+    blocks[own : own + 1] = [told + (after[0] if after else "")]
+    write_atomically(file, "".join(blocks))
 
 
 def merged_state(run: str | Path) -> Iterator[tuple[str, Tensor]]:

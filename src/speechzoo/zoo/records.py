@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechzoo.evaluation.answers import load_answers, score
+from speechzoo.evaluation.answers import MEASURES, load_answers, score
+from speechzoo.evaluation.runs import run_of
 from speechzoo.models.checkpoint import read
 from speechzoo.names.published import entry, is_name, shelves
 from speechzoo.vocoders.latent import is_latent
@@ -68,16 +70,18 @@ def results_of(file: Path, data: str, command: str, measured: Sequence[str] = ME
     answers = load_answers(file)
     if not answers:
         raise ValueError(f"{file}: holds no answers")
+    covered = Counter(name for answer in answers for name in answer.quality or ())
+    covered |= {measure.key: len(measure.covered(answers)) for measure in MEASURES}
     for metric, interval in score(answers).items():
         if metric in measured:
             low, high = round(interval.low, 4), round(interval.high, 4)
-            covered = sum(answer.spoken is not None for answer in answers) if metric in SPOKEN else len(answers)
-            yield Result(metric, round(interval.value, 4), f"{data} ({covered})", command, low, high)
+            yield Result(metric, round(interval.value, 4), f"{data} ({covered[metric]})", command, low, high)
 
 
 def costs(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What each stage of a run cost, earlier stages first, from their `summary.json`; without one the number of
     steps."""
+    run = run_of(run)
     for stage in read(run).get("hyper_parameters", {}).get("init_from", []) if (run / "last.ckpt").exists() else []:
         yield from entry(stage)["training"].items() if is_name(stage) else costs(Path(stage))
     if (run / "summary.json").is_file():

@@ -28,6 +28,7 @@ def write_parts(
     """Copy a release's tensors, each read once: `ours` (by new name) to model.safetensors, those that `kept` chooses to
     kept.safetensors, the LLM's to `llm/`. Returns the kept names."""
     llm = ShardWriter(work / "llm")
+    unused = unused_names(released.weights, config)
     own: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     weights = released.weights
@@ -35,9 +36,7 @@ def write_parts(
         tensor = weights[name]
         if name in ours:
             own[ours[name]] = tensor.clone().contiguous()
-        elif not name.startswith(("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")) or (
-            name.endswith("rotary_emb.inv_freq")
-        ):
+        elif name in unused or not name.startswith(("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")):
             if kept(name, tensor):
                 rest[name] = tensor.clone().contiguous()
         else:
@@ -49,6 +48,13 @@ def write_parts(
         save_file(rest, work / "kept.safetensors", {"format": "pt"})
     config.save_pretrained(work / "llm")
     return sorted(rest)
+
+
+def unused_names(weights: Weights, config: LlamaConfig) -> set[str]:
+    """Tensors of the LLM that it does not read today: rotary tables of old transformers, and a head beside the table it
+    is tied to, which .bin files hold."""
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    return {name for name in weights if name.endswith("rotary_emb.inv_freq") or name in tied}
 
 
 def write_around(work: Path, released: Released, tokenizer: str | None) -> dict[str, Any]:

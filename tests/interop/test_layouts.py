@@ -100,6 +100,16 @@ def test_configs_of_transformers_5(tmp_path, tiny_whisper_pt):
     assert rope({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}) is None
 
 
+def test_what_a_release_has_no_place_for_is_not_exported(tmp_path, tiny_whisper_pt):
+    """A speech encoder that learnt would be left behind, its weights under names that nobody reads."""
+    omni(tmp_path / "src", tiny_whisper_pt)
+    import_llama_omni(tmp_path / "src", tiny_whisper_pt, tmp_path / "ours")
+    speechzoo.save_pretrained(speechzoo.load(tmp_path / "ours", freeze=[]), tmp_path / "trained")
+    with pytest.raises(ValueError, match="encoder.* has no place in the released layout"):
+        export_llama_omni(tmp_path / "trained", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 @torch.no_grad()
 def test_loaded_model_has_the_released_weights_and_answers(tmp_path, tiny_whisper_pt):
     state = omni(tmp_path / "src", tiny_whisper_pt, "bin", 2)
@@ -125,6 +135,8 @@ def test_half_precision_answers_in_half_precision(tmp_path, tiny_whisper_pt):
     import_llasm(tmp_path / "src", tiny_whisper_pt, tmp_path / "ours")
     model = speechzoo.load(tmp_path / "ours")
     assert model.adaptor.linear.weight.dtype == model.llm.lm.dtype == torch.float16
+    with pytest.raises(ValueError, match="dtype is the name of one, float32, bfloat16, float16, not torch.float32"):
+        speechzoo.load(tmp_path / "ours", dtype=torch.float32)
     model = speechzoo.load(tmp_path / "ours", dtype="float32")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 

@@ -227,5 +227,4 @@ def export_llama_omni(path: str | Path, target: str | Path) -> None:
         for name in source["inside"]:
             yield name, state[f"encoder.{name[len(ENCODER) :]}"].to(dtype)
 
-    own = Weights(Path(path).expanduser())
-    export_release(path, target, "llama-omni", {name: released_name(name) for name in own}, more)
+    export_release(path, target, "llama-omni", released_name, more)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.adaptors import Linear
-from speechzoo.interop.layout import Released, Weights, check_keys, find_source
+from speechzoo.interop.layout import Released, check_keys, find_source
 from speechzoo.interop.saved import new_folder, write_config
 from speechzoo.interop.shapes import llama_config, llama_shapes, shapes_of
 from speechzoo.interop.transfer import (
@@ -156,5 +156,4 @@ def export_llasm(path: str | Path, target: str | Path) -> None:
     Raises:
         FileExistsError, ValueError: one line; nothing is left at `target`.
     """
-    own = Weights(Path(path).expanduser())
-    export_release(path, target, "llasm", {name: released_name(name) for name in own})
+    export_release(path, target, "llasm", released_name)

@@ -42,6 +42,7 @@ from speechzoo.system.files import (
 from speechzoo.training.checkpoint_file import save_synced
 
 FORMAT = 1
+DTYPES = ("float32", "bfloat16", "float16")
 SHARD_BYTES = 1 << 30
 
 
@@ -171,6 +172,8 @@ def load_saved(path: str | Path, dtype: str | None = None, trust_code: bool = Fa
         FileNotFoundError, ValueError: if the folder is incomplete, names a foreign class, or its tensors do not fit.
         DamagedError: if a file is not what was written.
     """
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype is the name of one, {', '.join(DTYPES)}, not {dtype!r}")
     folder = Path(path).expanduser()
     config = read_saved(folder)
     check_model(config["model_class"], config["hyper_parameters"], folder / "config.json", trust_code, changes)

@@ -15,11 +15,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from speechzoo.interop.layout import Released, Weights, find_source, read_pickle
-from speechzoo.interop.saved import ShardWriter, new_folder, read_saved
+from speechzoo.interop.saved import DTYPES, ShardWriter, new_folder, read_saved
 from speechzoo.system.digests import check_files
 from speechzoo.system.files import read_json, sha256
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def write_parts(
@@ -136,17 +134,18 @@ def export_release(
     path: str | Path,
     target: str | Path,
     system: str,
-    released_name: dict[str, str],
+    released_name: Callable[[str], str],
     more: Callable[[Path, dict[str, Any]], Iterable[tuple[str, Tensor]]] = lambda folder, source: (),
 ) -> None:
     """Write a saved form in its released layout again.
 
     Args:
-        released_name: of each tensor in model.safetensors.
+        released_name: of a tensor of adaptor or unit decoder.
         more: further tensors, beside those that were kept, for the folder and its `source` record.
 
     Raises:
-        ValueError: if the folder was not imported from such a release.
+        ValueError: if the folder was not imported from such a release, or something else of it learnt apart from the
+            LLM's own weights: the encoder, LoRA, embeddings beside a tied table.
     """
     folder = Path(path).expanduser()
     config = read_saved(folder)
@@ -157,11 +156,13 @@ def export_release(
     with new_folder(target) as work:
         writer = ShardWriter(work, source["weights"], 5 << 30)
         own = Weights(folder)
-        for weights, rename in ((Weights(folder / "llm"), {}), (own, released_name)):
-            for name in weights:
-                if weights is own and name not in released_name:
-                    raise ValueError(f"{folder}/model.safetensors: {name} has no place in the released layout")
-                writer.add(rename.get(name, name), weights[name])
+        llm = Weights(folder / "llm")
+        for name in llm:
+            writer.add(name, llm[name])
+        for name in own:
+            if not name.startswith(("adaptor.", "unit_decoder.")):
+                raise ValueError(f"{folder}/model.safetensors: {name} has no place in the released layout")
+            writer.add(released_name(name), own[name])
         kept = folder / "kept.safetensors"
         for name, tensor in chain(load_file(kept).items() if kept.is_file() else (), more(folder, source)):
             writer.add(name, tensor)

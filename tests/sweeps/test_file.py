@@ -160,6 +160,7 @@ def test_bayes_finds_the_better_half(write) -> None:
         ({"command": ["${program}", "${args}"]}, "has to run `speechzoo fit`"),
         ({"method": "bayes", "metric": None}, "needs metric.name"),
         ({"metric": {"name": "x", "goal": "min"}}, "minimize or maximize"),
+        ({"parameters": {"day": {"values": [date(2026, 1, 2)]}}}, "parameter 'day'.* quote what YAML takes for a date"),
         ({"run_cap": "3"}, "run_cap is a whole number from 1 on, not '3'"),
         ({"run_cap": 0}, "run_cap is a whole number"),
         ({"command": "speechzoo fit"}, "command is a list of words"),

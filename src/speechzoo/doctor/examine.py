@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Examination:
 
     def write(self, path: str | Path) -> None:
         """As JSON: `{"failed": ..., "findings": [{"level", "name", "text", "advice"}, ...]}`."""
-        data = {"failed": self.failed, "findings": [finding.as_dict() for finding in self.findings]}
+        data = {"failed": self.failed, "findings": [asdict(finding) for finding in self.findings]}
         write_json(path, data)
 
 

@@ -5,6 +5,7 @@ Source: docs.wandb.ai, "Sweep configuration options", and the JSON schema of W&B
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ class Parameter:
         kind = spec.get("distribution") or _guess(name, spec)
         if not isinstance(kind, str) or kind not in KEYS:
             raise ValueError(f"parameter {name!r}: distribution {kind!r} is not offered here; there are {sorted(KEYS)}")
+        try:
+            json.dumps(spec)
+        except TypeError as error:  # a date, most likely
+            raise ValueError(f"parameter {name!r}: {error}; quote what YAML takes for a date") from error
         optional = {"distribution"} | ({"q"} if kind.startswith("q_") else set())
         optional |= {"mu", "sigma"} if kind.endswith("normal") else set()
         missing, unknown = KEYS[kind] - set(spec), set(spec) - KEYS[kind] - optional

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 

@@ -73,6 +73,17 @@ def test_an_interrupted_sweep_goes_on_with_the_half_done_trial(write, player, tm
     assert len({environment["WANDB_RUN_ID"] for environment in rest.environments}) == 4
 
 
+def test_whatever_a_killed_trial_left_it_can_begin_again(write, player, tmp_path: Path) -> None:
+    """`fit` refuses a folder that holds checkpoints, unless it is told to continue or to begin anew."""
+    sweep, out = load_sweep(write()), tmp_path / "out"
+    (out / "trial_000" / "last.ckpt").mkdir(parents=True)  # a folder of shards
+    (out / "trial_001").mkdir()
+    (out / "trial_001" / "best.ckpt").touch()
+    commands = Runner(sweep, out).plan()
+    assert f"--ckpt_path={out}/trial_000/last.ckpt" in commands[0] and "--overwrite=true" in commands[1]
+    assert not any(word.startswith(("--ckpt_path", "--overwrite")) for word in commands[2])
+
+
 def test_a_folder_belongs_to_one_sweep(write, player, tmp_path: Path) -> None:
     Runner(load_sweep(write()), tmp_path / "out", count=1, start=player()).run()
     other = write(parameters={"lr": {"values": [1]}})

@@ -85,8 +85,10 @@ def run_arguments(
         # Keys of the last entry of a list can be given one by one; what a recipe says would beat the environment.
         arguments += [f"--trainer.logger.init_args.group={group}", f"--trainer.logger.init_args.tags={list(tags)}"]
         arguments += [f"--trainer.logger.init_args.{key}={value}" for key, value in place.items()]
-    if (folder / "last.ckpt").is_file():
+    if (folder / "last.ckpt").exists():  # a file, or a folder of shards
         arguments.append(f"--ckpt_path={folder / 'last.ckpt'}")
+    elif any(folder.glob("*.ckpt")):  # it was killed after `best.ckpt` and before the first `last.ckpt`
+        arguments.append("--overwrite=true")
     return arguments
 
 

@@ -20,7 +20,8 @@ class _Once(yaml.SafeLoader):
                     told = f"the key {key.value!r} stands twice"
                     raise ConstructorError("in a mapping", node.start_mark, told, key.start_mark)
                 seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
 
 
 def read_yaml(path: str | Path) -> Any:

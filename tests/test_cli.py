@@ -15,6 +15,7 @@ from speechzoo.adaptors import Conv
 from speechzoo.cli import COMMANDS, main
 from speechzoo.cli.bench import BENCHES
 from speechzoo.commands.arguments import in_yaml
+from speechzoo.system.yaml_text import read_yaml
 
 
 @pytest.fixture
@@ -98,6 +99,12 @@ def test_what_python_writes_is_read_as_it_was(typed: str, read: str) -> None:
     assert in_yaml(typed) == read
 
 
+def test_texts_in_lists_reach_yaml_whole() -> None:
+    """JSON writes a character beyond U+FFFF as two halves, which YAML does not put together."""
+    given = ["<\U0001f600>", "a\u2028b", "é\x85"]
+    assert yaml.safe_load(in_yaml(f"--a={given!r}").removeprefix("--a=")) == given
+
+
 def test_parts_are_swapped_by_overrides_alone(config: Path, tmp_path: Path, tiny_llm_dir: Path) -> None:
     swapped = printed("fit", "-c", config, "--model.adaptor=Conv", "--model.adaptor.hidden_dim=8")
     adaptor = swapped["model"]["init_args"]["adaptor"]
@@ -172,6 +179,17 @@ def test_a_wrong_value_and_a_missing_file_are_named(config: Path, capsys) -> Non
             zoo("fit", "-c", config, argument)
         assert stopped.value.code == 2
         assert expected in capsys.readouterr().err
+
+
+def test_a_file_that_says_two_things_is_refused(config: Path, capsys) -> None:
+    """The last of two keys would win, and the first be ignored."""
+    text = config.read_text() + "name: another\n"
+    config.write_text(text)
+    assert main(["fit", "-c", str(config)]) == 2
+    line = len(text.splitlines())
+    assert f"tiny.yaml:{line}: not YAML (the key 'name' stands twice)" in capsys.readouterr().err
+    config.write_text("a: &a {x: 1}\nb: {<<: *a, x: 2}\n")  # what a merge brings in may be replaced
+    assert read_yaml(config) == {"a": {"x": 1}, "b": {"x": 2}}
 
 
 def test_errors_of_the_zoo_are_one_line_and_an_exit_code(config: Path, tmp_path: Path, capsys) -> None:

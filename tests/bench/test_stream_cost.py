@@ -47,7 +47,7 @@ def test_the_prompt_is_as_long_as_llama_omnis(model):
 
 def test_the_command_writes_its_figures(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("speechzoo.bench.stream.random_model", lambda folder, size: model)
-    target = tmp_path / "stream.json"
+    target = tmp_path / "figures" / "stream.json"
     assert command.main(["stream", "--tokens", "3", "--repeats", "1", "--json", str(target)]) == 0
     report = json.loads(target.read_text())
     assert report["tokens"] == 3 and report["stream_over_offline"] > 0 and report["rerun_over_offline"] > 0

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -61,6 +62,9 @@ def test_a_norm_that_is_no_number_fails():
         checks.norms("grad", {"a": ours, "b": 2.0}, {"a": 1.0, "b": 2.0})
     assert [row.ok for row in checks.rows] == [True, False]
     assert checks.rows[1].note == "worst: a"
+    checks.golden = SimpleNamespace(folder=Path("golden"))
+    assert [row["max_abs"] for row in json.loads(checks.as_json("llasm"))["checks"]] == [0.0, None]
+    assert "Infinity" not in checks.as_json("llasm")
 
 
 @pytest.mark.parametrize("damage", ["meta", "values", "checkpoint", "all"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import speechzoo
 from speechzoo.cli import main
 from speechzoo.interop import export_llama_omni, export_llasm, import_llama_omni, import_llasm
 from speechzoo.interop.layout import Weights
+from speechzoo.interop.shapes import rope
 from speechzoo.types import AUDIO, SpeechBatch
 
 FORMS = [("safetensors", 1), ("safetensors", 3), ("bin", 1), ("bin", 2)]
@@ -64,6 +66,50 @@ def test_another_encoder_inside_is_kept_for_export(tmp_path, tiny_whisper_pt):
     assert same(tmp_path / "back", state)
 
 
+@pytest.mark.parametrize("system", ["llama-omni", "llasm"])
+def test_a_head_beside_the_table_it_is_tied_to(tmp_path, tiny_whisper_pt, system):
+    """As .bin files of tied LLMs hold it (Llama 3.2 1B and 3B)."""
+    make = partial(omni, whisper=tiny_whisper_pt) if system == "llama-omni" else llasm
+    take, give = (import_llama_omni, export_llama_omni) if system == "llama-omni" else (import_llasm, export_llasm)
+    state = make(tmp_path / "src", kind="bin", tie_word_embeddings=True)
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    torch.save(state, tmp_path / "src" / "pytorch_model.bin")
+    take(tmp_path / "src", tiny_whisper_pt, tmp_path / "ours")
+    model = speechzoo.load(tmp_path / "ours")
+    assert torch.equal(model.llm.lm.lm_head.weight, state["model.embed_tokens.weight"])
+    give(tmp_path / "ours", tmp_path / "back")
+    assert same(tmp_path / "back", state)
+
+
+def test_configs_of_transformers_5(tmp_path, tiny_whisper_pt):
+    """They name the base of the rotary embedding, its scaling and the dtype otherwise."""
+    found = []
+    for name in ("old", "new"):
+        omni(tmp_path / name, tiny_whisper_pt)
+        file = tmp_path / name / "config.json"
+        config = json.loads(file.read_text())
+        if name == "new":
+            scaling, base = config.pop("rope_scaling"), config.pop("rope_theta")
+            config |= {"rope_parameters": {**scaling, "rope_theta": base}, "dtype": config.pop("torch_dtype")}
+        file.write_text(json.dumps(config))
+        import_llama_omni(tmp_path / name, tiny_whisper_pt, tmp_path / f"our_{name}")
+        settings = json.loads((tmp_path / f"our_{name}" / "config.json").read_text())["hyper_parameters"]
+        llm = json.loads((tmp_path / f"our_{name}" / "llm" / "config.json").read_text())
+        found.append((settings["unit_decoder"]["init_args"], llm))
+    assert found[0] == found[1] and found[0][0]["rope_theta"] == 500_000.0
+    assert rope({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}) is None
+
+
+def test_what_a_release_has_no_place_for_is_not_exported(tmp_path, tiny_whisper_pt):
+    """A speech encoder that learnt would be left behind, its weights under names that nobody reads."""
+    omni(tmp_path / "src", tiny_whisper_pt)
+    import_llama_omni(tmp_path / "src", tiny_whisper_pt, tmp_path / "ours")
+    speechzoo.save_pretrained(speechzoo.load(tmp_path / "ours", freeze=[]), tmp_path / "trained")
+    with pytest.raises(ValueError, match="encoder.* has no place in the released layout"):
+        export_llama_omni(tmp_path / "trained", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 @torch.no_grad()
 def test_loaded_model_has_the_released_weights_and_answers(tmp_path, tiny_whisper_pt):
     state = omni(tmp_path / "src", tiny_whisper_pt, "bin", 2)
@@ -89,6 +135,8 @@ def test_half_precision_answers_in_half_precision(tmp_path, tiny_whisper_pt):
     import_llasm(tmp_path / "src", tiny_whisper_pt, tmp_path / "ours")
     model = speechzoo.load(tmp_path / "ours")
     assert model.adaptor.linear.weight.dtype == model.llm.lm.dtype == torch.float16
+    with pytest.raises(ValueError, match="dtype is the name of one, float32, bfloat16, float16, not torch.float32"):
+        speechzoo.load(tmp_path / "ours", dtype=torch.float32)
     model = speechzoo.load(tmp_path / "ours", dtype="float32")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from released import llasm_tokenizer, omni_tokenizer
 
+from speechzoo.data import encode_batch
+from speechzoo.doctor import errors
+from speechzoo.doctor.supervision import check_supervision, check_tokens
 from speechzoo.interop import LlamaOmniPrompt, LlasmPrompt
 from speechzoo.interop.prompts import SYSTEM, from_item
 from speechzoo.types import AUDIO
@@ -55,6 +58,15 @@ def test_answer_span(omni_dirs, bos):
     assert [max(two.turns), two.ids.count(AUDIO)] == [2, 2]
     with pytest.raises(ValueError, match="no assistant turn"):
         prompt.encode([CLIP])
+
+
+@pytest.mark.parametrize("template", ["cllama2", "baichuan"])
+def test_the_doctor_reads_their_tokenizer(llasm_dir, template):
+    prompt = LlasmPrompt(str(llasm_dir), template)
+    batch = encode_batch(prompt, [[{"role": "user", "content": "Where is Paris?"}, ANSWER]], True, "right")
+    found = check_supervision(batch, prompt, [[ANSWER["content"]]]) + check_tokens(batch, prompt, len(prompt.tokenizer))
+    assert not errors(found)
+    assert "vocabulary" in {finding.name for finding in errors(check_tokens(batch, prompt, 10))}
 
 
 def test_cllama2(llasm_dir):

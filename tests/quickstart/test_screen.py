@@ -32,6 +32,14 @@ def test_the_last_line_as_a_terminal_would_show_it(tmp_path: Path, written: byte
     assert last_line(tmp_path / "a.log") == seen
 
 
+def test_what_a_stage_says_is_no_markup(tmp_path: Path) -> None:
+    screen = Screen(Console(file=io.StringIO(), width=200, force_terminal=True), tmp_path)
+    screen.log("parts").write_text("loading [/tmp/llm] [bold]\n")
+    with screen.shown("parts", "Parts"):
+        screen.console.print(screen.table())
+    assert "loading [/tmp/llm] [bold]" in screen.console.file.getvalue()
+
+
 def test_all_that_a_process_writes_goes_to_its_log(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from speechzoo.quickstart.screen import write_into\n"

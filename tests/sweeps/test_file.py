@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,12 +161,26 @@ def test_bayes_finds_the_better_half(write) -> None:
         ({"command": ["${program}", "${args}"]}, "has to run `speechzoo fit`"),
         ({"method": "bayes", "metric": None}, "needs metric.name"),
         ({"metric": {"name": "x", "goal": "min"}}, "minimize or maximize"),
+        ({"parameters": {"day": {"values": [date(2026, 1, 2)]}}}, "parameter 'day'.* quote what YAML takes for a date"),
+        ({"run_cap": "3"}, "run_cap is a whole number from 1 on, not '3'"),
+        ({"run_cap": 0}, "run_cap is a whole number"),
+        ({"command": "speechzoo fit"}, "command is a list of words"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_one_line(write, change: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         load_sweep(write(**change))
     assert "sweep.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_says_two_things_or_is_no_utf_8_is_named(write) -> None:
+    path = write()
+    path.write_text(path.read_text() + "method: random\n")
+    with pytest.raises(ValueError, match=r"sweep.yaml:\d+: not YAML \(the key 'method' stands twice\)"):
+        load_sweep(path)
+    path.write_bytes("name: café".encode("latin-1"))
+    with pytest.raises(ValueError, match="sweep.yaml: not YAML"):
+        load_sweep(path)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

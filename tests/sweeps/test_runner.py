@@ -73,6 +73,17 @@ def test_an_interrupted_sweep_goes_on_with_the_half_done_trial(write, player, tm
     assert len({environment["WANDB_RUN_ID"] for environment in rest.environments}) == 4
 
 
+def test_whatever_a_killed_trial_left_it_can_begin_again(write, player, tmp_path: Path) -> None:
+    """`fit` refuses a folder that holds checkpoints, unless it is told to continue or to begin anew."""
+    sweep, out = load_sweep(write()), tmp_path / "out"
+    (out / "trial_000" / "last.ckpt").mkdir(parents=True)  # a folder of shards
+    (out / "trial_001").mkdir()
+    (out / "trial_001" / "best.ckpt").touch()
+    commands = Runner(sweep, out).plan()
+    assert f"--ckpt_path={out}/trial_000/last.ckpt" in commands[0] and "--overwrite=true" in commands[1]
+    assert not any(word.startswith(("--ckpt_path", "--overwrite")) for word in commands[2])
+
+
 def test_a_folder_belongs_to_one_sweep(write, player, tmp_path: Path) -> None:
     Runner(load_sweep(write()), tmp_path / "out", count=1, start=player()).run()
     other = write(parameters={"lr": {"values": [1]}})
@@ -86,6 +97,8 @@ def test_count_and_run_cap_limit_the_trials(write, player, tmp_path: Path) -> No
     endless = load_sweep(write(method="random"))
     with pytest.raises(ValueError, match="never ends: give --count"):
         Runner(endless, tmp_path / "c")
+    with pytest.raises(ValueError, match="--count 0 is no number of trials"):
+        Runner(endless, tmp_path / "c", count=0)
 
 
 def test_a_trial_gets_its_folder_and_its_place_in_wandb(write, player, tmp_path: Path) -> None:
@@ -218,6 +231,7 @@ def test_a_second_sweep_in_one_folder_is_told_who_has_it(write, tmp_path: Path, 
 def test_a_trial_is_no_rank_of_the_job_that_starts_it(tmp_path: Path) -> None:
     """With LOCAL_RANK of an earlier fit in this process a trial on two devices waited for its other rank for ever."""
     ranks = {"LOCAL_RANK": "0", "NODE_RANK": "0", "RANK": "0", "WORLD_SIZE": "8", "MASTER_PORT": "1"}
+    ranks |= {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}
     tell = "import json, os; print(json.dumps(dict(os.environ)))"
     environment = {**os.environ, **ranks, "MINE": "kept"}
     assert launch([sys.executable, "-c", tell], environment, tmp_path, lambda pid: None) == 0
@@ -235,6 +249,29 @@ def test_values_in_brackets_are_shown(write, player, tmp_path: Path) -> None:
     assert "[encoder]" in text and "[/llm]" in text
 
 
-def test_a_trial_has_at_least_one_device(write, tmp_path: Path) -> None:
+def test_a_trial_has_at_least_one_device(write, tmp_path: Path, capsys) -> None:
     with pytest.raises(ValueError, match="--per-trial 0 does not go with 0 devices"):
         Runner(load_sweep(write()), tmp_path / "out", per_trial=0)
+    with pytest.raises(ValueError, match="--per-trial 4 does not go with 0 devices"):
+        Runner(load_sweep(write()), tmp_path / "out", per_trial=4)
+    unset = ["--devices", ""]  # as a shell gives a variable that is not set
+    assert main([str(write()), "--out", str(tmp_path / "out"), *unset]) == 1
+    assert "name GPU ids" in capsys.readouterr().err
+
+
+def test_a_search_without_its_metric_is_told_of_it(write, player, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    blind = {"method": "bayes", "metric": {"name": "val_loss"}, "run_cap": 3}
+    for trials in (1, 0):  # when the first has finished, and whenever the sweep goes on
+        play = player()
+        with pytest.raises(ValueError, match="trial_000 finished, and logged no val_loss.* it logged .*val/loss"):
+            Runner(load_sweep(write(**blind)), tmp_path / "out", start=play).run()
+        assert len(play.commands) == trials
+
+
+def test_configurations_of_any_kind_are_left_for_the_trial_to_complain_about(write, tmp_path: Path) -> None:
+    files = {"latin": "name: café".encode("latin-1"), "text": b"trainer: x", "list": b"model: {init_args: [1]}"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    names = {"values": [str(tmp_path / name) for name in files]}
+    assert len(Runner(load_sweep(write(parameters={"config": names})), tmp_path / "out").plan()) == 3

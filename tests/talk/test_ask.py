@@ -17,6 +17,7 @@ from talk_parts import vocoder
 from speechzoo.cli import ask as command
 from speechzoo.generation import answer
 from speechzoo.models import Cascade, LLaMAOmni
+from speechzoo.names.published import shelves
 from speechzoo.talk import sources
 from speechzoo.talk.ask import tell
 from speechzoo.talk.questions import question, read_history, read_question
@@ -83,11 +84,14 @@ def test_several_questions_and_standard_input(
         command.main(["run", name, *SHORT])
         alone += capsys.readouterr().out.splitlines()
     assert both == alone
-    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nhow are you\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffhello\n\nhow are you\n"))  # as Windows' editors begin files
     assert command.main(["run", "-", *SHORT]) == 0
     lines = capsys.readouterr().out
     command.main(["run", "--text", "hello", *SHORT])
     assert lines.startswith(capsys.readouterr().out)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("hello\ncafé\n".encode("latin-1")), "utf-8"))
+    assert command.main(["run", "-", *SHORT]) == 1
+    assert "standard input, after line 0: not a text in utf-8" in capsys.readouterr().err
 
 
 def test_history_goes_on_where_it_was_saved(wavs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -201,9 +205,12 @@ def test_cascades_from_a_run_and_from_a_file(
     for settings, message in (
         ({"llm": "x"}, "names no recognizer"),
         ({"recognizer": "x", "llm": "y", "voices": "z"}, "no 'voices'"),
+        ({"recognizer": "x", "llm": "y", "language": False}, "language is a code such as 'en', not False"),
     ):
         with pytest.raises(ValueError, match=message):
             open_cascade(settings, "c.yaml")
+    published = {"recognizer": str(tiny_whisper_pt), "llm": str(shelves()[-1] / "llasm-tiny"), "language": None}
+    assert open_cascade(published, "c.yaml")[0].llm is omni.llm  # the folder of a model of ours, by its path
     with pytest.raises(ValueError, match="voice"):
         open_talker(str(file), vocoder=tmp_path)
     file.write_text("recognizer: [")

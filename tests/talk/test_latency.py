@@ -66,6 +66,12 @@ def test_manifest_without_sound(tmp_path: Path):
         latency.spoken_questions(file, 3)
 
 
+def test_a_picture_that_cannot_be_drawn_is_told_before_the_measurement(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(latency, "find_spec", lambda name: None)
+    assert main(["latency", "run", "--questions", "none.jsonl", "--png", "a.png"]) == 1
+    assert "--png needs matplotlib" in capsys.readouterr().err
+
+
 def test_picture_is_a_png():
     pytest.importorskip("matplotlib")
     from speechzoo.bench.latency_picture import picture

@@ -82,6 +82,20 @@ def test_conversation_and_latency_lines(talker: Talker, wavs: list[Path]):
     assert page.latency(heard) == "total 1.00 s · 3 tokens  \nheard: &lt;b&gt;"
 
 
+def test_a_new_conversation_is_not_filled_with_the_old_one(talker: Talker):
+    pytest.importorskip("gradio")
+    from speechzoo.talk.page import changes
+
+    desk = Desk(talker)
+    user = Lobby({"omni": desk}, max_new_tokens=200, eos_token_id=[]).user("a")
+    answers = user.ask(["omni"], question(text="hello"))
+    shown = changes(user, answers)
+    next(shown)
+    user.clear()
+    assert next(shown, "nothing more") == "nothing more"
+    desk.close()
+
+
 def test_whole_sound_over_http(talker: Talker, wavs: list[Path]):
     pytest.importorskip("gradio")
     from fastapi.testclient import TestClient

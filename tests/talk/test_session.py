@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from speechzoo.generation import answer, collect
-from speechzoo.talk.desk import DONE, FAILED, STOPPED, Desk, Lobby
+from speechzoo.talk.desk import ANSWERING, DONE, FAILED, STOPPED, Desk, Lobby
 from speechzoo.talk.questions import fitting, prompt_length, question
 from speechzoo.talk.session import Session
 from speechzoo.talk.sources import Talker
@@ -169,6 +169,7 @@ def test_stop_and_leave(talker: Talker):
     while not first.text:
         time.sleep(0.005)
     lobby.leave("b")
+    assert second.state == STOPPED and first.state == ANSWERING  # at once, whoever is being answered
     long.stop()
     wait([first, second, third])
     assert (first.state, second.state, third.state) == (STOPPED, STOPPED, DONE)

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
-from speechzoo.system.files import write_json
+from speechzoo.system.files import read_json, write_json
 from speechzoo.system.terminal import tell_error
 
 CACHES = ("feature_cache", "state_cache", "teacher_cache")
@@ -117,7 +117,7 @@ def measure(recipe: Path, steps: int, warm_up: int) -> dict[str, dict[str, Any]]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             run(arguments(recipe, caches, folder, steps + warm_up, warm_up))
-            told = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+            told = read_json(folder / "cost.json")
             size = sum(f.stat().st_size for c in caches for f in (folder / c).rglob("*") if f.is_file())
         found[arm] = {"cpu_seconds": told["step"]}
         if not caches:

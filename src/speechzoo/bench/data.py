@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from speechzoo.audio import FRAME, SAMPLE_RATE
 from speechzoo.data import ConversationDataset, TokenBudgetSampler, collate, read_manifest
 from speechzoo.data.examples import Positions
+from speechzoo.system.files import write_json, write_jsonl
 from speechzoo.text import ChatPrompt
 
 RANKS = (1, 2, 8)
@@ -80,7 +81,7 @@ def write_corpus(folder: Path, count: int) -> dict[str, str]:
         user = {"role": "user", "content": [{"type": "audio", "path": name}]}
         answer = {"role": "assistant", "content": "word " * int(length * 2.5)}
         rows.append({"id": f"r{number}", "messages": [user, answer]})
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "corpus.jsonl", rows)
     for shard in range(4):
         with tarfile.open(folder / "tar" / f"{shard}.tar", "w") as tar:
             for row in rows[shard::4]:
@@ -217,7 +218,7 @@ def main(args: argparse.Namespace) -> int:
         found["padding"][name] = {str(ranks): padding(lengths, batch_size, budget, ranks) for ranks in RANKS}
     _print(found)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(args.json, found)
     return 0
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from speechzoo.bench.latency_picture import picture
 from speechzoo.data import read_manifest
-from speechzoo.system.files import without_nan
+from speechzoo.system.files import without_nan, write_atomically, write_json
 from speechzoo.system.terminal import quiet, tell_error
 from speechzoo.talk.questions import question
 from speechzoo.talk.sources import Talker, open_talker
@@ -218,6 +219,8 @@ def report(talker: Talker, questions: list[list[Message]], tokens: int, **genera
 def main(args: argparse.Namespace) -> int:
     """`speechzoo bench latency`; returns the exit code."""
     quiet(results_only=True)
+    if args.png and find_spec("matplotlib") is None:  # before the measurement, which would be lost
+        return tell_error(ValueError("--png needs matplotlib: pip install matplotlib"), "speechzoo bench latency")
     try:
         questions = spoken_questions(args.questions, args.limit)
         talker = open_talker(args.model, args.vocoder, args.device, args.trust_code)
@@ -229,9 +232,7 @@ def main(args: argparse.Namespace) -> int:
         return tell_error(error, "speechzoo bench latency")
     print(table(result))
     if args.json:
-        args.json.write_text(json.dumps(without_nan(result), indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, without_nan(result))
     if args.png:
-        from speechzoo.bench.latency_picture import picture
-
-        args.png.write_bytes(picture(result))
+        write_atomically(args.png, picture(result))
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import tempfile
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from speechzoo.bench.sizes import SIZES, noise_question, random_model
 from speechzoo.models import LLaMAOmni
+from speechzoo.system.files import write_json
 from speechzoo.types import SpeechBatch, UnitDelta
 
 ARMS = ("offline", "stream", "by_token", "rerun")
@@ -144,7 +144,7 @@ def main(args: argparse.Namespace) -> int:
             print(_line(results[-1]), flush=True)
             report = {**machine, **results[0], "results": results}
             if args.json:
-                args.json.write_text(json.dumps(report, indent=2) + "\n")
+                write_json(args.json, report)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -25,6 +24,7 @@ from speechzoo.audio import SAMPLE_RATE
 from speechzoo.bench.sizes import SIZES, random_model
 from speechzoo.callbacks.cost import peak_memory_mb
 from speechzoo.models import LLaMAOmni
+from speechzoo.system.files import write_json
 from speechzoo.training.compiled import compile_layers
 from speechzoo.training.freeze import freeze
 from speechzoo.types import AUDIO, SpeechBatch, present
@@ -212,5 +212,5 @@ def main(args: argparse.Namespace) -> int:
         "ratios hold as far as this one is like it. The arms of official_work were measured here."
     )
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, figures)
     return 0

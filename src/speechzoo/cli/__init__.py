@@ -122,7 +122,3 @@ def _dispatch(argv: list[str]) -> int:
 
     run([*argv[:1], "--help"] if argv[1:] == ["--help", "all"] else argv)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-
-from speechzoo.system.terminal import tell_error
 
 
 def import_main(argv: Sequence[str]) -> int:
@@ -30,24 +28,20 @@ def import_main(argv: Sequence[str]) -> int:
             sub.add_argument("--template", choices=("cllama2", "baichuan"), help="default: by the vocabulary")
     args = vars(parser.parse_args(argv))
     system, console = args.pop("system"), Console()
+    from speechzoo.interop import import_llama_omni, import_llasm, llama_omni, llasm
 
-    def work() -> int:
-        from speechzoo.interop import import_llama_omni, import_llasm, llama_omni, llasm
-
-        run = import_llasm if system == "llasm" else import_llama_omni
-        found = run(**args)
-        licence = llasm.LICENCE if system == "llasm" else llama_omni.LICENCE
-        console.print(f"{args['output']}: imported. {licence['text']}", markup=False)
-        if found.get("encoder_tensors_that_differ"):
-            console.print(
-                f"[yellow]{found['encoder_tensors_that_differ']} speech-encoder tensors inside the checkpoint differ "
-                "from --speech-encoder, which is used, as the released loader does.[/]"
-            )
-        if found["kept"]:
-            console.print(f"{found['kept']} tensors that are not used are kept for export.")
-        return 0
-
-    return _said(work)
+    run = import_llasm if system == "llasm" else import_llama_omni
+    found = run(**args)
+    licence = llasm.LICENCE if system == "llasm" else llama_omni.LICENCE
+    console.print(f"{args['output']}: imported. {licence['text']}", markup=False)
+    if found.get("encoder_tensors_that_differ"):
+        console.print(
+            f"[yellow]{found['encoder_tensors_that_differ']} speech-encoder tensors inside the checkpoint differ "
+            "from --speech-encoder, which is used, as the released loader does.[/]"
+        )
+    if found["kept"]:
+        console.print(f"{found['kept']} tensors that are not used are kept for export.")
+    return 0
 
 
 def export_main(argv: Sequence[str]) -> int:
@@ -59,20 +53,8 @@ def export_main(argv: Sequence[str]) -> int:
     parser.add_argument("path", help="folder made by speechzoo import")
     parser.add_argument("target", help="new folder")
     args = parser.parse_args(argv)
+    from speechzoo.interop import export_llama_omni, export_llasm
 
-    def work() -> int:
-        from speechzoo.interop import export_llama_omni, export_llasm
-
-        (export_llasm if args.system == "llasm" else export_llama_omni)(args.path, args.target)
-        Console().print(f"{args.target}: exported", markup=False)
-        return 0
-
-    return _said(work)
-
-
-def _said(work: Callable[[], int]) -> int:
-    """Run; errors a user can mend are one line."""
-    try:
-        return work()
-    except (ValueError, OSError) as error:
-        return tell_error(error)
+    (export_llasm if args.system == "llasm" else export_llama_omni)(args.path, args.target)
+    Console().print(f"{args.target}: exported", markup=False)
+    return 0

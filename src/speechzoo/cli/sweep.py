@@ -86,9 +86,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="folder of the sweep (checkpoints/sweeps/NAME)")
     parser.add_argument("--seed", type=int, default=0, help="of random and bayes")
-    parser.add_argument(
-        "--devices", type=lambda text: text.split(","), default=[], help="GPU ids to share out to trials, e.g. 0,1,2,3"
-    )
+    told = "GPU ids to share out to trials, e.g. 0,1,2,3"
+    parser.add_argument("--devices", type=lambda text: [i.strip() for i in text.split(",")], default=[], help=told)
     parser.add_argument("--per-trial", type=int, default=1, help="GPUs of one trial; needs --devices")
     parser.add_argument("--retry-failed", action="store_true", help="run failed trials again")
     parser.add_argument("--dry-run", action="store_true", help="print the command lines and run nothing")

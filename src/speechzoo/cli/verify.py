@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from speechzoo.system.files import keep_inputs, write_atomically
-from speechzoo.system.terminal import tell_error
 
 
 def verify_main(argv: Sequence[str]) -> int:
@@ -32,16 +31,13 @@ def verify_main(argv: Sequence[str]) -> int:
 
     from speechzoo.fidelity.verify import report, verify
 
-    try:
-        if args.json:
-            keep_inputs([args.json], Path(args.folder).expanduser().rglob("*"))
-        # Loading bars and advice about tokenizers would stand above the table.
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        system, checks = verify(args.folder, args.dtype, args.attention)
-        report(system, checks, Console(width=None if sys.stdout.isatty() else 160), args.dtype)
-        if args.json:
-            write_atomically(args.json, checks.as_json(system))
-        return 0 if checks.ok else 1
-    except (ValueError, OSError) as error:
-        return tell_error(error)
+    if args.json:
+        keep_inputs([args.json], Path(args.folder).expanduser().rglob("*"))
+    # Loading bars and advice about tokenizers would stand above the table.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    system, checks = verify(args.folder, args.dtype, args.attention)
+    report(system, checks, Console(width=None if sys.stdout.isatty() else 160), args.dtype)
+    if args.json:
+        write_atomically(args.json, checks.as_json(system))
+    return 0 if checks.ok else 1

@@ -29,6 +29,7 @@ UNKNOWN = re.compile(
 KEY = re.compile(r'^(\s*).*?Parser key "([\w.]+)":', re.MULTILINE)
 EXPECTED = re.compile(r"Expected an? (<class '[\w.]+'>|typing\.Literal\[[^\]]*\])")
 GIVEN = re.compile(r"(?:Got|Given) value: (.*)")
+ONE_UNIT = re.compile("[\x7f-\uffff]")
 NAMES = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "list": "a list",
     "dict": "a mapping (key: value)", "NoneType": "null",
@@ -81,7 +82,9 @@ def in_yaml(word: str) -> str:
             warnings.simplefilter("ignore", SyntaxWarning)
             warnings.simplefilter("ignore", DeprecationWarning)  # the same before Python 3.12
             found = ast.literal_eval(value)
-        return f"{key}={json.dumps(found)}" if repr(found) == value else word
+        # YAML would take JSON's pairs of halves for two halves, and U+2028 as it stands for the end of a line.
+        text = ONE_UNIT.sub(lambda c: f"\\u{ord(c[0]):04x}", json.dumps(found, ensure_ascii=False))
+        return f"{key}={text}" if repr(found) == value else word
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # YAML, then
         return word
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
+from speechzoo.system.yaml_text import read_yaml
 
 CONFIG = re.compile(r"^(?:-c|--config)(?:=(.*))?$")
 
@@ -27,12 +27,9 @@ def wrong_config(words: Sequence[str]) -> str | None:
         if not Path(file).is_file():
             return f"--config {file}: {'is a folder' if Path(file).is_dir() else 'no such file'}"
         try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            return f"--config {file}{f':{mark.line + 1}' if mark else ''}: not YAML ({error.problem})"
-        except (yaml.YAMLError, ValueError) as error:
-            return f"--config {file}: not YAML ({str(error).splitlines()[0]})"
+            content = read_yaml(file)
+        except ValueError as error:
+            return f"--config {error}"
         except OSError as error:
             return f"--config {file}: {error.strerror}"
         if content is not None and not isinstance(content, dict):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from speechzoo.doctor.weights import (
     pretrained_dtype,
 )
 from speechzoo.models import SpeechLLM
+from speechzoo.system.files import write_json
 from speechzoo.system.ranks import any_rank, world_size
 from speechzoo.types import SpeechBatch
 
@@ -56,9 +56,8 @@ class Examination:
 
     def write(self, path: str | Path) -> None:
         """As JSON: `{"failed": ..., "findings": [{"level", "name", "text", "advice"}, ...]}`."""
-        data = {"failed": self.failed, "findings": [finding.as_dict() for finding in self.findings]}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        data = {"failed": self.failed, "findings": [asdict(finding) for finding in self.findings]}
+        write_json(path, data)
 
 
 def examine(trainer: Trainer, model: SpeechLLM, rows: int = 4, ignore: tuple[str, ...] | list[str] = ()) -> Examination:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 LEVELS = ("ok", "note", "warning", "error")
 
@@ -27,10 +26,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.level:<8}{self.name}: {self.text}" + (f" -> {self.advice}" if self.advice else "")
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return {"level": self.level, "name": self.name, "text": self.text, "advice": self.advice}
 
 
 def ok(name: str, text: str) -> Finding:

@@ -71,7 +71,7 @@ class Setting:
     """What the Trainer's settings decide.
 
     Attributes:
-        strategy: `fsdp2`, `ddp`, or another of one device.
+        strategy: `fsdp2`, `ddp`, `auto`, or another of one device.
         replicas: of fsdp2's `replicate_size`.
         precision: as the Trainer has it.
         accumulate: batches a step.
@@ -219,7 +219,8 @@ def _on(machine: Machine, hollow: SpeechLLM, setting: Setting, work: Work, shard
             whole += weight.nbytes + kept
     sharded = setting.strategy == "fsdp2"
     memory = Memory(held, learning, moments, whole, machine.memory, machine.devices, sharded)
-    during = end = learning if setting.strategy == "ddp" else 0  # its buckets
+    ddp = setting.strategy == "ddp" or (setting.strategy == "auto" and machine.devices > 1)  # which is then Lightning's
+    during = end = learning if ddp else 0  # its buckets
     if shards > 1:
         gathered = [_gathered(part, setting.half) for part in hollow.children()]
         # Of blocks: the one that is computed, the next one and the buffer it comes in; of what learns in a block its

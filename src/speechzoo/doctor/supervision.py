@@ -92,13 +92,14 @@ def check_tokens(batch: SpeechBatch, prompt: ChatPrompt, vocabulary: int | None)
     rows = [batch.input_ids[row][batch.attention_mask[row]].tolist() for row in range(len(batch))]
     bos = tokenizer.bos_token_id
     if bos is not None:
+        first = prompt.decode([bos], skip_special_tokens=False)
         doubled = [row for row, ids in enumerate(rows) if any(a == b == bos for a, b in pairwise(ids))]
         if doubled:
-            text = f"{len(doubled)} of {len(rows)} rows hold {tokenizer.bos_token!r} twice in a row"
+            text = f"{len(doubled)} of {len(rows)} rows hold {first!r} twice in a row"
             found.append(error("double_bos", text, "take it out of prompt.chat_template, or out of the system text"))
-        wants = tokenizer("a")["input_ids"][:1] == [bos]
+        wants = tokenizer.encode("a", add_special_tokens=True)[:1] == [bos]
         if wants and any(ids[0] != bos for ids in rows):
-            text = f"the tokenizer begins texts with {tokenizer.bos_token!r}, the chat template does not"
+            text = f"the tokenizer begins texts with {first!r}, the chat template does not"
             found.append(warning("no_bos", text, "begin prompt.chat_template with it"))
     highest = int(batch.input_ids.max())
     if vocabulary is not None and highest >= vocabulary:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from speechzoo.audio import log_mel
-from speechzoo.system.files import read_json
+from speechzoo.system.files import read_json, without_nan
 
 MEL, EMBEDS, LOGITS, UNIT_LOGITS, LOSS, GRADIENT, WAVE = 2e-5, 1e-5, 1e-4, 5e-4, 1e-5, 1e-3, 1e-5
 CHAIN = 1e-4
@@ -184,9 +184,9 @@ class Checks:
         return bool(self.rows) and all(row.ok for row in self.rows)
 
     def as_json(self, system: str) -> str:
-        """All rows and the verdict."""
+        """All rows and the verdict; null for numbers that are not finite."""
         rows = [asdict(row) for row in self.rows]
-        data = {"system": system, "folder": str(self.golden.folder), "ok": self.ok, "checks": rows}
+        data = without_nan({"system": system, "folder": str(self.golden.folder), "ok": self.ok, "checks": rows})
         return json.dumps(data, indent=2) + "\n"
 
 

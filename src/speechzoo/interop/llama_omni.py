@@ -13,7 +13,7 @@ from torch import Tensor
 from speechzoo.adaptors import ConcatMLP
 from speechzoo.interop.layout import Released, Weights, check_keys, read_pickle
 from speechzoo.interop.saved import new_folder, write_config
-from speechzoo.interop.shapes import llama_config, llama_shapes, rope, shapes_of
+from speechzoo.interop.shapes import llama_config, llama_shapes, rope, rope_theta, shapes_of
 from speechzoo.interop.transfer import (
     copy_encoder,
     export_release,
@@ -21,6 +21,7 @@ from speechzoo.interop.transfer import (
     release_dtype,
     same_values,
     stop_ids,
+    unused_names,
     write_around,
     write_parts,
 )
@@ -74,7 +75,7 @@ def decoder_settings(released: Released) -> dict[str, Any]:
         "num_layers": layers,
         "num_heads": heads,
         "ffn_dim": ffn,
-        "rope_theta": released.config.get("rope_theta", 10_000.0),
+        "rope_theta": rope_theta(released.config),
         "rope_scaling": rope(released.config),
         "rms_norm_eps": released.config.get("rms_norm_eps", 1e-6),
         "align": "label",
@@ -120,7 +121,8 @@ def import_llama_omni(
         ("unit_decoder.", lambda: CTCUnitDecoder(config.hidden_size, **decoder)),
     ):
         expected |= {released_name(prefix + name): shape for name, shape in shapes_of(make).items()}
-    explained = {name for name in released.weights if name.startswith(ENCODER) or name.endswith("rotary_emb.inv_freq")}
+    inside = {name for name in released.weights if name.startswith(ENCODER)}
+    explained = inside | unused_names(released.weights, config)
     check_keys(released.weights, expected, explained, released.folder)
     ours = {name: new for name in released.weights if (new := ours_name(name)) is not None}
     same: list[str] = []
@@ -225,5 +227,4 @@ def export_llama_omni(path: str | Path, target: str | Path) -> None:
         for name in source["inside"]:
             yield name, state[f"encoder.{name[len(ENCODER) :]}"].to(dtype)
 
-    own = Weights(Path(path).expanduser())
-    export_release(path, target, "llama-omni", {name: released_name(name) for name in own}, more)
+    export_release(path, target, "llama-omni", released_name, more)

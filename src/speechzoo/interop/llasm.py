@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.adaptors import Linear
-from speechzoo.interop.layout import Released, Weights, check_keys, find_source
+from speechzoo.interop.layout import Released, check_keys, find_source
 from speechzoo.interop.saved import new_folder, write_config
 from speechzoo.interop.shapes import llama_config, llama_shapes, shapes_of
 from speechzoo.interop.transfer import (
@@ -14,6 +14,7 @@ from speechzoo.interop.transfer import (
     export_release,
     openai_state,
     release_dtype,
+    unused_names,
     write_around,
     write_parts,
 )
@@ -82,8 +83,7 @@ def import_llasm(
     expected = llama_shapes(config)
     adaptor = shapes_of(lambda: Linear(width, config.hidden_size))
     expected |= {released_name(f"adaptor.{name}"): shape for name, shape in adaptor.items()}
-    explained = {name for name in released.weights if name.endswith("rotary_emb.inv_freq")}
-    check_keys(released.weights, expected, explained, released.folder)
+    check_keys(released.weights, expected, unused_names(released.weights, config), released.folder)
     files = released.tokenizer_files(tokenizer)
     ids = token_ids(files, config.vocab_size)
     added = read_json(next(file for file in files if file.name == "added_tokens.json"))
@@ -156,5 +156,4 @@ def export_llasm(path: str | Path, target: str | Path) -> None:
     Raises:
         FileExistsError, ValueError: one line; nothing is left at `target`.
     """
-    own = Weights(Path(path).expanduser())
-    export_release(path, target, "llasm", {name: released_name(name) for name in own})
+    export_release(path, target, "llasm", released_name)

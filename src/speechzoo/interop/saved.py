@@ -14,7 +14,6 @@ Paths in `config.json` that start with `./` are inside the folder.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,10 +30,19 @@ from speechzoo.models.base import SpeechLLM
 from speechzoo.names.spec import resolve
 from speechzoo.names.trust import check_model
 from speechzoo.system.digests import check_files, file_digest
-from speechzoo.system.files import check_room, clear_parts, part_beside, read_json, telling_room
+from speechzoo.system.files import (
+    check_room,
+    clear_parts,
+    part_beside,
+    read_json,
+    telling_room,
+    write_atomically,
+    write_json,
+)
 from speechzoo.training.checkpoint_file import save_synced
 
 FORMAT = 1
+DTYPES = ("float32", "bfloat16", "float16")
 SHARD_BYTES = 1 << 30
 
 
@@ -119,7 +127,7 @@ class ShardWriter:
             index.update(dict.fromkeys(names, final.name))
         if count > 1:
             data = {"metadata": {"total_size": self.total}, "weight_map": index}
-            (self.folder / f"{self.stem}.{self.kind}.index.json").write_text(json.dumps(data, indent=2) + "\n")
+            write_json(self.folder / f"{self.stem}.{self.kind}.index.json", data)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -128,8 +136,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "generation_config.json"]
     digests = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
     config = {"format": FORMAT, "speechzoo_version": speechzoo.__version__, **config, "digests": digests}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "README.md").write_text(model_card(config))
+    write_json(folder / "config.json", config)
+    write_atomically(folder / "README.md", model_card(config))
 
 
 def is_saved(path: str | Path) -> bool:
@@ -164,6 +172,8 @@ def load_saved(path: str | Path, dtype: str | None = None, trust_code: bool = Fa
         FileNotFoundError, ValueError: if the folder is incomplete, names a foreign class, or its tensors do not fit.
         DamagedError: if a file is not what was written.
     """
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype is the name of one, {', '.join(DTYPES)}, not {dtype!r}")
     folder = Path(path).expanduser()
     config = read_saved(folder)
     check_model(config["model_class"], config["hyper_parameters"], folder / "config.json", trust_code, changes)

@@ -17,11 +17,22 @@ LLAMA = (
 
 
 def rope(config: dict[str, Any]) -> dict[str, Any] | None:
-    """`rope_scaling` of a config with its type under today's name; None where there is none."""
-    scaling = dict(config.get("rope_scaling") or {})
+    """How positions are scaled, with its type under today's name and without the base; None where it is not said.
+
+    transformers 5 writes `rope_parameters`, with the base in it, and `dtype`; before, these were `rope_scaling`,
+    `rope_theta` and `torch_dtype`.
+    """
+    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    scaling.pop("rope_theta", None)
     if "type" in scaling:
         scaling.setdefault("rope_type", scaling.pop("type"))
-    return scaling or None
+    return scaling if scaling and scaling != {"rope_type": "default"} else None
+
+
+def rope_theta(config: dict[str, Any]) -> float:
+    """The base of the rotary embedding."""
+    held = config.get("rope_parameters") or {}
+    return float(held.get("rope_theta") or config.get("rope_theta") or 10_000.0)
 
 
 def llama_config(config: dict[str, Any]) -> LlamaConfig:
@@ -31,13 +42,13 @@ def llama_config(config: dict[str, Any]) -> LlamaConfig:
         ValueError: one line, if the values cannot make a Llama.
     """
     settings = {name: config[name] for name in LLAMA if name in config}
-    turn = {"rope_type": "default", **(rope(config) or {}), "rope_theta": config.get("rope_theta", 10_000.0)}
+    turn = {"rope_type": "default", **(rope(config) or {}), "rope_theta": rope_theta(config)}
     try:
         made = LlamaConfig(**settings, rope_parameters=turn, architectures=["LlamaForCausalLM"])
     except Exception as error:  # transformers validates with exceptions of its own
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"config.json does not describe a Llama: {reason}") from error
-    made.dtype = config.get("torch_dtype", "float32")
+    made.dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     return made
 
 

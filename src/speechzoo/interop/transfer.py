@@ -15,11 +15,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from speechzoo.interop.layout import Released, Weights, find_source, read_pickle
-from speechzoo.interop.saved import ShardWriter, new_folder, read_saved
+from speechzoo.interop.saved import DTYPES, ShardWriter, new_folder, read_saved
 from speechzoo.system.digests import check_files
 from speechzoo.system.files import read_json, sha256
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def write_parts(
@@ -28,6 +26,7 @@ def write_parts(
     """Copy a release's tensors, each read once: `ours` (by new name) to model.safetensors, those that `kept` chooses to
     kept.safetensors, the LLM's to `llm/`. Returns the kept names."""
     llm = ShardWriter(work / "llm")
+    unused = unused_names(released.weights, config)
     own: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     weights = released.weights
@@ -35,9 +34,7 @@ def write_parts(
         tensor = weights[name]
         if name in ours:
             own[ours[name]] = tensor.clone().contiguous()
-        elif not name.startswith(("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")) or (
-            name.endswith("rotary_emb.inv_freq")
-        ):
+        elif name in unused or not name.startswith(("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")):
             if kept(name, tensor):
                 rest[name] = tensor.clone().contiguous()
         else:
@@ -49,6 +46,13 @@ def write_parts(
         save_file(rest, work / "kept.safetensors", {"format": "pt"})
     config.save_pretrained(work / "llm")
     return sorted(rest)
+
+
+def unused_names(weights: Weights, config: LlamaConfig) -> set[str]:
+    """Tensors of the LLM that it does not read today: rotary tables of old transformers, and a head beside the table it
+    is tied to, which .bin files hold."""
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    return {name for name in weights if name.endswith("rotary_emb.inv_freq") or name in tied}
 
 
 def write_around(work: Path, released: Released, tokenizer: str | None) -> dict[str, Any]:
@@ -130,17 +134,18 @@ def export_release(
     path: str | Path,
     target: str | Path,
     system: str,
-    released_name: dict[str, str],
+    released_name: Callable[[str], str],
     more: Callable[[Path, dict[str, Any]], Iterable[tuple[str, Tensor]]] = lambda folder, source: (),
 ) -> None:
     """Write a saved form in its released layout again.
 
     Args:
-        released_name: of each tensor in model.safetensors.
+        released_name: of a tensor of adaptor or unit decoder.
         more: further tensors, beside those that were kept, for the folder and its `source` record.
 
     Raises:
-        ValueError: if the folder was not imported from such a release.
+        ValueError: if the folder was not imported from such a release, or something else of it learnt apart from the
+            LLM's own weights: the encoder, LoRA, embeddings beside a tied table.
     """
     folder = Path(path).expanduser()
     config = read_saved(folder)
@@ -151,11 +156,13 @@ def export_release(
     with new_folder(target) as work:
         writer = ShardWriter(work, source["weights"], 5 << 30)
         own = Weights(folder)
-        for weights, rename in ((Weights(folder / "llm"), {}), (own, released_name)):
-            for name in weights:
-                if weights is own and name not in released_name:
-                    raise ValueError(f"{folder}/model.safetensors: {name} has no place in the released layout")
-                writer.add(rename.get(name, name), weights[name])
+        llm = Weights(folder / "llm")
+        for name in llm:
+            writer.add(name, llm[name])
+        for name in own:
+            if not name.startswith(("adaptor.", "unit_decoder.")):
+                raise ValueError(f"{folder}/model.safetensors: {name} has no place in the released layout")
+            writer.add(released_name(name), own[name])
         kept = folder / "kept.safetensors"
         for name, tensor in chain(load_file(kept).items() if kept.is_file() else (), more(folder, source)):
             writer.add(name, tensor)

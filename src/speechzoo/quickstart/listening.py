@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from speechzoo.quickstart.examination import source
 from speechzoo.quickstart.scale import Scale
 from speechzoo.quickstart.speech import Transcribe, heard_of_units, make_text_audible, make_units_audible
 from speechzoo.quickstart.voice import PiperVoice
-from speechzoo.system.files import read_jsonl, write_json
+from speechzoo.system.files import read_json, read_jsonl, write_json
 from speechzoo.vocoders import LatentVocoder, Vocoder
 
 SPOKEN = ("llama_omni", "cascade", "true_units")
@@ -42,7 +41,7 @@ def read_facts(out: Path) -> dict[str, Any]:
     """What was measured of all speech."""
     facts: dict[str, Any] = {}
     for name in SPOKEN:
-        facts |= json.loads(_file(out, name).read_text())
+        facts |= read_json(_file(out, name))
     return facts
 
 

@@ -98,7 +98,7 @@ class Quickstart:
             except BaseException:
                 self.failed = True
                 if log is not None and log.is_file():
-                    self.screen.console.print(f"what {name} said: {log}", highlight=False)
+                    self.screen.console.print(f"what {name} said: {log}", highlight=False, markup=False)
                 raise
 
     def _apart(self, threads: int | None, log: Path | None, *call: str) -> Callable[[], Any]:

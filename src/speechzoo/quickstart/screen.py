@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -60,7 +61,7 @@ class Screen:
         table.add_column(justify="right", no_wrap=True)
         table.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
         for name, (title, start) in list(self._running.items()):
-            table.add_row(f"[bold]▶ {title}[/]", f"{time.monotonic() - start:.0f} s", last_line(self.log(name)))
+            table.add_row(f"[bold]▶ {title}[/]", f"{time.monotonic() - start:.0f} s", escape(last_line(self.log(name))))
         return table
 
 

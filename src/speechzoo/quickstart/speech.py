@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from speechzoo.audio import SAMPLE_RATE, read_audio, resample, write_audio
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers, score
 from speechzoo.metrics import SpeechQuality, quality_scorers
 from speechzoo.quickstart.voice import PiperVoice
+from speechzoo.system.files import read_json
 from speechzoo.vocoders import Vocoder
 
 CHUNK_UNITS = 10
@@ -130,7 +130,7 @@ def make_units_audible(out: Path, number: int, vocoder: Vocoder, transcribe: Tra
     answers = load_answers(file)
     spoken, worst = stream_units(answers[:number], vocoder, out, folder)
     save_answers(file, [*_judged(spoken, out, transcribe), *answers[number:]])
-    decoded = json.loads((out / "answers" / "units.json").read_text())["decoded"]
+    decoded = read_json(out / "answers" / "units.json")["decoded"]
     return {
         "chunk_units": CHUNK_UNITS,
         "answers": number,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from speechzoo.system.files import write_json
+from speechzoo.system.files import read_json, write_atomically, write_json
 from speechzoo.system.settings import changed
 
 
@@ -39,7 +38,7 @@ class Stages:
     def seconds(self, name: str) -> float | None:
         """Wall seconds of a finished stage, None if it is not finished."""
         marker = self.state / f"{name}.done"
-        return json.loads(marker.read_text())["seconds"] if marker.is_file() else None
+        return read_json(marker)["seconds"] if marker.is_file() else None
 
     def run(self, name: str, title: str, work: Callable[[], Any]) -> None:
         """Do `work` unless it is finished.
@@ -55,7 +54,7 @@ class Stages:
         try:
             work()
         finally:
-            clock.write_text(str(before + time.monotonic() - start))
+            write_atomically(clock, str(before + time.monotonic() - start))
         spent = before + time.monotonic() - start
         write_json(self.state / f"{name}.done", {"seconds": spent})
         self.console.print(f"[green]✓[/] {title} [dim]({spent:.0f} s)[/]")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from speechzoo.quickstart.examination import SYSTEMS, System, source
 from speechzoo.quickstart.listening import read_facts
 from speechzoo.quickstart.scale import PUBLISHED, Scale
 from speechzoo.quickstart.stages import Stages
-from speechzoo.system.files import read_jsonl, without_nan, write_json
+from speechzoo.system.files import read_json, read_jsonl, without_nan, write_json
 
 INTRO = [
     "LLaSM and LLaMA-Omni, trained on the same spoken questions with the same small pretrained parts (Whisper tiny.en, "
@@ -72,7 +71,7 @@ NOTES = [
 def write_up(out: Path, scale: Scale, seed: int, stages: Stages) -> None:
     """Write `report.html` and `report.md` into `out`; log the answers to W&B (offline by default)."""
     systems = [_result(out, scale, system) for system in SYSTEMS]
-    human, facts = json.loads((out / "human.json").read_text()), read_facts(out)
+    human, facts = read_json(out / "human.json"), read_facts(out)
     pairs = read_jsonl(out / "corpus" / "pairs.jsonl")
     data = ReportData(
         title="speechzoo quickstart",
@@ -147,7 +146,7 @@ def _result(out: Path, scale: Scale, system: System) -> SystemResult:
         summaries.append(
             StageSummary.from_file(out / run / "summary.json", name, [path.relative_to(out) for path in csv])
         )
-    size = json.loads((out / "answers" / f"{system.key}.json").read_text())["total_parameters"]
+    size = read_json(out / "answers" / f"{system.key}.json")["total_parameters"]
     answers = load_answers(out / "answers" / f"{system.key}.jsonl")
     return SystemResult(system.name, answers, summaries, size, sum(trained.values()), None, system.note)
 
@@ -156,7 +155,7 @@ def _checks(out: Path, systems: list[SystemResult], scale: Scale, facts: dict[st
     """What the recipes are expected to reach at the default scale."""
     copy = score(load_answers(out / "answers" / "copy_llasm_pretrain_questions.jsonl"))["wer"].value
     llasm = score(systems[0].answers)
-    units = json.loads((out / "answers" / "units.json").read_text())["unit_error_rate"]
+    units = read_json(out / "answers" / "units.json")["unit_error_rate"]
     zoo, omni = not scale.from_scratch, score(systems[1].answers)
     rows = [
         ("LLaSM stage 1 copies unseen sentences (WER)", copy, 0.04 if zoo else 0.10, True),

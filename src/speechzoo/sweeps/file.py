@@ -13,9 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from speechzoo.sweeps.space import Group, Parameter, leaves, nest, read_parameters
+from speechzoo.system.yaml_text import read_yaml
 
 COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]  # W&B's default
 METHODS = ("grid", "random", "bayes")
@@ -105,10 +104,7 @@ def load_sweep(path: str | Path) -> SweepFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such sweep file")
-    try:
-        return _read(path, yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({error})") from error
+    return _read(path, read_yaml(path))
 
 
 def _read(path: Path, content: Any) -> SweepFile:
@@ -124,15 +120,14 @@ def _read(path: Path, content: Any) -> SweepFile:
     method = content.get("method")
     if method not in METHODS:
         raise ValueError(f"{path}: method has to be one of {', '.join(METHODS)}, not {method!r}")
-    metric = content.get("metric") or {}
-    if not isinstance(metric, Mapping) or set(metric) - {"name", "goal", "target"}:
-        raise ValueError(f"{path}: metric has a name and a goal, not {metric!r}")
-    goal = metric.get("goal", "minimize")
-    if goal not in ("minimize", "maximize"):
-        raise ValueError(f"{path}: metric.goal is minimize or maximize, not {goal!r}")
-    if method == "bayes" and "name" not in metric:
-        raise ValueError(f"{path}: method bayes needs metric.name, e.g. val/loss")
-    command = [str(chunk) for chunk in content.get("command") or COMMAND]
+    metric, goal = _metric(path, content)
+    cap = content.get("run_cap")
+    if cap is not None and (type(cap) is not int or cap < 1):
+        raise ValueError(f"{path}: run_cap is a whole number from 1 on, not {cap!r}")
+    command = content.get("command") or COMMAND
+    if not isinstance(command, list):
+        raise ValueError(f"{path}: command is a list of words, such as [speechzoo, fit, '${{args}}'], not {command!r}")
+    command = [str(chunk) for chunk in command]
     if "fit" not in command:
         raise ValueError(f"{path}: the command has to run `speechzoo fit`, this one is {' '.join(command)}")
     try:
@@ -150,8 +145,20 @@ def _read(path: Path, content: Any) -> SweepFile:
         method=method,
         command=command,
         parameters=parameters,
-        metric=metric.get("name"),
+        metric=metric,
         goal=goal,
-        run_cap=content.get("run_cap"),
+        run_cap=cap,
         content=dict(content),
     )
+
+
+def _metric(path: Path, content: Mapping[str, Any]) -> tuple[str | None, Literal["minimize", "maximize"]]:
+    metric = content.get("metric") or {}
+    if not isinstance(metric, Mapping) or set(metric) - {"name", "goal", "target"}:
+        raise ValueError(f"{path}: metric has a name and a goal, not {metric!r}")
+    goal = metric.get("goal", "minimize")
+    if goal not in ("minimize", "maximize"):
+        raise ValueError(f"{path}: metric.goal is minimize or maximize, not {goal!r}")
+    if content["method"] == "bayes" and "name" not in metric:
+        raise ValueError(f"{path}: method bayes needs metric.name, e.g. val/loss")
+    return metric.get("name"), goal

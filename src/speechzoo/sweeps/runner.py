@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from speechzoo.sweeps.trial import (
     end,
     is_alive,
     last_lines,
-    last_value,
+    last_values,
     launch,
     run_arguments,
     wandb_environment,
@@ -42,7 +43,7 @@ class Runner:
         start: runs a command; exchanged in tests.
 
     Raises:
-        ValueError: if nothing limits the number of trials, or `devices` cannot be shared out.
+        ValueError: if nothing limits the number of trials, or it is below 1; if `devices` cannot be shared out.
     """
 
     def __init__(
@@ -61,7 +62,11 @@ class Runner:
             limits.append(len(sweep.grid()))
         if not limits:
             raise ValueError(f"{sweep.path}: method {sweep.method} never ends: give --count, or run_cap in the file")
-        if per_trial < 1 or (devices and len(devices) < per_trial):
+        if count is not None and count < 1:
+            raise ValueError(f"--count {count} is no number of trials")
+        if not all(device.strip() for device in devices):  # an empty CUDA_VISIBLE_DEVICES hides all of them
+            raise ValueError(f"--devices {','.join(devices)!r}: name GPU ids, such as 0,1, or leave it out")
+        if per_trial < 1 or max(1, len(devices)) < per_trial:
             raise ValueError(f"--per-trial {per_trial} does not go with {len(devices)} devices")
         self.total = min(limits)
         self.sweep, self.folder, self.retry_failed, self.start = sweep, folder, retry_failed, start
@@ -139,7 +144,25 @@ class Runner:
                 return trial
         if len(self.state.trials) >= self.total:
             return None
+        if self.sweep.method == "bayes":
+            self._check_metric()
         return self.state.add(self.search.propose(self.state.trials))
+
+    def _check_metric(self) -> None:
+        """A search whose metric no trial logs would draw at random and say nothing.
+
+        Raises:
+            ValueError: naming the first trial without it.
+        """
+        for trial in self.state.trials:
+            if trial.state == "finished" and trial.metric is None:
+                logged = last_values(self.folder / trial.name)
+                if self.sweep.metric not in logged:
+                    there = ", ".join(sorted(logged)) or "nothing that can be read: it takes a CSVLogger named csv"
+                    raise ValueError(
+                        f"{trial.name} finished, and logged no {self.sweep.metric}, which metric.name in "
+                        f"{self.sweep.path} asks for; it logged {there}"
+                    )
 
     def _command(self, trial: Trial, devices: Sequence[str]) -> list[str]:
         command = self.sweep.command_line(trial.values)
@@ -175,7 +198,8 @@ class Runner:
         trial.pid = None
         trial.state = "finished" if trial.exit_code == 0 else "failed"
         trial.error = "" if trial.exit_code == 0 else last_lines(log, start=written)
-        trial.metric = last_value(folder, self.sweep.metric) if self.sweep.metric else None
+        value = float(last_values(folder).get(self.sweep.metric or "", "nan"))
+        trial.metric = value if math.isfinite(value) else None
         self.state.save()
         changed()
 

@@ -5,6 +5,7 @@ Source: docs.wandb.ai, "Sweep configuration options", and the JSON schema of W&B
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,11 +67,7 @@ class Parameter:
         if missing or unknown:
             what = f"lacks {sorted(missing)}" if missing else f"does not know {sorted(unknown)}"
             raise ValueError(f"parameter {name!r}: the distribution {kind!r} {what}")
-        for key in {"values", "probabilities"} & set(spec):
-            if not isinstance(spec[key], list):
-                raise ValueError(f"parameter {name!r}: {key} has to be a list, not {spec[key]!r}")
-        if "values" in spec and not spec["values"]:
-            raise ValueError(f"parameter {name!r}: the list of values is empty")
+        _check_values(name, spec)
         numbers = [spec[key] for key in NUMBERS if key in spec] + list(spec.get("probabilities", ()))
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
             hint = "; YAML reads 1e-4 as text, write 1.0e-4" if any(isinstance(n, str) for n in numbers) else ""
@@ -210,6 +207,18 @@ def _guess(name: str, spec: Spec) -> str:
         whole = all(isinstance(spec[key], int) and not isinstance(spec[key], bool) for key in ("min", "max"))
         return "int_uniform" if whole else "uniform"
     raise ValueError(f"parameter {name!r}: needs value, values, or min and max, not {dict(spec)!r}")
+
+
+def _check_values(name: str, spec: Spec) -> None:
+    for key in {"values", "probabilities"} & set(spec):
+        if not isinstance(spec[key], list):
+            raise ValueError(f"parameter {name!r}: {key} has to be a list, not {spec[key]!r}")
+    if "values" in spec and not spec["values"]:
+        raise ValueError(f"parameter {name!r}: the list of values is empty")
+    try:
+        json.dumps(spec)  # as what a sweep has done is kept
+    except TypeError as error:
+        raise ValueError(f"parameter {name!r}: {error}; quote what YAML takes for a date") from error
 
 
 def _round(value: float, q: float) -> float:

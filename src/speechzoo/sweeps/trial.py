@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 import re
 import signal
@@ -20,7 +19,7 @@ from speechzoo.evaluation.figures import metrics_files
 
 TAIL = 12  # lines of stderr kept for a failed trial
 # Of the sweep's own process, where it trained before or is a rank itself: a trial that inherits them takes itself for
-# a rank of that job, and waits for the others for ever.
+# a rank of that job, and waits for the others for ever. Lightning knows SLURM's ranks by the number of tasks.
 OTHER_JOB = (
     "RANK",
     "LOCAL_RANK",
@@ -30,6 +29,10 @@ OTHER_JOB = (
     "LOCAL_WORLD_SIZE",
     "MASTER_ADDR",
     "MASTER_PORT",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
 )
 CONFIG = re.compile(r"^(?:-c|--config)(?:=(.*))?$")
 
@@ -82,8 +85,10 @@ def run_arguments(
         # Keys of the last entry of a list can be given one by one; what a recipe says would beat the environment.
         arguments += [f"--trainer.logger.init_args.group={group}", f"--trainer.logger.init_args.tags={list(tags)}"]
         arguments += [f"--trainer.logger.init_args.{key}={value}" for key, value in place.items()]
-    if (folder / "last.ckpt").is_file():
+    if (folder / "last.ckpt").exists():  # a file, or a folder of shards
         arguments.append(f"--ckpt_path={folder / 'last.ckpt'}")
+    elif any(folder.glob("*.ckpt")):  # it was killed after `best.ckpt` and before the first `last.ckpt`
+        arguments.append("--overwrite=true")
     return arguments
 
 
@@ -100,10 +105,8 @@ def architecture(command: Sequence[str]) -> list[str]:
     """Tags of a command: the class of the model and of its adaptor, as far as its configs and arguments say."""
     found: dict[str, str] = {}
     for config in _configs(command):
-        model = config.get("model") or {}
-        found["model"] = _class(model) or found.get("model", "")
-        adaptor = _class((model.get("init_args") or {}).get("adaptor") if isinstance(model, Mapping) else None)
-        found["adaptor"] = adaptor or found.get("adaptor", "")
+        found["model"] = _class(_within(config, "model")) or found.get("model", "")
+        found["adaptor"] = _class(_within(config, "model", "init_args", "adaptor")) or found.get("adaptor", "")
     for word in command:
         for key, option in (("model", r"model"), ("adaptor", r"model\.(?:init_args\.)?adaptor")):
             if match := re.match(rf"--{option}(?:\.class_path)?=([\w.]+)$", word):
@@ -111,15 +114,14 @@ def architecture(command: Sequence[str]) -> list[str]:
     return [tag for tag in found.values() if tag]
 
 
-def last_value(folder: Path, metric: str) -> float | None:
-    """Last value of a metric in a run folder's `csv/version_*/metrics.csv`; None if it was never finite."""
-    value = None
+def last_values(folder: Path) -> dict[str, str]:
+    """Last value of each metric in a run folder's `csv/version_*/metrics.csv`, as it stands there."""
+    values = {}
     for file in metrics_files(folder):
         with file.open(newline="", encoding="utf-8") as handle:
             for row in csv.DictReader(handle):
-                if row.get(metric):
-                    value = float(row[metric])
-    return value if value is not None and math.isfinite(value) else None
+                values.update({name: value for name, value in row.items() if name and value})
+    return values
 
 
 def last_lines(file: Path, number: int = TAIL, start: int = 0) -> str:
@@ -157,7 +159,7 @@ def _configs(command: Sequence[str]) -> list[Mapping[str, Any]]:
     for file in files:
         try:
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
+        except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(content, Mapping):
             configs.append(content)
@@ -167,7 +169,7 @@ def _configs(command: Sequence[str]) -> list[Mapping[str, Any]]:
 def _last_logger(command: Sequence[str]) -> str:
     name = ""
     for config in _configs(command):
-        loggers = (config.get("trainer") or {}).get("logger")
+        loggers = _within(config, "trainer", "logger")
         if isinstance(loggers, list):
             name = _class(loggers[-1]) if loggers else ""
         elif loggers is not None:
@@ -175,6 +177,13 @@ def _last_logger(command: Sequence[str]) -> str:
     if any(word.startswith("--trainer.logger") for word in command):
         return ""  # the command has its own idea of loggers
     return name
+
+
+def _within(config: Any, *keys: str) -> Any:
+    """What a configuration holds under a path of keys; None where there is none."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
 
 
 def _class(part: Any) -> str:

@@ -76,10 +76,19 @@ def _paths(args: argparse.Namespace, history: Sequence[Message]) -> tuple[list[P
 
 
 def _lines(source: TextIO) -> Iterator[tuple[str, Message]]:
-    """Questions of a text, one a line."""
-    for number, line in enumerate(source, start=1):
-        if line.strip():
-            yield f"line-{number}", question(text=line)
+    """Questions of a text, one a line.
+
+    Raises:
+        ValueError: if a line is not in the text's encoding.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(source, start=1):
+            # Windows' editors begin files with a byte-order mark, which a tokenizer would read.
+            if text := line.removeprefix("\ufeff").strip():
+                yield f"line-{number}", question(text=text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input, after line {number}: not a text in {error.encoding} ({error})") from error
 
 
 def times(end: StreamEnd) -> str:

@@ -56,11 +56,12 @@ class Answer:
     def stop(self) -> None:
         """Have it end: at once if it waits, else at its next token."""
         self._stop = True
+        if self.state == WAITING:
+            self._become(STOPPED)
 
     def run(self) -> None:
         """Give the answer; for the desk's thread."""
         if self._stop:
-            self._become(STOPPED)
             return
         self._time("waited")
         self._become(ANSWERING)

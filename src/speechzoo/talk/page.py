@@ -138,9 +138,12 @@ def build(lobby: Lobby, sounds: Sounds) -> gr.Blocks:
 
 
 def changes(user: User, answers: dict[str, Answer]) -> Iterator[None]:
-    """Yields whenever one of the answers changed, until all are over; stops them if nobody listens any more."""
+    """Yields whenever one of the answers changed, until all are over; stops them if nobody listens any more.
+
+    Nothing comes after the user began a new conversation or asked something else: the page shows that by now.
+    """
     try:
-        while True:
+        while user.answers is answers:
             over = all(answer.over for answer in answers.values())
             yield
             if over:

@@ -43,15 +43,6 @@ class Session:
         messages = fitting(self.talker.model, [*self.history, message], options["max_new_tokens"])
         return self._events(self.talker.stream(messages, **options), messages)
 
-    def clear(self) -> None:
-        """Forget the conversation, but for its system message.
-
-        Raises:
-            ValueError: if an answer is being given.
-        """
-        self._check_idle()
-        self.history = [message for message in self.history if message["role"] == "system"]
-
     def _check_idle(self) -> None:
         if self._busy:
             raise ValueError("the last question is still being answered: wait, or stop it")

@@ -24,6 +24,7 @@ from speechzoo.names.spec import to_factory
 from speechzoo.names.trust import check_parts
 from speechzoo.system.cpu import fast_bfloat16, host_bytes
 from speechzoo.text import ChatPrompt, Message
+from speechzoo.training.published import is_published
 from speechzoo.types import StreamEvents
 from speechzoo.vocoders import VOCODER_FOLDERS, Vocoder, open_vocoder
 
@@ -162,6 +163,11 @@ def open_cascade(settings: dict[str, Any], where: str, trust_code: bool = False)
         raise ValueError(f"{where}: a cascade has no {unknown[0]!r}; there are {', '.join(KEYS)}")
     if missing := [key for key in ("recognizer", "llm") if not settings.get(key)]:
         raise ValueError(f"{where}: names no {missing[0]}")
+    language = "en" if settings.get("language") is None else settings["language"]
+    if not isinstance(language, str):
+        raise ValueError(
+            f"{where}: language is a code such as 'en', not {language!r}; YAML reads no as false: quote it"
+        )
     llm, prompt, generation = settings["llm"], settings.get("prompt"), None
     named = {key: settings[key] for key in ("llm", "voice") if isinstance(settings.get(key), dict)}
     check_parts(named, where, trust_code)
@@ -176,7 +182,7 @@ def open_cascade(settings: dict[str, Any], where: str, trust_code: bool = False)
         if isinstance(llm, str):
             llm = {"class_path": "speechzoo.llms.HFCausalLM", "init_args": {"model": llm}}
         llm = to_factory(llm)(chat.new_tokens)
-    cascade = Cascade(settings["recognizer"], llm, chat, settings.get("language", "en"), generation)
+    cascade = Cascade(settings["recognizer"], llm, chat, language, generation)
     return cascade, {"voice": _voice(settings["voice"])} if settings.get("voice") else {}
 
 
@@ -211,12 +217,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_ours(source: str) -> bool:
-    """A run folder, a checkpoint of ours or a saved form, as opposed to a model of transformers."""
+    """A run folder, a checkpoint of ours, a saved or a published form, as opposed to a model of transformers."""
     from speechzoo.interop.saved import is_saved
 
     path = Path(source).expanduser()
     return (
-        is_name(source) or path.suffix == ".ckpt" or (path / "last.ckpt").exists() or (path.is_dir() and is_saved(path))
+        is_name(source)
+        or path.suffix == ".ckpt"
+        or (path / "last.ckpt").exists()
+        or (path.is_dir() and (is_saved(path) or is_published(path)))
     )
 
 

@@ -53,9 +53,16 @@ class RunFolder(SaveConfigCallback):
             overwrite: delete an earlier run there as soon as this one starts.
 
         Raises:
-            ValueError: if the folder holds another run, or if another process trains there.
+            ValueError: if the folder holds another run, or somebody's own `config.yaml`; or if another process trains
+                there.
         """
         self._folder = folder = Path(trainer.default_root_dir)
+        written = folder / self.config_filename
+        if written.is_file() and not written.read_bytes().startswith(b"# lightning"):  # as all do that a run wrote
+            raise ValueError(
+                f"{written}: no run wrote this file, which the run would replace by all its settings: give your file "
+                "another name, or the run another --name (or trainer.default_root_dir)"
+            )
         kinds = (LastCheckpoint, BestCheckpoint)
         elsewhere = [c.file for c in trainer.checkpoint_callbacks if isinstance(c, kinds) and c.dirpath is not None]
         continued = False

@@ -96,6 +96,18 @@ def test_unknown_lora_settings_and_targets_are_named(tiny_llm_dir):
         HFCausalLM([], str(tiny_llm_dir), lora={"target_modules": ["nowhere_proj"]})
 
 
+@pytest.mark.parametrize("settings", [{"target_modules": ["q_proj", "v_porj"]}, {"modules_to_save": ["v_porj"]}])
+def test_a_misspelt_layer_is_not_left_without_lora_in_silence(tiny_llm_dir, settings):
+    with pytest.raises(ValueError, match=f"llm.lora.{[*settings][0]}: no layer is called 'v_porj' .*q_proj"):
+        HFCausalLM([], str(tiny_llm_dir), lora={"r": 2, **settings})
+    named = {"target_modules": ["q_proj", "layers.1.self_attn.v_proj"], "modules_to_save": ["lm_head"]}
+    assert sorted(HFCausalLM([], str(tiny_llm_dir), lora={"r": 2, **named}).lm.targeted_module_names) == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.self_attn.v_proj",
+    ]
+
+
 def test_the_head_at_supervised_positions_only_gives_the_full_loss(tiny_llm_dir, rows):
     """Same sum, same gradients, with and without the logits of every position."""
     losses, grads = [], []

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from speechzoo.callbacks.flops import peak_flops, training_flops
 from speechzoo.models import SpeechLLM
 from speechzoo.system.commit import code_version
-from speechzoo.system.files import write_json
+from speechzoo.system.files import read_json, write_json
 from speechzoo.types import SpeechBatch, SpeechOutput
 
 COUNTS = ("examples", "tokens", "supervised_tokens", "units")
@@ -33,7 +33,7 @@ class StageCost(Callback):
 
     `summary.json` holds seconds, validation_seconds, steps, examples, tokens (LLM positions after splicing, padding
     not), supervised_tokens, units, trainable_parameters, total_parameters, peak_memory_mb, train_loss (mean of the
-    last 50 batches), val_loss and commit (of the code; several where a continued run had several). Counts are summed
+    last 50 batches), val_loss (of the last validation) and commit (of the code; several where a continued run had several). Counts are summed
     over ranks and carried over in the checkpoint, so a stage that was stopped and resumed reports all the work behind
     its result; work after the last checkpoint, which is done again, is not counted twice. Peak memory is the
     accelerator's if there is one, else this process's own (1 MB = 10^6 bytes), over the runs of the stage; on Linux the
@@ -107,8 +107,14 @@ class StageCost(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ended = time.monotonic()
         summary = self.summary(trainer, pl_module)
-        if trainer.is_global_zero and self.filename is not None:
-            write_json(Path(trainer.default_root_dir) / self.filename, summary)
+        if not trainer.is_global_zero or self.filename is None:
+            return
+        path = Path(trainer.default_root_dir) / self.filename
+        if self._started is None and path.is_file():
+            with suppress(ValueError):
+                if read_json(path).get("steps") == trainer.global_step:
+                    return  # a finished stage, continued: what it goes on from was saved before its last validation
+        write_json(path, summary)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._hook is not None:

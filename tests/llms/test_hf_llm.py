@@ -98,7 +98,7 @@ def test_unknown_lora_settings_and_targets_are_named(tiny_llm_dir):
 
 @pytest.mark.parametrize("settings", [{"target_modules": ["q_proj", "v_porj"]}, {"modules_to_save": ["v_porj"]}])
 def test_a_misspelt_layer_is_not_left_without_lora_in_silence(tiny_llm_dir, settings):
-    with pytest.raises(ValueError, match=f"llm.lora.{[*settings][0]}: no layer is called 'v_porj' .*q_proj"):
+    with pytest.raises(ValueError, match=f"llm.lora.{next(iter(settings))}: no layer is called 'v_porj' .*q_proj"):
         HFCausalLM([], str(tiny_llm_dir), lora={"r": 2, **settings})
     named = {"target_modules": ["q_proj", "layers.1.self_attn.v_proj"], "modules_to_save": ["lm_head"]}
     assert sorted(HFCausalLM([], str(tiny_llm_dir), lora={"r": 2, **named}).lm.targeted_module_names) == [

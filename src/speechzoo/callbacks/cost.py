@@ -33,7 +33,7 @@ class StageCost(Callback):
 
     `summary.json` holds seconds, validation_seconds, steps, examples, tokens (LLM positions after splicing, padding
     not), supervised_tokens, units, trainable_parameters, total_parameters, peak_memory_mb, train_loss (mean of the
-    last 50 batches), val_loss (of the last validation) and commit (of the code; several where a continued run had several). Counts are summed
+    last 50 batches), val_loss and commit (of the code; several where a continued run had several). Counts are summed
     over ranks and carried over in the checkpoint, so a stage that was stopped and resumed reports all the work behind
     its result; work after the last checkpoint, which is done again, is not counted twice. Peak memory is the
     accelerator's if there is one, else this process's own (1 MB = 10^6 bytes), over the runs of the stage; on Linux the

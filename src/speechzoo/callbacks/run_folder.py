@@ -14,7 +14,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from speechzoo.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from speechzoo.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, check_monitors
 from speechzoo.callbacks.doctor import Doctor
 from speechzoo.callbacks.of_trainer import callbacks_of, set_callbacks
 from speechzoo.callbacks.preflight import Preflight
@@ -93,7 +93,12 @@ class RunFolder(SaveConfigCallback):
         """Nothing yet; Lightning's own would write the configuration here."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The run starts: clear, write the configuration, begin to log."""
+        """The run starts: clear, write the configuration, begin to log.
+
+        Raises:
+            ValueError: see `check_monitors`.
+        """
+        check_monitors(trainer, pl_module)
         if trainer.is_global_zero:
             for file in (file for pattern in FILES if self._clear for file in self._folder.glob(pattern)):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()

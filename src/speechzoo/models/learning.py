@@ -169,6 +169,12 @@ class Learning(LightningModule):
                 metric_attribute=f"val_losses.{key}",
             )
 
+    def validation_scores(self) -> list[str]:
+        """Names of what a validation of this model and its data logs."""
+        names = getattr(getattr(self.trainer, "datamodule", None), "val_names", [])
+        prefixes = [f"val/{name}" for name in names] if len(names) > 1 else ["val"]
+        return [f"{prefix}/{loss}loss" for prefix in prefixes for loss in ("", *(f"{n}_" for n in self.objectives))]
+
     def any_optimizer(self) -> Optimizer:
         """An optimizer of the configured kind and settings over one number, to be asked what it is like."""
         return self.optimizer_factory([nn.Parameter(torch.zeros(1))])

@@ -25,7 +25,8 @@ def pretrained_lm(model: str, dtype: torch.dtype, attn_implementation: str | Non
         lm: PreTrainedModel = AutoModelForCausalLM.from_config(lm_config(model), **options)
     else:
         lm = AutoModelForCausalLM.from_pretrained(model, **hub_options(model), **options)
-    if not lm._supports_default_dynamic_cache():
+    takes_cache: Any = lm._supports_default_dynamic_cache  # for mypy a tensor, as all that a module may hold
+    if not takes_cache():
         raise ValueError(
             f"{model}: a {type(lm).__name__} has a cache of its own kind (or none), by which no answer can be made "
             "here: take another LLM"

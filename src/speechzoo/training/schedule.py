@@ -66,11 +66,11 @@ def schedule_factory(given: Any) -> Schedule | None:
         if missing := sorted(lacking.keys() - getattr(make, "keywords", {}).keys()):
             raise ValueError(f"model.lr_scheduler: {kind.__name__} needs {missing[0]} in its init_args")
         return partial(_of_transformers, make, any(p.name == STEPS for p in (second, *more)))
-    second = second.name
-    if kind.__module__.startswith("torch.optim") and second not in COUNTS:
+    if kind.__module__.startswith("torch.optim") and second.name not in COUNTS:
         raise ValueError(
-            f"model.lr_scheduler: {kind.__name__} would take the number of steps for its {second}: name WarmupCosine, "
-            "CosineAnnealingLR, PolynomialLR, or a class of your own that is made from (optimizer, number of steps)"
+            f"model.lr_scheduler: {kind.__name__} would take the number of steps for its {second.name}: name "
+            "WarmupCosine, CosineAnnealingLR, PolynomialLR, or a class of your own that is made from (optimizer, "
+            "number of steps)"
         )
     return make
 

@@ -53,6 +53,23 @@ def fit(folder: Path, name: str, steps: int, callbacks: list[Any], *rest: str) -
     return folder / name
 
 
+@pytest.mark.parametrize(
+    ("callback", "val", "there"),
+    [
+        ({"class_path": "BestCheckpoint"}, ["a", "b"], "val/a/loss, val/a/lm_loss, val/b/loss"),
+        ({"class_path": "EarlyStopping", "init_args": {"monitor": "val/los"}}, None, "val/loss, val/lm_loss"),
+    ],
+)
+def test_a_score_that_will_not_be_there_is_named_before_training(folder: Path, callback, val, there) -> None:
+    more = []
+    if val is not None:
+        manifest = yaml.safe_load((folder / "tiny.yaml").read_text())["data"]["init_args"]["val"]
+        more = [f"--data.init_args.val={dict.fromkeys(val, manifest)}"]
+    with pytest.raises(ValueError, match=f"monitor: validation has no score 'val/.*, it has {there}"):
+        fit(folder, "unscored", 2, [callback], *more)
+    assert not (folder / "unscored").exists()
+
+
 def scores(run: Path) -> dict[int, float]:
     """Validation losses by the number of steps done."""
     found = {}

@@ -16,7 +16,7 @@ from test_models import CONVERSATIONS, make
 from tiny_module import TinyModule, loader
 from torch.utils.data import DataLoader
 
-from speechzoo.callbacks import StageCost
+from speechzoo.callbacks import LastCheckpoint, StageCost
 from speechzoo.callbacks.cost import peak_memory_mb
 from speechzoo.data import encode_batch
 
@@ -79,6 +79,21 @@ def test_resuming_a_finished_stage_keeps_its_numbers(tmp_path, make_trainer):
     again = json.loads((tmp_path / "summary.json").read_text())
     for key in ("steps", "examples", "tokens", "train_loss", "val_loss"):
         assert again[key] == pytest.approx(first[key])
+
+
+def test_a_finished_stage_that_is_continued_keeps_its_summary(tmp_path, make_trainer):
+    """`last.ckpt` is saved before the validation of the same step, which a run without a step does not repeat."""
+    arguments = dict(max_steps=4, max_epochs=-1, enable_checkpointing=True, val_check_interval=2)
+
+    def fit(**more) -> dict:
+        callbacks = [StageCost(), LastCheckpoint(every_n_train_steps=1)]
+        make_trainer(callbacks=callbacks, **arguments).fit(TinyModule(), loader(4), loader(1), **more)
+        return json.loads((tmp_path / "summary.json").read_text())
+
+    first = fit()
+    assert fit(ckpt_path=tmp_path / "last.ckpt") == first
+    (tmp_path / "summary.json").write_text(json.dumps({**first, "steps": 2}))  # of a shorter run before
+    assert fit(ckpt_path=tmp_path / "last.ckpt")["steps"] == 4
 
 
 def test_accumulation_counts_every_batch_once(tmp_path, make_trainer):

@@ -53,6 +53,19 @@ def test_a_second_fit_is_refused_and_changes_nothing(config: Path, tmp_path: Pat
     assert code == 1 and "holds a run" in error and files(tmp_path / "tiny") == before
 
 
+def test_a_configuration_that_somebody_wrote_is_not_replaced(config: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "tiny").mkdir()
+    own = config.rename(tmp_path / "tiny" / "config.yaml")
+    before = own.read_bytes()
+    for overwrite in ("false", "true"):
+        code, error = say(capsys, "fit", "-c", own, f"--overwrite={overwrite}")
+        assert code == 1 and "config.yaml: no run wrote this file" in error and own.read_bytes() == before
+    zoo("fit", "-c", own, "--name=other")
+    again = tmp_path / "other" / "config.yaml"
+    zoo("fit", "-c", again, "--overwrite=true")  # what a run wrote may be used in its place
+    zoo("fit", "-c", again, "--ckpt_path=last", "--vars.steps=4")
+
+
 def test_overwritten_a_folder_holds_the_second_run_alone(config: Path, tmp_path: Path) -> None:
     zoo("fit", "-c", config)
     first = saved(tmp_path / "tiny" / "last.ckpt")["state_dict"]

@@ -108,7 +108,7 @@ def test_sampled_tokens_follow_the_warped_distribution():
     ("options", "message"),
     [
         ({"num_beams": 4}, "no setting 'num_beams'"),
-        ({"max_new_tokens": 0}, "max_new_tokens is at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is a whole number, at least 1, not 0"),
         ({"temperature": -1.0}, "temperature is at least 0"),
         ({"chunk_units": 0}, "chunk_units is at least 1"),
     ],
@@ -125,6 +125,11 @@ def test_bad_settings_are_refused_at_once(omni, options, message):
         ({"top_k": 2.5}, "top_k is a whole number, at least 0, not 2.5"),
         ({"top_p": 1.5}, r"top_p is 0 \.\.\. 1, not 1.5"),
         ({"temperature": float("nan")}, "temperature is at least 0, not nan"),
+        ({"max_new_tokens": 1e2}, "max_new_tokens is a whole number, at least 1, not 100.0"),
+        ({"slots": 2.5}, "slots is a whole number, at least 1, not 2.5"),
+        ({"do_sample": "false"}, "do_sample is true or false, not 'false'"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is a whole number or several, not '</s>'"),
+        ({"seed": "3"}, "seed is a whole number or several, not '3'"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_with_the_model_not_with_its_first_answer(setting: dict, message: str):
@@ -137,6 +142,14 @@ def test_settings_may_be_whole_numbers_and_no_limit_at_all():
     drawn = [Chooser(Decoding(seed=3, **one), 1)(logits, [0]) for one in ({"temperature": 1}, {"temperature": 1.0})]
     assert drawn[0].equal(drawn[1])
     assert Chooser(Decoding(seed=3, top_k=0), 1)(logits, [0]).equal(drawn[0])
+
+
+def test_answers_end_where_no_token_is_named_to_end_them(omni):
+    for defaults, asked in (({"eos_token_id": None}, {}), ({}, {"eos_token_id": None})):
+        assert Decoding.of(**Decoding.merged([1, 2], defaults, asked)).stop_ids == {1, 2}
+    assert Decoding.of(**Decoding.merged([1], {}, {"eos_token_id": []})).stop_ids == set()
+    own = omni.llm.lm.generation_config.eos_token_id
+    assert omni.llm._decoding({"eos_token_id": None}).stop_ids == omni.llm._decoding({}).stop_ids == {own}
 
 
 def test_what_is_asked_for_draws_though_the_model_is_greedy():

@@ -9,7 +9,16 @@ from functools import partial
 import pytest
 import torch
 from asked_models import QUESTIONS, a_stop, asked, batch_of, tone
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from speechzoo.generation import answer, collect, stream
 from speechzoo.generation.cache import growing_cache
@@ -37,6 +46,7 @@ KINDS = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}, {}),
     "eager": (LlamaForCausalLM, LlamaConfig, {}, {"attn_implementation": "eager"}),
     "lora": (LlamaForCausalLM, LlamaConfig, {}, {"lora": {"r": 2, "init_lora_weights": False}}),
+    "local": (GPTNeoForCausalLM, GPTNeoConfig, {"attention_types": [[["global", "local"], 1]], "window_size": 8}, {}),
     "window": (MistralForCausalLM, MistralConfig, {"sliding_window": 16}, {}),
 }
 
@@ -262,13 +272,14 @@ def test_slots_are_kept_for_the_same_weights_in_the_same_mode(make_llm, monkeypa
 
 def test_what_does_not_go_together_is_refused(make_llm):
     rows = prompts(11)
-    with pytest.raises(ValueError, match="this one has DynamicSlidingWindowLayer"):
-        make_llm("window").generate(*rows, **STATIC)
+    for kind, of_it in (("window", "DynamicSlidingWindowLayer"), ("local", "GPTNeoModel")):
+        with pytest.raises(ValueError, match=f"this one has {of_it}"):
+            make_llm(kind).generate(*rows, **STATIC)
     llm = make_llm("llama")
     for options, message in (
         ({"compile": True}, "compile .* goes with cache_implementation static"),
         ({"cache_implementation": "paged"}, "dynamic or static, not 'paged'"),
-        ({"slots": 0}, "slots is at least 1"),
+        ({"slots": 0}, "slots is a whole number, at least 1, not 0"),
     ):
         with pytest.raises(ValueError, match=message):
             llm.generate(*rows, **options)

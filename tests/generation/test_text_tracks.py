@@ -62,6 +62,15 @@ def test_byte_tokens_wait_for_the_end_of_their_run():
         assert told + track.flush() == prompt.decode(ids)
 
 
+def test_blanks_are_told_as_the_model_wrote_them(tiny_tokenizer_dir, tmp_path):
+    """Llama 3's tokenizer asks for a clean-up that takes blanks from text, of which some was told already."""
+    AutoTokenizer.from_pretrained(tiny_tokenizer_dir, clean_up_tokenization_spaces=True).save_pretrained(tmp_path)
+    prompt, said = ChatPrompt(str(tmp_path)), "the word 'morning' , I do n't"
+    ids = prompt.tokenizer.encode(said)
+    track = TextTrack(prompt)
+    assert "".join([*map(track.push, ids), track.flush()]) == prompt.decode(ids) == said
+
+
 def test_sentences_are_cut_when_they_are_complete():
     track = SentenceTrack()
     pieces = ["It is 3", ".5 ", "now. Yes", "! “Go.” ", "好的。", "And"]

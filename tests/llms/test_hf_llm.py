@@ -96,6 +96,18 @@ def test_unknown_lora_settings_and_targets_are_named(tiny_llm_dir):
         HFCausalLM([], str(tiny_llm_dir), lora={"target_modules": ["nowhere_proj"]})
 
 
+@pytest.mark.parametrize("settings", [{"target_modules": ["q_proj", "v_porj"]}, {"modules_to_save": ["v_porj"]}])
+def test_a_misspelt_layer_is_not_left_without_lora_in_silence(tiny_llm_dir, settings):
+    with pytest.raises(ValueError, match=f"llm.lora.{next(iter(settings))}: no layer is called 'v_porj' .*q_proj"):
+        HFCausalLM([], str(tiny_llm_dir), lora={"r": 2, **settings})
+    named = {"target_modules": ["q_proj", "layers.1.self_attn.v_proj"], "modules_to_save": ["lm_head"]}
+    assert sorted(HFCausalLM([], str(tiny_llm_dir), lora={"r": 2, **named}).lm.targeted_module_names) == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.self_attn.v_proj",
+    ]
+
+
 def test_the_head_at_supervised_positions_only_gives_the_full_loss(tiny_llm_dir, rows):
     """Same sum, same gradients, with and without the logits of every position."""
     losses, grads = [], []
@@ -231,6 +243,45 @@ def test_scaled_and_capped_logits_are_those_of_the_llm_itself(kind, settings, tm
         torch.testing.assert_close(loss / int(turns.sum()), wanted.loss, rtol=1e-5, atol=0)
     plain = ours.head(got.hidden)
     assert not torch.allclose(plain, wanted.logits, rtol=0.02, atol=0.02)  # the head's own would have been wrong
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def test_new_tokens_begin_as_their_llm_reads_them(tmp_path):
+    """Gemma's table scales what it looks up; a row of its own that is not would begin far too small."""
+    heads = {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    config = AutoConfig.for_model("gemma3_text", **SMALL, **heads, pad_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    llm, ids = HFCausalLM([64, 65], str(tmp_path)), torch.tensor([5, 64, 65])
+    assert llm.embed(ids).equal(llm.lm.get_input_embeddings()(ids))
+
+
+def test_a_recurrent_llm_answers_rows_of_any_length_together(tmp_path):
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **SMALL, state_size=8))
+    for weight in lm.parameters():
+        weight.data = torch.randn_like(weight) * 0.3 if weight.dim() > 1 else weight.data
+    lm.save_pretrained(tmp_path)
+    llm = HFCausalLM([], str(tmp_path)).eval()
+    none = torch.zeros(0, 1, 32), torch.zeros(0, dtype=torch.long)
+    ids = torch.randint(3, 64, (2, 9))
+    mask = torch.arange(9) >= torch.tensor([[0], [4]])
+    options = {"max_new_tokens": 8, "eos_token_id": []}
+    for row, said in enumerate(llm.generate(ids, mask, *none, **options)):
+        alone = ids[row : row + 1, mask[row]]
+        (wanted,) = llm.generate(alone, torch.ones_like(alone).bool(), *none, **options)
+        assert said.equal(wanted)
+        whole = torch.cat([alone[0], said])
+        for end in range(alone.shape[1], len(whole)):  # without any cache
+            assert llm.lm(input_ids=whole[None, :end], use_cache=False).logits[0, -1].argmax() == whole[end]
+
+
+def test_an_llm_that_could_not_answer_is_refused_before_it_learns(tmp_path):
+    config = AutoConfig.for_model("xlnet", vocab_size=64, d_model=32, n_layer=1, n_head=2, d_inner=32)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a XLNetLMHeadModel has a cache of its own kind"):
+        HFCausalLM([], str(tmp_path))
 
 
 def test_a_frozen_llm_that_is_recomputed_drops_nothing(tiny_llm_dir, tiny_whisper_pt, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from speechzoo.names.trust import check_parts
 from speechzoo.training import WarmupCosine
 from speechzoo.training.schedule import schedule_factory, with_schedule
 
@@ -70,6 +72,31 @@ def test_schedules_of_torch_that_count_steps(kind):
         optimizer.step()
         made["lr_scheduler"]["scheduler"].step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("get_constant_schedule", [1, 1, 1, 1]),
+        ("get_constant_schedule_with_warmup", [0, 0.5, 1, 1]),
+        ("get_linear_schedule_with_warmup", [0, 0.5, 1, 0.5]),
+    ],
+)
+def test_schedules_of_transformers_take_the_number_of_steps_by_its_name(kind, found):
+    settings = {"num_warmup_steps": 2} if kind.endswith("warmup") else {}
+    spec = {"class_path": f"transformers.{kind}", "init_args": settings}
+    check_parts({"lr_scheduler": spec}, "a run")  # which is to be loaded again
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = pickle.loads(pickle.dumps(schedule_factory(spec)))(optimizer, 4)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == found
+    if settings:
+        with pytest.raises(ValueError, match=f"{kind} needs num_warmup_steps in its init_args"):
+            schedule_factory({**spec, "init_args": {}})
 
 
 def test_a_run_without_an_end_has_no_schedule():

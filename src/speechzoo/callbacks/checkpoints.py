@@ -16,6 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from speechzoo.callbacks.of_trainer import callbacks_of
+from speechzoo.models.learning import Learning
 from speechzoo.training.checkpoint_file import map_file
 from speechzoo.training.sharded_folder import is_sharded_folder, read_plain
 
@@ -133,6 +135,26 @@ class BestCheckpoint(ModelCheckpoint):
         saved = read_plain(self.file) if is_sharded_folder(self.file) else map_file(self.file)
         if (own := saved["callbacks"].get(self.state_key)) is not None:
             self.load_state_dict({**own, "dirpath": self.dirpath})
+
+
+def check_monitors(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse a score that validation will not have: Lightning would end the run at its first validation for it.
+
+    Nothing is said of models and callbacks of somebody else's, which may log more.
+
+    Raises:
+        ValueError: naming the callback, and the scores there are.
+    """
+    callbacks = callbacks_of(trainer)
+    strange = {type(one).__module__.partition(".")[0] for one in (module, *callbacks)} - {"speechzoo", "lightning"}
+    if strange or not isinstance(module, Learning):
+        return
+    for callback in callbacks:
+        monitor, there = getattr(callback, "monitor", None), module.validation_scores()
+        if isinstance(monitor, str) and monitor.startswith("val") and monitor not in there:
+            raise ValueError(
+                f"{type(callback).__name__}.monitor: validation has no score {monitor!r}, it has {', '.join(there)}"
+            )
 
 
 def separate(callbacks: Sequence[Callback]) -> list[Callback]:

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from speechzoo.callbacks.flops import peak_flops, training_flops
 from speechzoo.models import SpeechLLM
 from speechzoo.system.commit import code_version
-from speechzoo.system.files import write_json
+from speechzoo.system.files import read_json, write_json
 from speechzoo.types import SpeechBatch, SpeechOutput
 
 COUNTS = ("examples", "tokens", "supervised_tokens", "units")
@@ -107,8 +107,14 @@ class StageCost(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ended = time.monotonic()
         summary = self.summary(trainer, pl_module)
-        if trainer.is_global_zero and self.filename is not None:
-            write_json(Path(trainer.default_root_dir) / self.filename, summary)
+        if not trainer.is_global_zero or self.filename is None:
+            return
+        path = Path(trainer.default_root_dir) / self.filename
+        if self._started is None and path.is_file():
+            with suppress(ValueError):
+                if read_json(path).get("steps") == trainer.global_step:
+                    return  # a finished stage, continued: what it goes on from was saved before its last validation
+        write_json(path, summary)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._hook is not None:

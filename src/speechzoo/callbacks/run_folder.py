@@ -14,7 +14,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from speechzoo.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from speechzoo.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, check_monitors
 from speechzoo.callbacks.doctor import Doctor
 from speechzoo.callbacks.of_trainer import callbacks_of, set_callbacks
 from speechzoo.callbacks.preflight import Preflight
@@ -53,9 +53,16 @@ class RunFolder(SaveConfigCallback):
             overwrite: delete an earlier run there as soon as this one starts.
 
         Raises:
-            ValueError: if the folder holds another run, or if another process trains there.
+            ValueError: if the folder holds another run, or somebody's own `config.yaml`; or if another process trains
+                there.
         """
         self._folder = folder = Path(trainer.default_root_dir)
+        written = folder / self.config_filename
+        if written.is_file() and not written.read_bytes().startswith(b"# lightning"):  # as all do that a run wrote
+            raise ValueError(
+                f"{written}: no run wrote this file, which the run would replace by all its settings: give your file "
+                "another name, or the run another --name (or trainer.default_root_dir)"
+            )
         kinds = (LastCheckpoint, BestCheckpoint)
         elsewhere = [c.file for c in trainer.checkpoint_callbacks if isinstance(c, kinds) and c.dirpath is not None]
         continued = False
@@ -86,7 +93,12 @@ class RunFolder(SaveConfigCallback):
         """Nothing yet; Lightning's own would write the configuration here."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The run starts: clear, write the configuration, begin to log."""
+        """The run starts: clear, write the configuration, begin to log.
+
+        Raises:
+            ValueError: see `check_monitors`.
+        """
+        check_monitors(trainer, pl_module)
         if trainer.is_global_zero:
             for file in (file for pattern in FILES if self._clear for file in self._folder.glob(pattern)):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()

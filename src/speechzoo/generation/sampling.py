@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ class Decoding:
         top_k, top_p: draw from the k likeliest tokens (0: from all), from the smallest set of so much probability.
         seed: of the draws: one number for all rows, or one for each; default: drawn from torch's global generator.
             A row's answer depends on its question and seed alone, never on the other rows.
-        eos_token_id: tokens that end an answer; [] lets every answer run to `max_new_tokens`.
+        eos_token_id: ids of tokens that end an answer; [] lets every answer run to `max_new_tokens`.
         cache_implementation: of the keys and values: "dynamic" grows with the answer, "static" has room for the longest
             from the start, so that every step has the same shapes. On a GPU such a step is captured as a CUDA graph.
         compile: run the step of a static cache through `torch.compile`: the first answer then waits for the compiler.
@@ -32,7 +33,7 @@ class Decoding:
     The same tokens come from any of the last three, up to rounding where two are all but equally likely.
 
     Raises:
-        ValueError: if a value is out of range.
+        ValueError: if a value is out of range, or of another type.
     """
 
     max_new_tokens: int = 256
@@ -47,20 +48,26 @@ class Decoding:
     slots: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is at least 1, not {self.max_new_tokens}")
+        for name, least in (("max_new_tokens", 1), ("top_k", 0), ("slots", 1)):
+            number = getattr(self, name)
+            if not (number is None and name != "max_new_tokens") and not (_whole(number) and number >= least):
+                raise ValueError(f"{name} is a whole number, at least {least}, not {number!r}")
+        for name in ("do_sample", "compile"):
+            if not isinstance(value := getattr(self, name), bool) and not (value is None and name == "do_sample"):
+                raise ValueError(f"{name} is true or false, not {value!r}")
+        for name in ("seed", "eos_token_id"):
+            value = getattr(self, name)
+            several = isinstance(value, Iterable) and not isinstance(value, str)
+            if value is not None and not all(map(_whole, value if several else [value])):
+                raise ValueError(f"{name} is a whole number or several, not {value!r}")
         if self.temperature is not None and not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is at least 0, not {self.temperature}")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 0):
-            raise ValueError(f"top_k is a whole number, at least 0, not {self.top_k}")
         if self.top_p is not None and not 0 <= self.top_p <= 1:
             raise ValueError(f"top_p is 0 ... 1, not {self.top_p}")
         if self.cache_implementation not in ("dynamic", "static"):
             raise ValueError(f"cache_implementation is dynamic or static, not {self.cache_implementation!r}")
         if self.compile and self.cache_implementation != "static":
             raise ValueError("compile takes steps of the same shapes: it goes with cache_implementation static")
-        if self.slots is not None and self.slots < 1:
-            raise ValueError(f"slots is at least 1, not {self.slots}")
         if self.do_sample is None:
             self.do_sample = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
         if self.temperature == 0:
@@ -101,14 +108,21 @@ class Decoding:
         draws = any(asked.get(name) is not None for name in ("temperature", "top_k", "top_p"))
         overruled = {"do_sample", "temperature" if defaults.get("temperature") == 0 else ""} if draws else set()
         known = {key: value for key, value in defaults.items() if key not in overruled}
-        return {"eos_token_id": stop_ids, **known, **asked}
+        settings = {**known, **asked}
+        if settings.get("eos_token_id") is None:  # else an answer would end nowhere
+            settings["eos_token_id"] = stop_ids
+        return settings
 
     @property
     def stop_ids(self) -> set[int]:
         """`eos_token_id` as a set."""
         if self.eos_token_id is None:
             return set()
-        return {self.eos_token_id} if isinstance(self.eos_token_id, int) else set(self.eos_token_id)
+        return set(self.eos_token_id) if isinstance(self.eos_token_id, Iterable) else {self.eos_token_id}
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 class Chooser:

@@ -32,11 +32,6 @@ class VocoderStream:
         self._units = torch.zeros(0, dtype=torch.long, device=device)  # those kept, spoken ones first
         self._durations = self._units  # of the spoken ones among them: fixed once their sound is out
 
-    @property
-    def pending(self) -> int:
-        """Units that were pushed and are not spoken yet."""
-        return len(self._units) - len(self._durations)
-
     @torch.no_grad()
     def push(self, units: Tensor) -> Tensor:
         """Take new units; returns the samples that are ready now, often none. Shape: `[U] -> [T]`.

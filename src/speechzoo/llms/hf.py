@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import Cache
 
 from speechzoo.generation.cache import GrowingLayer, growing_cache
 from speechzoo.generation.refill import slot_steps
@@ -20,12 +20,11 @@ from speechzoo.generation.sampling import Decoding
 from speechzoo.generation.slots import Slots
 from speechzoo.generation.tokens import Question, Steps, token_steps
 from speechzoo.llms.base import LLM, LLMOutput
+from speechzoo.llms.loading import pretrained_lm
 from speechzoo.llms.logits import finish
 from speechzoo.llms.lora import add_lora, merged
 from speechzoo.llms.splice import Spliced, splice
-from speechzoo.names.hugging_face import hub_options
 from speechzoo.names.renamed import cache_argument, recompute_layers
-from speechzoo.names.shapes import lm_config, unread
 from speechzoo.names.spec import at_least
 from speechzoo.system.ranks import any_rank, in_pieces, is_sharded
 from speechzoo.types import AUDIO, IGNORE
@@ -47,7 +46,7 @@ class HFCausalLM(LLM):
             pass. With 128k tokens a position takes about 2 MB without. None for all at once.
 
     Raises:
-        ValueError: if `loss_chunk` is below 1.
+        ValueError: if `loss_chunk` is below 1, or the LLM is of a kind that cannot answer here, see `pretrained_lm`.
     """
 
     lm: Any  # a PreTrainedModel, or peft's around one
@@ -67,19 +66,21 @@ class HFCausalLM(LLM):
         if loss_chunk is not None:
             at_least(1, "HFCausalLM", loss_chunk=loss_chunk)
         self.loss_chunk = loss_chunk
-        lm = _pretrained(model, getattr(torch, dtype), attn_implementation)
+        lm = pretrained_lm(model, getattr(torch, dtype), attn_implementation)
         table: Any = lm.get_input_embeddings()  # transformers calls it any module
         self.dim = int(table.weight.shape[1])
         self.new_tokens = new_tokens
         if new_tokens:
             self._grow(lm, max(new_tokens) + 1)
-            rows = table.weight[new_tokens].detach().float().clone()
+            rows = table(torch.tensor(new_tokens)).detach().float()  # of some LLMs (Gemma's) the table's rows, scaled
             # A table of their own, so that they learn also where the LLM is frozen (LLaSM stage 1).
             self.new_embeddings = nn.Parameter(rows)
             self.register_buffer("new_ids", torch.tensor(new_tokens), persistent=False)
         self.vocab_size = int(table.weight.shape[0])
         self.lm = lm if lora is None else add_lora(lm, lora)
         self._cache_argument = cache_argument(self.backbone)
+        kinds = {type(layer).__name__ for layer in growing_cache(lm.config).layers}
+        self._recurrent = kinds == {"LinearAttentionLayer"}  # Mamba and its kin
         self._slots: Slots | None = None
         if gradient_checkpointing:  # after LoRA, which would add hooks that only reentrant checkpoints need
             recompute_layers(lm)
@@ -243,7 +244,7 @@ class HFCausalLM(LLM):
         return self._in_slots(questions, decoding.slots or 8, decoding, read_last)
 
     def _decoding(self, options: dict[str, Any]) -> Decoding:
-        return Decoding.of(**{"eos_token_id": self.lm.generation_config.eos_token_id, **options})
+        return Decoding.of(**Decoding.merged(self.lm.generation_config.eos_token_id, {}, options))
 
     def _in_slots(
         self,
@@ -256,10 +257,13 @@ class HFCausalLM(LLM):
         """Steps of answers in a static cache. What was compiled or captured is kept, with the cache, for the next.
 
         Raises:
-            ValueError: if the LLM has layers that need another cache, or an attention that takes no mask.
+            ValueError: if the LLM has layers that need another cache, or an attention that takes no mask or goes by the
+                number of keys (GPT-Neo's local one).
         """
         attention = self.lm.config._attn_implementation
         others = {type(layer).__name__ for layer in growing_cache(self.lm.config).layers} - {GrowingLayer.__name__}
+        if not self.lm._can_compile_fullgraph:  # by which transformers knows it
+            others.add(type(self.backbone).__name__)
         if others or attention not in ("eager", "sdpa"):
             raise ValueError(
                 "a static cache (generation.cache_implementation, generation.slots) is for LLMs whose layers all see "
@@ -301,6 +305,8 @@ class HFCausalLM(LLM):
 
     def _read(self, embeds: Tensor, mask: Tensor | None, position_ids: Tensor, cache: Cache) -> Tensor:
         """States `[b, n, H]` of new positions; see `token_steps`."""
+        if self._recurrent and embeds.shape[1] == 1:
+            mask = None  # no padding is in the state; a mask of all positions would be taken for the token's own
         return self.backbone(
             inputs_embeds=embeds,
             attention_mask=mask if mask is None or mask.dim() == 4 else mask.long(),
@@ -313,15 +319,3 @@ class HFCausalLM(LLM):
         """As `_read`, of weights that all processes gather for it; see `_in_step`."""
         any_rank(True, embeds.device)
         return self._read(embeds, *rest)
-
-
-def _pretrained(model: str, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
-    """A pretrained LM; inside `names.shapes.without_reading` one of its configuration, with random numbers."""
-    # None would ask on the terminal whether to run a model's own code, and do so after a y.
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    if not unread():
-        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, **hub_options(model), **options)
-        return lm
-    return AutoModelForCausalLM.from_config(lm_config(model), **options)

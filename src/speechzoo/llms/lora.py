@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,8 +32,8 @@ def add_lora(lm: PreTrainedModel, settings: dict[str, Any]) -> PeftModel:
     or compute in other ways than through its layers, are refused.
 
     Raises:
-        ValueError: if a setting is unknown or one that a run could not be saved with; if peft finds none of the target
-            modules. The message names them.
+        ValueError: if a setting is unknown or one that a run could not be saved with; if a layer it names is none of
+            the LLM's. The message names them.
     """
     _check(settings)
     names = set(lm.state_dict())
@@ -48,6 +49,7 @@ def add_lora(lm: PreTrainedModel, settings: dict[str, Any]) -> PeftModel:
             model = get_peft_model(lm, config)
         except TypeError as error:  # of layers it cannot wrap
             raise ValueError(f"llm.lora: {error}") from error
+    _refuse_unused(model, settings, names)
     held = {base for name in model.get_base_model().state_dict() if (base := base_name(name)) is not None}
     if held != names:
         raise ValueError(
@@ -75,6 +77,17 @@ def _check(settings: dict[str, Any]) -> None:
         )
     if settings.get("task_type", "CAUSAL_LM") != "CAUSAL_LM":
         raise ValueError(f"llm.lora: task_type is CAUSAL_LM here, not {settings['task_type']}")
+
+
+def _refuse_unused(model: PeftModel, settings: dict[str, Any], weights: set[str]) -> None:
+    """peft passes over a misspelt layer in silence as long as another one is found."""
+    saved = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    for setting, found in (("target_modules", model.targeted_module_names), ("modules_to_save", saved)):
+        asked = settings.get(setting) or []
+        for wanted in [] if isinstance(asked, str) else sorted(asked):
+            if not any(f".{name}".endswith(f".{wanted}") for name in found):
+                known = sorted({name.split(".")[-2] for name in weights if name.endswith(".weight")})
+                raise ValueError(f"llm.lora.{setting}: no layer is called {wanted!r} (there are {', '.join(known)})")
 
 
 def base_name(name: str) -> str | None:

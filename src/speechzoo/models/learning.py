@@ -149,8 +149,8 @@ class Learning(LightningModule):
 
     def _evaluate(self, batch: SpeechBatch, stage: str, loader: int) -> None:
         """Log `val/loss`, or `val/<name>/loss` where there are several sets: means over targets, not means of means."""
-        names = getattr(getattr(self.trainer, "datamodule", None), f"{stage}_names", [])
-        prefix = f"{stage}/{names[loader]}" if len(names) > 1 else stage
+        prefixes = self._prefixes(stage)
+        prefix = prefixes[loader] if len(prefixes) > 1 else stage
         counts = self.num_targets(batch)
         out = self(batch)
         values = {f"{prefix}/{name}_loss": {name: 1.0} for name in out.sums}
@@ -168,6 +168,16 @@ class Learning(LightningModule):
                 add_dataloader_idx=False,
                 metric_attribute=f"val_losses.{key}",
             )
+
+    def validation_scores(self) -> list[str]:
+        """Names of what a validation of this model and its data logs."""
+        kinds = ("", *(f"{name}_" for name in self.objectives))
+        return [f"{prefix}/{kind}loss" for prefix in self._prefixes("val") for kind in kinds]
+
+    def _prefixes(self, stage: str) -> list[str]:
+        """What the names of a stage's scores begin with: one where there is one set of data, else one a set."""
+        names = getattr(getattr(self.trainer, "datamodule", None), f"{stage}_names", [])
+        return [f"{stage}/{name}" for name in names] if len(names) > 1 else [stage]
 
     def any_optimizer(self) -> Optimizer:
         """An optimizer of the configured kind and settings over one number, to be asked what it is like."""

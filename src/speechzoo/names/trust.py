@@ -65,7 +65,7 @@ SLOTS = {
         "torch.optim.lr_scheduler.LRScheduler",
         ("speechzoo.training", "torch.optim.lr_scheduler"),
         SCHEDULES,
-        given=2,
+        given=1,  # the number of steps is no second argument of transformers' functions
     ),
     "voice": Slot(names=("speechzoo.quickstart.voice.PiperVoice",)),
     "model": Slot("lightning.LightningModule", ("speechzoo.models",)),

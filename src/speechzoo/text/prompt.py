@@ -96,6 +96,8 @@ class ChatPrompt:
             tokenizer.chat_template = ASKS_DATE.sub(lambda ask: repr(TODAY.strftime(ask[2])), tokenizer.chat_template)
         if self.audio_tokens:
             tokenizer.add_special_tokens({"additional_special_tokens": self.audio_tokens}, False)
+        # Llama 3's asks for it: "the word 'morning'" would be read back as "the word'morning'".
+        tokenizer.clean_up_tokenization_spaces = False
         return tokenizer
 
     @property

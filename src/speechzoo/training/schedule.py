@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -14,6 +15,9 @@ from speechzoo.names.spec import at_least, to_factory, to_spec
 
 COUNTS = ("T_max", "T_0", "total_iters")
 """What torch's own schedules call a number of steps, where it is the argument after the optimizer."""
+
+STEPS = "num_training_steps"
+"""What the schedules of transformers call it."""
 
 Schedule = Callable[[Optimizer, int], LRScheduler]
 
@@ -49,19 +53,31 @@ def schedule_factory(given: Any) -> Schedule | None:
     """What makes a schedule from (optimizer, number of optimizer steps); None where none is wanted.
 
     Raises:
-        ValueError: for one of torch's whose second argument is something else, which the number would be taken for.
+        ValueError: for one of torch's whose second argument is something else, which the number would be taken for; for
+            one of transformers' that lacks a setting.
     """
     if given is None:
         return None
     make = to_factory(to_spec(given))
     kind: Any = getattr(make, "func", make)
-    second = list(signature(kind).parameters)[1]
-    if kind.__module__.startswith("torch.optim") and second not in COUNTS:
+    _, second, *more = signature(kind).parameters.values()
+    if kind.__module__.startswith("transformers."):
+        lacking = {p.name: p for p in (second, *more) if p.default is p.empty and p.name != STEPS}
+        if missing := sorted(lacking.keys() - getattr(make, "keywords", {}).keys()):
+            raise ValueError(f"model.lr_scheduler: {kind.__name__} needs {missing[0]} in its init_args")
+        return partial(_of_transformers, make, any(p.name == STEPS for p in (second, *more)))
+    if kind.__module__.startswith("torch.optim") and second.name not in COUNTS:
         raise ValueError(
-            f"model.lr_scheduler: {kind.__name__} would take the number of steps for its {second}: name WarmupCosine, "
-            "CosineAnnealingLR, PolynomialLR, or a class of your own that is made from (optimizer, number of steps)"
+            f"model.lr_scheduler: {kind.__name__} would take the number of steps for its {second.name}: name "
+            "WarmupCosine, CosineAnnealingLR, PolynomialLR, or a class of your own that is made from (optimizer, "
+            "number of steps)"
         )
     return make
+
+
+def _of_transformers(make: Callable[..., LRScheduler], counts: bool, optimizer: Optimizer, steps: int) -> LRScheduler:
+    """Its functions take steps of warm-up where others take those of the run, or no number of steps at all."""
+    return make(optimizer, **{STEPS: steps, **getattr(make, "keywords", {})}) if counts else make(optimizer)
 
 
 def with_schedule(optimizer: Optimizer, make: Schedule | None, trainer: Any) -> Any:

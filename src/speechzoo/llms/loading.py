@@ -1,0 +1,34 @@
+"""A causal LM of transformers, read or only built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from speechzoo.names.hugging_face import hub_options
+from speechzoo.names.shapes import lm_config, unread
+
+
+def pretrained_lm(model: str, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
+    """A pretrained LM; inside `names.shapes.without_reading` one of its configuration, with random numbers.
+
+    Raises:
+        ValueError: if it takes no cache of transformers: it would learn, and fail at its first answer.
+    """
+    # None would ask on the terminal whether to run a model's own code, and do so after a y.
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if unread():
+        lm: PreTrainedModel = AutoModelForCausalLM.from_config(lm_config(model), **options)
+    else:
+        lm = AutoModelForCausalLM.from_pretrained(model, **hub_options(model), **options)
+    takes_cache: Any = lm._supports_default_dynamic_cache  # for mypy a tensor, as all that a module may hold
+    if not takes_cache():
+        raise ValueError(
+            f"{model}: a {type(lm).__name__} has a cache of its own kind (or none), by which no answer can be made "
+            "here: take another LLM"
+        )
+    return lm

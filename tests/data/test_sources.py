@@ -249,6 +249,33 @@ def test_paths_beside_the_shard(tmp_path: Path, wavs: list[Path]) -> None:
     assert record.clip_samples == [16000] and record.clips == [tmp_path / "q.wav"]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_sounds_that_a_table_names_in_structs_are_watched(kind: str, tmp_path: Path, wavs: list[Path]) -> None:
+    """`datasets.Audio` writes `{bytes: null, path: ...}` for a file: it may change, and the shard does not."""
+    import datasets
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    messages = json.dumps([{"role": "user", "content": [{"type": "audio"}]}, {"role": "assistant", "content": "x"}])
+    file, memory = tmp_path / "q.wav", tmp_path / "memory" / "checks.json"
+    audio = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = [{"messages": messages, "audio": {"bytes": None, "path": str(file)}}]
+    table = pa.Table.from_pylist(rows, schema=pa.schema({"messages": pa.string(), "audio": audio}))
+    if kind == "parquet":
+        parquet.write_table(table, tmp_path / "a.parquet")
+        source = str(tmp_path / "a.parquet")
+    else:
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "arrow"))
+        source = f"hf:{tmp_path / 'arrow'}"
+    with pytest.raises(ManifestError, match="no such audio file"):
+        read_manifest(source, memory=memory)
+    for wav, samples in ((wavs[0], 16000), (wavs[1], 36799)):
+        file.write_bytes(wav.read_bytes())
+        (record,) = read_manifest(source, memory=memory)
+        assert record.clip_samples == [samples] and record.clips == [file]
+        assert len(read_clip(record.clips[0])) == samples
+
+
 @kinds
 def test_features_of_shards(kind, stored, manifest, wavs) -> None:
     """The cache knows sound in a shard by its place; what is read is what the file holds."""

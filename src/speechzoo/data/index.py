@@ -28,7 +28,7 @@ from speechzoo.data.sources import Row, Source, clip_file, file_stamp, open_sour
 from speechzoo.data.sources.access import in_shard, shard_of
 from speechzoo.system.files import write_atomically
 
-FORMAT = 4
+FORMAT = 5
 ARRAYS = ("where", "number", "name", "own", "top_unit", "clips", "samples", "stamps")
 TOP_UNIT = np.iinfo(np.int32).max  # stands for any larger one, which no model knows either
 BLOCK = 256  # records and sounds of a shard looked at together

@@ -102,6 +102,20 @@ def test_large_sources_tokenise_on_demand(kind, stored, manifest, prompt, tmp_pa
     assert longer.lengths[0] > data.lengths[0]  # another template, other lengths
 
 
+def test_kept_lengths_are_those_of_the_model_that_asks(manifest, tiny_tokenizer_dir, tmp_path, monkeypatch) -> None:
+    """A model without units, then one with: whose answers are spoken is not taken over; a used prompt is no other."""
+    monkeypatch.setattr(examples, "KEPT", 0)
+
+    def spoken(num_units: int | None, prompt: ChatPrompt) -> list[bool]:
+        records = read_manifest(manifest, memory=tmp_path / "checks.json")
+        return ConversationDataset(records, prompt, positions, num_units=num_units).examples.spoken.tolist()
+
+    prompt = ChatPrompt(str(tiny_tokenizer_dir))
+    assert not any(spoken(None, prompt))
+    assert any(spoken(10, prompt)) and spoken(10, ChatPrompt(str(tiny_tokenizer_dir))) == spoken(10, prompt)
+    assert len(list((tmp_path / "indexes").glob("lengths-*"))) == 2
+
+
 def test_old_exchanges_are_dropped_alike_on_demand(manifest, tiny_tokenizer_dir, monkeypatch) -> None:
     records = read_manifest(manifest)[3:4]
     full = ConversationDataset(records, ChatPrompt(str(tiny_tokenizer_dir)), positions, num_units=10)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from released import llasm_tokenizer, omni_tokenizer
 
+from speechzoo.data import ConversationDataset, examples, read_manifest
 from speechzoo.interop import LlamaOmniPrompt, LlasmPrompt
 from speechzoo.interop.prompts import SYSTEM, from_item
 from speechzoo.types import AUDIO
@@ -55,6 +57,17 @@ def test_answer_span(omni_dirs, bos):
     assert [max(two.turns), two.ids.count(AUDIO)] == [2, 2]
     with pytest.raises(ValueError, match="no assistant turn"):
         prompt.encode([CLIP])
+
+
+def test_lengths_of_many_conversations_are_kept(llasm_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(examples, "KEPT", 0)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}, ANSWER]}) + "\n")
+    records = read_manifest(tmp_path / "m.jsonl", memory=tmp_path / "checks.json")
+    for template, pieces in [("cllama2", "fast"), ("cllama2", "slow"), ("cllama2", "fast"), ("baichuan", "fast")]:
+        prompt = LlasmPrompt(str(llasm_dir), template, pieces=pieces)
+        data = ConversationDataset(records, prompt)
+        assert data.lengths == [len(prompt.encode(records[0].messages).ids)] == [len(data[0].input_ids)]
+    assert len(list((tmp_path / "indexes").glob("lengths-*"))) == 3
 
 
 def test_cllama2(llasm_dir):

@@ -330,6 +330,15 @@ def test_the_index_follows_the_files(tmp_path: Path, wavs: list[Path]) -> None:
         records[1]
 
 
+def test_a_memory_that_cannot_be_written_is_told_and_ends_nothing(manifest, prompt, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(examples, "KEPT", 0)
+    (tmp_path / "full").write_text("no folder")
+    with pytest.warns(UserWarning, match=r"not remembered .*; set \$SPEECHZOO_CACHE"):
+        records = read_manifest(manifest, memory=tmp_path / "full" / "checks.json")
+    with pytest.warns(UserWarning, match="not remembered"):
+        assert len(ConversationDataset(records, prompt, positions, num_units=10)) == len(records)
+
+
 @kinds
 def test_resumed_order(kind, tmp_path, wavs, tiny_tokenizer_dir) -> None:
     """A run stopped after 3 of 10 steps goes on with the batches of an unbroken one over JSONL."""

@@ -16,10 +16,10 @@ from jinja2 import TemplateError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from speechzoo.data.audio_check import remember
 from speechzoo.data.parts import written as as_written
 from speechzoo.data.record import Problem, Record, clip_paths
 from speechzoo.data.records import Records
-from speechzoo.system.files import write_atomically
 from speechzoo.system.ranks import rank
 from speechzoo.text import ChatPrompt, ContentError, Message
 
@@ -239,7 +239,7 @@ def _save(file: Path, examples: Examples, problems: list[Problem]) -> None:
     stored = BytesIO()
     arrays = {key: getattr(examples, key) for key in ARRAYS}
     np.savez(stored, problems=np.frombuffer(rows.encode(), np.uint8), **arrays)
-    write_atomically(file, stored.getvalue())
+    remember(file, stored.getvalue())
 
 
 def _load(file: Path) -> tuple[dict[str, np.ndarray], list[Problem]] | None:

@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from speechzoo.data.audio_check import AudioInfo, check_audio, inspect_audio
+from speechzoo.data.audio_check import AudioInfo, check_audio, inspect_audio, remember
 from speechzoo.data.record import all_audio, clip_paths
 from speechzoo.data.schema import check_messages, unread_keys
 from speechzoo.data.sources import Row, Source, clip_file, file_stamp, open_source
 from speechzoo.data.sources.access import in_shard, shard_of
-from speechzoo.system.files import write_atomically
 
 FORMAT = 5
 ARRAYS = ("where", "number", "name", "own", "top_unit", "clips", "samples", "stamps")
@@ -253,7 +252,7 @@ def _save(file: Path, stamp: str, index: Index) -> None:
     texts |= {"problems": json.dumps(index.problems), "unread": json.dumps(index.unread)}
     packed = {key: np.frombuffer(value.encode("utf-8", "surrogatepass"), np.uint8) for key, value in texts.items()}
     np.savez(stored, **arrays, **packed)  # type: ignore[arg-type]  # none is called allow_pickle
-    write_atomically(file, stored.getvalue())
+    remember(file, stored.getvalue())
 
 
 def _load(file: Path, stamp: str) -> Index | None:

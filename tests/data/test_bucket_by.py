@@ -20,6 +20,13 @@ def test_audio_lengths_count_the_clips_alone(manifest, tiny_tokenizer_dir):
         assert (audio > 1) == bool(example.clips)
 
 
+def test_what_is_no_choice_is_refused():
+    with pytest.raises(ValueError, match=r"data\.bucket_by is positions or audio, not 'length'"):
+        SpeechDataModule(train="x.jsonl", bucket_by="length")
+    with pytest.raises(ValueError, match=r"data\.on_bad is raise or skip, not 'Raise'"):
+        SpeechDataModule(train="x.jsonl", on_bad="Raise")
+
+
 def test_a_token_budget_needs_all_positions():
     with pytest.raises(ValueError, match="data.max_tokens counts all positions"):
         SpeechDataModule(train="x.jsonl", bucket_by="audio", max_tokens=100)

@@ -85,6 +85,10 @@ class SpeechDataModule(LightningDataModule):
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
+        if bucket_by not in ("positions", "audio"):
+            raise ValueError(f"data.bucket_by is positions or audio, not {bucket_by!r}")
+        if on_bad not in ("raise", "skip"):
+            raise ValueError(f"data.on_bad is raise or skip, not {on_bad!r}")
         if batch_size < 1 or (max_tokens is not None and max_tokens < 1):
             raise ValueError(f"data.batch_size={batch_size} and data.max_tokens={max_tokens} have to be positive")
         if bucket_by == "audio" and max_tokens is not None:
@@ -133,6 +137,7 @@ class SpeechDataModule(LightningDataModule):
             FileNotFoundError: if a manifest is not there.
             ManifestError: with every bad record of all of them, unless `on_bad` is "skip".
         """
+        self._fingerprints.clear()  # it may be another model than the last time
         found: dict[tuple[str, str], tuple[Records, list[Problem]]] = {}
         for split in SPLITS[stage]:
             if split in self.records:

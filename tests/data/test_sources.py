@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from speechzoo.data import (
     examples,
     read_manifest,
 )
-from speechzoo.data.sources import read_clip, resolve, source_name
+from speechzoo.data.sources import access, read_clip, resolve, source_name
 from speechzoo.text import ChatPrompt
 
 pytest.importorskip("pyarrow")
@@ -358,6 +359,12 @@ def test_resumed_order(kind, tmp_path, wavs, tiny_tokenizer_dir) -> None:
     unbroken = seen(str(manifest), "whole", 10)
     before = seen(paths, "parts", 3)
     assert before + seen(paths, "parts", 10, str(tmp_path / "parts" / "last.ckpt")) == unbroken
+
+
+@pytest.mark.parametrize(("limit", "sources"), [(256, 64), (1024, 256), (65536, 256), (resource.RLIM_INFINITY, 256)])
+def test_many_sources_leave_files_to_others(limit: int, sources: int, monkeypatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (limit, limit))
+    assert access.may_stay_open() == sources
 
 
 def test_memory_of_many_records(tmp_path: Path, wavs: list[Path]) -> None:

@@ -94,7 +94,7 @@ def test_missing_paths(tmp_path: Path, manifest: Path, model: Listener) -> None:
         trainer(tmp_path).fit(model, datamodule=SpeechDataModule(train=str(tmp_path / "no.jsonl")))
     with pytest.raises(ValueError, match="data.train is not set"):
         trainer(tmp_path).fit(model, datamodule=SpeechDataModule(val=str(manifest)))
-    with pytest.raises(ValueError, match="batch_size=0"):
+    with pytest.raises(ValueError, match=r"data\.batch_size has to be at least 1, not 0"):
         SpeechDataModule(batch_size=0)
 
 

@@ -24,6 +24,7 @@ from speechzoo.data.sampler import SPREAD, EvalSampler, TokenBudgetSampler
 from speechzoo.data.sources import resolve, source_name
 from speechzoo.data.states import StateCache, TeacherCache
 from speechzoo.data.window import SpeechLoader, WindowLoader, with_windows
+from speechzoo.names.spec import at_least
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
@@ -89,12 +90,12 @@ class SpeechDataModule(LightningDataModule):
             raise ValueError(f"data.bucket_by is positions or audio, not {bucket_by!r}")
         if on_bad not in ("raise", "skip"):
             raise ValueError(f"data.on_bad is raise or skip, not {on_bad!r}")
-        if batch_size < 1 or (max_tokens is not None and max_tokens < 1):
-            raise ValueError(f"data.batch_size={batch_size} and data.max_tokens={max_tokens} have to be positive")
+        at_least(1, "data", batch_size=batch_size, max_tokens=max_tokens)
+        at_least(0, "data", num_workers=num_workers, seed=seed)
+        if not bucket_spread >= 1:  # infinity puts all into one bucket
+            raise ValueError(f"data.bucket_spread has to be at least 1, not {bucket_spread}")
         if bucket_by == "audio" and max_tokens is not None:
             raise ValueError("data.max_tokens counts all positions: it goes with data.bucket_by=positions")
-        if bucket_spread < 1:
-            raise ValueError(f"data.bucket_spread={bucket_spread} is longest over shortest, at least 1")
         self.bucket_by, self.bucket_spread = bucket_by, bucket_spread
         self.paths = {
             "train": _together("train", train),

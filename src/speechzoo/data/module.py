@@ -25,6 +25,7 @@ from speechzoo.data.sources import resolve, source_name
 from speechzoo.data.states import StateCache, TeacherCache
 from speechzoo.data.window import SpeechLoader, WindowLoader, with_windows
 from speechzoo.names.spec import at_least
+from speechzoo.system.ranks import same_everywhere
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
@@ -231,6 +232,11 @@ class SpeechDataModule(LightningDataModule):
             report=self._report(split, name, "model"),
             written=split != "predict" and getattr(model, "reads", False),
         )
+        if not same_everywhere(dataset.digest):
+            raise ValueError(
+                f"data.{split}: the processes do not read the same records, of which some would be seen twice and others "
+                "never: give every machine the same files (on_bad=skip also leaves out what only one of them cannot read)"
+            )
         trainer = self._trainer()
         states: StateCache | None = None
         missing: list[int] = []

@@ -25,7 +25,7 @@ def test_what_is_no_choice_is_refused():
         SpeechDataModule(train="x.jsonl", bucket_by="length")
     with pytest.raises(ValueError, match=r"data\.on_bad is raise or skip, not 'Raise'"):
         SpeechDataModule(train="x.jsonl", on_bad="Raise")
-    for name, value in (("batch_size", 0), ("max_tokens", 0), ("bucket_spread", 0.9), ("num_workers", -1), ("seed", -1)):
+    for name, value in {"batch_size": 0, "max_tokens": 0, "bucket_spread": 0.9, "num_workers": -1, "seed": -1}.items():
         with pytest.raises(ValueError, match=rf"data\.{name} has to be at least \d, not {value}"):
             SpeechDataModule(train="x.jsonl", **{name: value})
 

@@ -234,8 +234,8 @@ class SpeechDataModule(LightningDataModule):
         )
         if not same_everywhere(dataset.digest):
             raise ValueError(
-                f"data.{split}: the processes do not read the same records, of which some would be seen twice and others "
-                "never: give every machine the same files (on_bad=skip also leaves out what only one of them cannot read)"
+                f"data.{split}: the processes do not read the same records, so some come twice and others never: "
+                "give every machine the same files (on_bad=skip leaves out what one process alone cannot read)"
             )
         trainer = self._trainer()
         states: StateCache | None = None

@@ -131,6 +131,8 @@ def test_a_query_sees_its_window_alone():
     assert changed[1] > 1e-4 and changed[0] == changed[2] == 0
     with pytest.raises(ValueError, match="multiple of num_heads"):
         QFormer(6, 5, dim=10, num_heads=4)
+    with pytest.raises(ValueError, match="num_heads 4 has to divide the encoder's width 6"):
+        CrossAttention(6, 5, num_heads=4)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from standin import Listener, trainer, write_manifest
 from tiny_runs import num_targets
+from torch.multiprocessing import ProcessRaisedException
 
 from speechzoo.data import ManifestError, SpeechDataModule
 from speechzoo.data.features import encode
@@ -94,7 +95,7 @@ def test_missing_paths(tmp_path: Path, manifest: Path, model: Listener) -> None:
         trainer(tmp_path).fit(model, datamodule=SpeechDataModule(train=str(tmp_path / "no.jsonl")))
     with pytest.raises(ValueError, match="data.train is not set"):
         trainer(tmp_path).fit(model, datamodule=SpeechDataModule(val=str(manifest)))
-    with pytest.raises(ValueError, match="batch_size=0"):
+    with pytest.raises(ValueError, match=r"data\.batch_size has to be at least 1, not 0"):
         SpeechDataModule(batch_size=0)
 
 
@@ -169,6 +170,25 @@ def test_two_processes(tmp_path: Path, wavs: list[Path], model: Listener) -> Non
     validated = [name for steps in ranks for ids, _ in steps[3:] for name in ids]
     assert sorted(name for name in validated if name) == [f"r{i}" for i in range(5)]
     assert [targets for steps in ranks for ids, targets in steps if ids == [""]] == [0] * validated.count("")
+
+
+class OwnCopies(SpeechDataModule):
+    """A rank on another machine, whose copy of the data is another one."""
+
+    def setup(self, stage: str) -> None:
+        if self._trainer().global_rank == 1:
+            (file,) = self.paths["train"]["train"]
+            self.paths["train"]["train"] = [file.replace("a.jsonl", "b.jsonl")]
+        super().setup(stage)
+
+
+def test_processes_that_read_different_data_are_told(tmp_path: Path, wavs: list[Path], model: Listener) -> None:
+    """Of the same number, so that nothing else would show it: some records twice, others never."""
+    train = write_manifest(tmp_path / "a.jsonl", wavs, 10)
+    (tmp_path / "b.jsonl").write_text("\n".join(reversed(train.read_text().splitlines())))
+    run = trainer(tmp_path, max_epochs=1, devices=2, strategy="ddp_fork", callbacks=[], enable_checkpointing=False)
+    with pytest.raises(ProcessRaisedException, match="data.train: the processes do not read the same"):
+        run.fit(model, datamodule=OwnCopies(train=str(train), batch_size=2))
 
 
 def test_under_the_cli(tmp_path: Path, manifest: Path, tiny_tokenizer_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from speechzoo.data import (
     examples,
     read_manifest,
 )
-from speechzoo.data.sources import read_clip, resolve, source_name
+from speechzoo.data.sources import access, read_clip, resolve, source_name
 from speechzoo.text import ChatPrompt
 
 pytest.importorskip("pyarrow")
@@ -100,6 +101,20 @@ def test_large_sources_tokenise_on_demand(kind, stored, manifest, prompt, tmp_pa
     other = ChatPrompt(prompt.name, system="Be brief.")
     longer = ConversationDataset(read_manifest(stored[kind], memory=memory), other, positions, num_units=10)
     assert longer.lengths[0] > data.lengths[0]  # another template, other lengths
+
+
+def test_kept_lengths_are_those_of_the_model_that_asks(manifest, tiny_tokenizer_dir, tmp_path, monkeypatch) -> None:
+    """A model without units, then one with: whose answers are spoken is not taken over; a used prompt is no other."""
+    monkeypatch.setattr(examples, "KEPT", 0)
+
+    def spoken(num_units: int | None, prompt: ChatPrompt) -> list[bool]:
+        records = read_manifest(manifest, memory=tmp_path / "checks.json")
+        return ConversationDataset(records, prompt, positions, num_units=num_units).examples.spoken.tolist()
+
+    prompt = ChatPrompt(str(tiny_tokenizer_dir))
+    assert not any(spoken(None, prompt))
+    assert any(spoken(10, prompt)) and spoken(10, ChatPrompt(str(tiny_tokenizer_dir))) == spoken(10, prompt)
+    assert len(list((tmp_path / "indexes").glob("lengths-*"))) == 2
 
 
 def test_old_exchanges_are_dropped_alike_on_demand(manifest, tiny_tokenizer_dir, monkeypatch) -> None:
@@ -249,6 +264,33 @@ def test_paths_beside_the_shard(tmp_path: Path, wavs: list[Path]) -> None:
     assert record.clip_samples == [16000] and record.clips == [tmp_path / "q.wav"]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_sounds_that_a_table_names_in_structs_are_watched(kind: str, tmp_path: Path, wavs: list[Path]) -> None:
+    """`datasets.Audio` writes `{bytes: null, path: ...}` for a file: it may change, and the shard does not."""
+    import datasets
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    messages = json.dumps([{"role": "user", "content": [{"type": "audio"}]}, {"role": "assistant", "content": "x"}])
+    file, memory = tmp_path / "q.wav", tmp_path / "memory" / "checks.json"
+    audio = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = [{"messages": messages, "audio": {"bytes": None, "path": str(file)}}]
+    table = pa.Table.from_pylist(rows, schema=pa.schema({"messages": pa.string(), "audio": audio}))
+    if kind == "parquet":
+        parquet.write_table(table, tmp_path / "a.parquet")
+        source = str(tmp_path / "a.parquet")
+    else:
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "arrow"))
+        source = f"hf:{tmp_path / 'arrow'}"
+    with pytest.raises(ManifestError, match="no such audio file"):
+        read_manifest(source, memory=memory)
+    for wav, samples in ((wavs[0], 16000), (wavs[1], 36799)):
+        file.write_bytes(wav.read_bytes())
+        (record,) = read_manifest(source, memory=memory)
+        assert record.clip_samples == [samples] and record.clips == [file]
+        assert len(read_clip(record.clips[0])) == samples
+
+
 @kinds
 def test_features_of_shards(kind, stored, manifest, wavs) -> None:
     """The cache knows sound in a shard by its place; what is read is what the file holds."""
@@ -289,6 +331,15 @@ def test_the_index_follows_the_files(tmp_path: Path, wavs: list[Path]) -> None:
         records[1]
 
 
+def test_a_memory_that_cannot_be_written_is_told_and_ends_nothing(manifest, prompt, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(examples, "KEPT", 0)
+    (tmp_path / "full").write_text("no folder")
+    with pytest.warns(UserWarning, match=r"not remembered .*; set \$SPEECHZOO_CACHE"):
+        records = read_manifest(manifest, memory=tmp_path / "full" / "checks.json")
+    with pytest.warns(UserWarning, match="not remembered"):
+        assert len(ConversationDataset(records, prompt, positions, num_units=10)) == len(records)
+
+
 @kinds
 def test_resumed_order(kind, tmp_path, wavs, tiny_tokenizer_dir) -> None:
     """A run stopped after 3 of 10 steps goes on with the batches of an unbroken one over JSONL."""
@@ -308,6 +359,12 @@ def test_resumed_order(kind, tmp_path, wavs, tiny_tokenizer_dir) -> None:
     unbroken = seen(str(manifest), "whole", 10)
     before = seen(paths, "parts", 3)
     assert before + seen(paths, "parts", 10, str(tmp_path / "parts" / "last.ckpt")) == unbroken
+
+
+@pytest.mark.parametrize(("limit", "sources"), [(256, 64), (1024, 256), (65536, 256), (resource.RLIM_INFINITY, 256)])
+def test_many_sources_leave_files_to_others(limit: int, sources: int, monkeypatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (limit, limit))
+    assert access.may_stay_open() == sources
 
 
 def test_memory_of_many_records(tmp_path: Path, wavs: list[Path]) -> None:

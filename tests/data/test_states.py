@@ -115,6 +115,22 @@ def test_training_is_the_same_and_the_llm_runs_once(
         assert len(module.respond(questions, max_new_tokens=2).text) == 2
 
 
+def test_one_data_module_serves_another_model_its_own_states(tmp_path, tiny_llm_dir, tiny_whisper_pt, manifest) -> None:
+    def module() -> SpeechDataModule:
+        return SpeechDataModule(train=str(manifest), batch_size=8, state_cache=str(tmp_path / "states"))
+
+    def states(dim: int, data: SpeechDataModule) -> torch.Tensor:
+        torch.manual_seed(7)
+        keep, adaptor = Keep(), partial(ConcatMLP, stack=5, hidden_dim=dim)
+        once = trainer(tmp_path, max_steps=1, callbacks=[keep], enable_checkpointing=False)
+        once.fit(omni(tiny_llm_dir, tiny_whisper_pt, adaptor=adaptor), datamodule=data)
+        return keep.batches[0].answer_states
+
+    shared = module()
+    first, second = states(24, shared), states(32, shared)
+    assert not torch.equal(first, second) and torch.equal(second, states(32, module()))
+
+
 def test_a_batch_without_units_learns_nothing_and_counts_its_positions(
     tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest: Path
 ) -> None:

@@ -24,7 +24,7 @@ from transformers import (
     WhisperModel,
 )
 
-from speechzoo.encoders import HFSpeechEncoder
+from speechzoo.encoders import HFSpeechEncoder, WhisperEncoder
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 CONVS = {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
@@ -118,6 +118,11 @@ def test_a_layer_of_choice(folders):
     inputs = encoder.extractor(audio[0].numpy(), sampling_rate=16000, return_tensors="pt")
     expected = encoder.net(**inputs, output_hidden_states=True).hidden_states[1]
     torch.testing.assert_close(encoder(audio, torch.tensor([4000]))[0], expected, atol=1e-6, rtol=1e-5)
+    ears = HFSpeechEncoder(str(folders("w2v-bert")))
+    inputs = ears.extractor(audio[0].numpy(), sampling_rate=16000, return_tensors="pt")
+    expected = ears.eval().net(**inputs, output_hidden_states=True).hidden_states[1]
+    states, lens = HFSpeechEncoder(str(folders("w2v-bert")), layer=1).eval()(audio, torch.tensor([4000]))
+    torch.testing.assert_close(states, expected[:, : int(lens)], atol=1e-6, rtol=1e-5)
     with pytest.raises(ValueError, match="has 2 layers: layer 3 does not exist"):
         HFSpeechEncoder(str(folders("hubert")), layer=3)
 
@@ -167,3 +172,25 @@ def test_what_cannot_be_heard_is_refused(folders, tmp_path):
     Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="sound at 8000 Hz, not 16000"):
         HFSpeechEncoder(str(tmp_path))
+
+
+@torch.no_grad()
+def test_the_last_layer_of_whisper_stands_before_the_norm(folders):
+    """As `WhisperEncoder` has it; transformers lists it after the norm."""
+    audio, lens = torch.randn(1, 4000) * 0.1, torch.tensor([4000])
+    for layer in (1, 2):
+        encoder = HFSpeechEncoder(str(folders("whisper")), layer=layer).eval()
+        expected = WhisperEncoder(str(folders("whisper")), layer=layer)(audio, lens)[0]
+        torch.testing.assert_close(encoder(audio, lens)[0], expected, atol=1e-5, rtol=1e-5)
+        assert len(encoder.net.layers) == layer
+
+
+def test_whispers_extractor_cuts_no_clip(folders):
+    encoder = HFSpeechEncoder(str(folders("whisper")))
+    with pytest.raises(ValueError, match=r"a clip of 30\.1 s is longer than the encoder's 30 s window: split it"):
+        encoder(torch.zeros(1, 481_600), torch.tensor([481_600]))
+
+
+def test_fingerprints_tell_the_dtype_of_weights_stored_in_half_precision(folders):
+    half = HFSpeechEncoder(str(folders("whisper")), dtype="float16")
+    assert half.fingerprint != half.float().fingerprint

@@ -244,6 +244,8 @@ def test_folders_that_are_no_whisper_are_refused(folder, tmp_path):
 
     refused(copy("llama", model_type="llama"), "describes a 'llama' model, not whisper")
     refused(copy("bare"), r"holds no \.safetensors")
+    (copy("half") / "config.json").write_text('{"model_type": "whisper",')
+    refused(tmp_path / "half", r"half/config\.json: not JSON")
     path = copy("damaged")
     (path / "model.safetensors").write_bytes(b"\xffnoise" * 99)
     refused(path, "cannot be read")

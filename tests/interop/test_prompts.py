@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from released import llasm_tokenizer, omni_tokenizer
 
-from speechzoo.data import encode_batch
+from speechzoo.data import ConversationDataset, encode_batch, examples, read_manifest
 from speechzoo.doctor import errors
 from speechzoo.doctor.supervision import check_supervision, check_tokens
 from speechzoo.interop import LlamaOmniPrompt, LlasmPrompt
@@ -67,6 +68,17 @@ def test_the_doctor_reads_their_tokenizer(llasm_dir, template):
     found = check_supervision(batch, prompt, [[ANSWER["content"]]]) + check_tokens(batch, prompt, len(prompt.tokenizer))
     assert not errors(found)
     assert "vocabulary" in {finding.name for finding in errors(check_tokens(batch, prompt, 10))}
+
+
+def test_lengths_of_many_conversations_are_kept(llasm_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(examples, "KEPT", 0)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}, ANSWER]}) + "\n")
+    records = read_manifest(tmp_path / "m.jsonl", memory=tmp_path / "checks.json")
+    for template, pieces in [("cllama2", "fast"), ("cllama2", "slow"), ("cllama2", "fast"), ("baichuan", "fast")]:
+        prompt = LlasmPrompt(str(llasm_dir), template, pieces=pieces)
+        data = ConversationDataset(records, prompt)
+        assert data.lengths == [len(prompt.encode(records[0].messages).ids)] == [len(data[0].input_ids)]
+    assert len(list((tmp_path / "indexes").glob("lengths-*"))) == 3
 
 
 def test_cllama2(llasm_dir):

@@ -24,6 +24,16 @@ def test_the_request_and_the_key_arrive():
     assert "secret" not in repr(quick("http://x/v1", key="secret"))
 
 
+def test_a_key_with_the_end_of_its_line_is_sent_and_a_broken_one_is_not_shown():
+    with chat_server(lambda request, n: "hi") as seen:
+        assert quick(seen.url, key="secret\r\n").chat(ASKED).text == "hi"
+    assert seen.keys == ["Bearer secret"]
+    for key in ("secret\nagain", "secr\u00e9t"):
+        with pytest.raises(ValueError, match="holds characters that no key has") as error:
+            quick("http://x/v1", key=key)
+        assert "secr" not in str(error.value)
+
+
 @pytest.mark.parametrize("trouble", [(429, "slow down", {}), (500, "oops", {}), (503, "", {}), None])
 def test_trouble_that_passes_is_waited_for(trouble):
     with chat_server(lambda request, n: trouble if n < 2 else "at last") as seen:

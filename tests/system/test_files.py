@@ -22,6 +22,7 @@ from speechzoo.system.files import (
     DiskFullError,
     check_room,
     part_beside,
+    read_jsonl,
     telling_room,
     write_atomically,
     write_json,
@@ -153,3 +154,9 @@ def test_two_processes_that_write_the_same_files_do_no_damage(tmp_path: Path) ->
                 seen.add(content[0])
     assert seen == {"x", "y"} and [writer.returncode for writer in writers] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": \n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jsonl:3: not JSON"):
+        read_jsonl(tmp_path / "a.jsonl")

@@ -196,7 +196,8 @@ def test_errors_before_and_in_training(config: Path, capsys, monkeypatch) -> Non
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert "no GPU that torch can use" in told(capsys, "fit", "-c", config, "--trainer.accelerator=gpu")
-    assert "data.batch_size=0" in told(capsys, "fit", "-c", config, "--data.init_args.batch_size=0")
+    line = told(capsys, "fit", "-c", config, "--data.init_args.batch_size=0")
+    assert "data.batch_size has to be at least 1, not 0" in line
     line = told(capsys, "fit", "-c", config, "--model.init_args.adaptor.init_args.stack=0")
     assert line == "speechzoo: Linear.stack has to be at least 1, not 0"
     assert main(["fit", "-c", str(config), "--model.init_args.adaptor.init_args.stack=0", "--debug"]) == 1

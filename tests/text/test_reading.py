@@ -21,6 +21,8 @@ def test_numbers_and_signs_are_read(written: str, read: str) -> None:
     assert in_words(read) == read
 
 
-@pytest.mark.parametrize("text", ["", "Hello,  world .", "well-known - yes", "007", "B2B", "abc1", "a/b", "$ and €"])
+@pytest.mark.parametrize(
+    "text", ["", "Hello,  world .", "well-known - yes", "007", "B2B", "abc1", "a/b", "$ and €", "1" * 37]
+)
 def test_the_rest_stays(text: str) -> None:
     assert in_words(text) == text

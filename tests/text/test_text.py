@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from speechzoo.text import CLIP, ChatPrompt, flatten
 from speechzoo.types import AUDIO
@@ -131,17 +132,20 @@ def test_an_end_of_several_ordinary_tokens_is_refused(make):
             prompt.encode(TALK, answer=answer)
 
 
-def test_a_template_that_tells_the_date_tells_the_same_one_every_day(make):
+def test_a_template_that_tells_the_date_tells_the_same_one_every_day(make, tmp_path):
     """Llama 3.2 asks for the day's date, Llama 3.1 has 26 July 2024: neither cached states nor a trained model's prompt
     may change overnight."""
     asks = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
     prompt = make(chat_template="Today: " + asks + "{{ date_string }}\n" + OWN_END, end_of_turn="#")
     assert shown(prompt, prompt.encode(TALK[:2]).ids) == "Today: 26 Jul 2024\nQ: Hello\nHi.#"
+    tokenizer = AutoTokenizer.from_pretrained(prompt.name)
+    tokenizer.chat_template = {"default": prompt.chat_template, "tool_use": "{{ strftime_now('%Y') }}"}
+    tokenizer.save_pretrained(tmp_path)
+    several = ChatPrompt(str(tmp_path), end_of_turn="#")
+    assert several.encode(TALK[:2]) == prompt.encode(TALK[:2])
 
 
 def test_a_tokenizer_without_a_template_says_what_to_set(tiny_tokenizer_dir, tmp_path):
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)

@@ -94,6 +94,8 @@ class CrossAttention(MeanPool):
     ) -> None:
         super().__init__(in_dim, out_dim, stack, hidden_dim)
         at_least(1, "CrossAttention", num_heads=num_heads)
+        if in_dim % num_heads:
+            raise ValueError(f"CrossAttention: num_heads {num_heads} has to divide the encoder's width {in_dim}")
         self.norm_in = nn.LayerNorm(in_dim)
         self.attention = nn.MultiheadAttention(in_dim, num_heads, batch_first=True)
 

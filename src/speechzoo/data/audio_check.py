@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from speechzoo.audio import SAMPLE_RATE, SoundError, check_question, read_audio
 from speechzoo.data.parts import is_data, shown
 from speechzoo.data.sources import file_stamp
@@ -72,8 +74,17 @@ def check_audio(paths: Iterable[str | Path], memory: str | Path | None = None) -
         known = {stamp: info for stamp, info in _load(memory).items() if stamp.startswith(f"{VERSION}|")}
         looked = {stamp: found[path] for path, stamp in zip(unique, stamps, strict=True) if stamp}
         known |= {stamp: asdict(info) for stamp, info in looked.items() if info.lasting}
-        write_atomically(memory, json.dumps(known))
+        remember(memory, json.dumps(known))
     return found
+
+
+def remember(file: Path, content: bytes | str) -> None:
+    """Write what only saves time the next time; where it cannot be written, a warning says so."""
+    try:
+        write_atomically(file, content)
+    except OSError as error:
+        hint = "set $SPEECHZOO_CACHE to a folder that can be written"
+        rank_zero_warn(f"{file}: what the look at the data found is not remembered ({error}); {hint}")
 
 
 def _stamp(path: Path) -> str | None:
@@ -86,6 +97,6 @@ def _stamp(path: Path) -> str | None:
 def _load(memory: Path | None) -> dict[str, dict[str, Any]]:
     try:
         known = json.loads(memory.read_text()) if memory else {}
-    except (FileNotFoundError, ValueError):  # damaged: made anew
+    except (OSError, ValueError):  # not there, or damaged: made anew
         return {}
     return known if isinstance(known, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,11 @@ class ConversationDataset(Dataset[Item]):
         """LLM positions of the clips of each conversation, at least 1."""
         lengths: list[int] = self.examples.heard.clip(min=1).tolist()
         return lengths
+
+    @property
+    def digest(self) -> str:
+        """Of which conversations these are, in their order, and how long (64 hex digits)."""
+        return hashlib.sha256(self.records.name.tobytes() + self.examples.length.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -16,10 +16,10 @@ from jinja2 import TemplateError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from speechzoo.data.audio_check import remember
 from speechzoo.data.parts import written as as_written
 from speechzoo.data.record import Problem, Record, clip_paths
 from speechzoo.data.records import Records
-from speechzoo.system.files import write_atomically
 from speechzoo.system.ranks import rank
 from speechzoo.text import ChatPrompt, ContentError, Message
 
@@ -147,13 +147,16 @@ class Examples(Sequence[Example]):
 
     def _file(self, positions: np.ndarray | None) -> Path:
         """Where the lengths are kept: named by all that they follow from."""
-        backend = getattr(self.prompt.tokenizer, "backend_tokenizer", None)
-        words = backend.to_str() if backend is not None else repr(sorted(self.prompt.tokenizer.get_vocab().items()))
-        settings = {key: value for key, value in vars(self.prompt).items() if isinstance(value, (str, int, list))}
-        template = self.prompt.tokenizer.chat_template
-        digest = hashlib.sha256(
-            repr((FORMAT, self.records.fingerprint(), settings, template, self.answer, self.written)).encode()
-        )
+        tokenizer, kind = self.prompt.tokenizer, type(self.prompt)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+        given = {key: value for key, value in vars(self.prompt).items() if isinstance(value, (str, int, list))}
+        # Not what a prompt has worked out and keeps: it would be another one once it was used.
+        settings = {key: value for key, value in given.items() if not hasattr(kind, key)}
+        told = [getattr(tokenizer, name, None) for name in ("chat_template", "special_tokens_map")]
+        wanted = self.num_units is not None, self.answer, self.written
+        known = FORMAT, self.records.fingerprint(), kind.__name__, settings, told, wanted
+        digest = hashlib.sha256(repr(known).encode())
         digest.update(words.encode())
         digest.update(b"" if positions is None else positions.astype(np.int64).tobytes())
         assert self.records.folder is not None
@@ -236,7 +239,7 @@ def _save(file: Path, examples: Examples, problems: list[Problem]) -> None:
     stored = BytesIO()
     arrays = {key: getattr(examples, key) for key in ARRAYS}
     np.savez(stored, problems=np.frombuffer(rows.encode(), np.uint8), **arrays)
-    write_atomically(file, stored.getvalue())
+    remember(file, stored.getvalue())
 
 
 def _load(file: Path) -> tuple[dict[str, np.ndarray], list[Problem]] | None:

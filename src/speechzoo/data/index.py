@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from speechzoo.data.audio_check import AudioInfo, check_audio, inspect_audio
+from speechzoo.data.audio_check import AudioInfo, check_audio, inspect_audio, remember
 from speechzoo.data.record import all_audio, clip_paths
 from speechzoo.data.schema import check_messages, unread_keys
 from speechzoo.data.sources import Row, Source, clip_file, file_stamp, open_source
 from speechzoo.data.sources.access import in_shard, shard_of
-from speechzoo.system.files import write_atomically
 
-FORMAT = 4
+FORMAT = 5
 ARRAYS = ("where", "number", "name", "own", "top_unit", "clips", "samples", "stamps")
 TOP_UNIT = np.iinfo(np.int32).max  # stands for any larger one, which no model knows either
 BLOCK = 256  # records and sounds of a shard looked at together
@@ -253,7 +252,7 @@ def _save(file: Path, stamp: str, index: Index) -> None:
     texts |= {"problems": json.dumps(index.problems), "unread": json.dumps(index.unread)}
     packed = {key: np.frombuffer(value.encode("utf-8", "surrogatepass"), np.uint8) for key, value in texts.items()}
     np.savez(stored, **arrays, **packed)  # type: ignore[arg-type]  # none is called allow_pickle
-    write_atomically(file, stored.getvalue())
+    remember(file, stored.getvalue())
 
 
 def _load(file: Path, stamp: str) -> Index | None:

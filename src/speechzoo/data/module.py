@@ -24,6 +24,8 @@ from speechzoo.data.sampler import SPREAD, EvalSampler, TokenBudgetSampler
 from speechzoo.data.sources import resolve, source_name
 from speechzoo.data.states import StateCache, TeacherCache
 from speechzoo.data.window import SpeechLoader, WindowLoader, with_windows
+from speechzoo.names.spec import at_least
+from speechzoo.system.ranks import same_everywhere
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
@@ -85,12 +87,16 @@ class SpeechDataModule(LightningDataModule):
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (max_tokens is not None and max_tokens < 1):
-            raise ValueError(f"data.batch_size={batch_size} and data.max_tokens={max_tokens} have to be positive")
+        if bucket_by not in ("positions", "audio"):
+            raise ValueError(f"data.bucket_by is positions or audio, not {bucket_by!r}")
+        if on_bad not in ("raise", "skip"):
+            raise ValueError(f"data.on_bad is raise or skip, not {on_bad!r}")
+        at_least(1, "data", batch_size=batch_size, max_tokens=max_tokens)
+        at_least(0, "data", num_workers=num_workers, seed=seed)
+        if not bucket_spread >= 1:  # infinity puts all into one bucket
+            raise ValueError(f"data.bucket_spread has to be at least 1, not {bucket_spread}")
         if bucket_by == "audio" and max_tokens is not None:
             raise ValueError("data.max_tokens counts all positions: it goes with data.bucket_by=positions")
-        if bucket_spread < 1:
-            raise ValueError(f"data.bucket_spread={bucket_spread} is longest over shortest, at least 1")
         self.bucket_by, self.bucket_spread = bucket_by, bucket_spread
         self.paths = {
             "train": _together("train", train),
@@ -133,6 +139,7 @@ class SpeechDataModule(LightningDataModule):
             FileNotFoundError: if a manifest is not there.
             ManifestError: with every bad record of all of them, unless `on_bad` is "skip".
         """
+        self._fingerprints.clear()  # it may be another model than the last time
         found: dict[tuple[str, str], tuple[Records, list[Problem]]] = {}
         for split in SPLITS[stage]:
             if split in self.records:
@@ -225,6 +232,11 @@ class SpeechDataModule(LightningDataModule):
             report=self._report(split, name, "model"),
             written=split != "predict" and getattr(model, "reads", False),
         )
+        if not same_everywhere(dataset.digest):
+            raise ValueError(
+                f"data.{split}: the processes do not read the same records, so some come twice and others never: "
+                "give every machine the same files (on_bad=skip leaves out what one process alone cannot read)"
+            )
         trainer = self._trainer()
         states: StateCache | None = None
         missing: list[int] = []

@@ -63,10 +63,11 @@ class HFSpeechEncoder(Encoder):
         net: Any = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype), **options)
         self.net: Any = net.get_encoder() if config.is_encoder_decoder else net
         self.net.config.apply_spec_augment = False  # on by default, where the net learns
-        if self.raw and isinstance(layer, int):
-            self.net.encoder.layers = self.net.encoder.layers[:layer]  # those after it are not needed
-            if getattr(config, "do_stable_layer_norm", False):
-                self.net.encoder.layer_norm = nn.Identity()
+        if isinstance(layer, int):
+            stack = self.net if config.is_encoder_decoder else self.net.encoder
+            stack.layers = stack.layers[:layer]  # those after it are not needed
+            if config.is_encoder_decoder or getattr(config, "do_stable_layer_norm", False):
+                stack.layer_norm = nn.Identity()  # it ends the encoder
         self.layer = layer
         self.mix = nn.Parameter(torch.zeros(layers + 1)) if layer == "mix" else None
         self.out_dim = int(config.hidden_size)
@@ -84,6 +85,7 @@ class HFSpeechEncoder(Encoder):
 
         Raises:
             RuntimeError: if the net gives another number of frames than `out_lens` says.
+            ValueError: if a clip is longer than Whisper's window, of which its extractor would cut the rest.
         """
         lens = self.out_lens(audio_lens)
         heard = [row for row, frames in enumerate(lens.tolist()) if frames]
@@ -103,6 +105,12 @@ class HFSpeechEncoder(Encoder):
 
     def _inputs(self, clip: Tensor) -> dict[str, Tensor]:
         """What the extractor makes of samples `[T]`, as a batch of one."""
+        window = getattr(self.extractor, "n_samples", len(clip))
+        if len(clip) > window:
+            raise ValueError(
+                f"a clip of {len(clip) / SAMPLE_RATE:.1f} s is longer than the encoder's "
+                f"{window / SAMPLE_RATE:.0f} s window: split it"
+            )
         dtype = next(self.net.parameters()).dtype
         heard = self.extractor(clip.float().cpu().numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
         inputs = {name: value.to(clip.device) for name, value in heard.items()}

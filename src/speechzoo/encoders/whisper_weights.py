@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 from whisper.model import AudioEncoder, Linear, ModelDimensions, TextDecoder, Whisper
 
 from speechzoo.names.shapes import unread, whisper_dims
+from speechzoo.system.files import read_json
 
 # Where openai-whisper keeps its downloads.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper"
@@ -93,13 +93,15 @@ class _Shapes(Whisper):
 
 
 def fingerprint(state: dict[str, torch.Tensor], settings: str) -> str:
-    """Hash of weights and settings (16 hex digits): sizes, sums and a sample of every tensor, not every byte."""
+    """Hash of weights and settings (16 hex digits): sizes and a sample of every tensor, not every byte."""
     digest = hashlib.sha256(settings.encode())
     for name, tensor in sorted(state.items()):
         whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # cut over processes
         flat = whole.detach().float().flatten()
         sample = flat[:: max(1, flat.numel() // 64)][:64]
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        # Weights that were stored in half precision have the same numbers in float32, and give other states.
+        dtype = "" if tensor.dtype == torch.float32 else str(tensor.dtype)
+        digest.update(f"{name}{tuple(tensor.shape)}{dtype}".encode())
         digest.update(sample.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -124,7 +126,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _from_hugging_face(folder: Path) -> tuple[Whisper, int]:
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     if config.get("model_type") != "whisper":
         raise ValueError(f"{folder}: config.json describes a {config.get('model_type')!r} model, not whisper")
     dims = ModelDimensions(

@@ -105,5 +105,10 @@ class PieceTokenizer:
             return self.special[tokens]
         return [self.convert_tokens_to_ids(token) for token in tokens or []]
 
+    def get_vocab(self) -> dict[str, int]:
+        """All pieces and special tokens with their ids."""
+        pieces = [self.model.id_to_piece(i) for i in range(self.model.get_piece_size())]
+        return {**dict(zip(pieces, range(len(pieces)), strict=True)), **self.special}
+
     def __len__(self) -> int:
         return max([self.model.get_piece_size() - 1, *self.special.values()]) + 1

@@ -79,7 +79,7 @@ class Endpoint:
     Args:
         url: up to the version, as `http://localhost:8000/v1`.
         model: its name there.
-        key: sent as bearer token, and shown nowhere.
+        key: sent as bearer token, and shown nowhere; space around it is left out.
         timeout: seconds for one try.
         tries: of one request: after refusals that may pass (408, 409, 425, 429, 5xx), broken connections and replies
             that are none.
@@ -87,7 +87,7 @@ class Endpoint:
             chance a little less or more. `Retry-After` is obeyed.
 
     Raises:
-        ValueError: if the address is none of http or https.
+        ValueError: if the address is none of http or https, or the key cannot be sent.
     """
 
     url: str
@@ -101,6 +101,9 @@ class Endpoint:
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
             raise ValueError(f"{self.url}: not the address of an endpoint, such as http://localhost:8000/v1")
+        self.key = self.key.strip() if self.key else None  # of a file, with the end of its line
+        if self.key and not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError(f"{self.url}: the key for it holds characters that no key has: copy it again")
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self._client = httpx.Client(base_url=self.url.rstrip("/"), headers=headers, timeout=self.timeout)
 

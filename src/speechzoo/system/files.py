@@ -144,8 +144,19 @@ def cut_half_line(path: Path) -> bool:
 
 
 def read_jsonl(path: str | Path) -> list[Any]:
-    """The records of a JSONL file that speechzoo wrote."""
-    return [json.loads(line) for _, line in read_lines(path)]
+    """The records of a JSONL file.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not UTF-8, or a line is no JSON; the message names file and line.
+    """
+    records = []
+    for number, line in read_lines(path):
+        try:
+            records.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+    return records
 
 
 def part_beside(path: Path) -> Path:

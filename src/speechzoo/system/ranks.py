@@ -52,6 +52,14 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(told)
 
 
+def same_everywhere(text: str) -> bool:
+    """Whether all processes hold the same text; a collective call."""
+    everyone = [text] * world_size()
+    if len(everyone) > 1:
+        dist.all_gather_object(everyone, text)
+    return len(set(everyone)) == 1
+
+
 @atexit.register
 def leave() -> None:
     """Take the process group down before the process ends: a thread of gloo that is still there aborts it (SIGABRT),

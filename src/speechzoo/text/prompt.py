@@ -92,8 +92,8 @@ class ChatPrompt:
             tokenizer.chat_template = self.chat_template
         if tokenizer.chat_template is None:
             raise ValueError(f"{self.name} has no chat template: set prompt.chat_template")
-        if isinstance(tokenizer.chat_template, str):
-            tokenizer.chat_template = ASKS_DATE.sub(lambda ask: repr(TODAY.strftime(ask[2])), tokenizer.chat_template)
+        template = tokenizer.get_chat_template()  # the default one, where there are several
+        tokenizer.chat_template = ASKS_DATE.sub(lambda ask: repr(TODAY.strftime(ask[2])), template)
         if self.audio_tokens:
             tokenizer.add_special_tokens({"additional_special_tokens": self.audio_tokens}, False)
         # Llama 3's asks for it: "the word 'morning'" would be read back as "the word'morning'".

@@ -16,7 +16,8 @@ _NUMBER = re.compile(r"(?<!\w)(?:0|[1-9]\d*)(?:,\d{3})*(?:\.\d+)?(?:st|nd|rd|th)
 def in_words(text: str) -> str:
     """The text with its numbers and signs as words: "9 + 4 is 13" becomes "nine plus four is thirteen".
 
-    Words and punctuation stay as they are, and so does what is read in more than one way ("$", "/", "007").
+    Words and punctuation stay as they are, and so does what is read in more than one way ("$", "/", "007") and numbers
+    too long to have a name (more than 36 digits).
     """
     said = _MINUS.sub(" minus ", text)
     said = _SIGN.sub(lambda found: f" {_SIGNS[found[0]]} ", said)
@@ -27,11 +28,16 @@ def in_words(text: str) -> str:
 
 
 def _number(digits: str) -> str:
-    return str(_engine().number_to_words(digits, andword="")).replace("-", " ").replace(",", "")
+    import inflect  # a quarter of a second
+
+    try:
+        return str(_engine().number_to_words(digits, andword="")).replace("-", " ").replace(",", "")
+    except inflect.NumOutOfRangeError:
+        return digits
 
 
 @cache
 def _engine() -> Any:
-    import inflect  # a quarter of a second
+    import inflect
 
     return inflect.engine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
 from functools import lru_cache
 from glob import escape, glob
@@ -20,8 +21,12 @@ from speechzoo.data.sources.parquet import ParquetShard
 from speechzoo.data.sources.tar import TarShard
 
 SHARDS: dict[str, type[Source]] = {".parquet": ParquetShard, ".tar": TarShard}
-OPEN = 256
-"""Sources a process keeps open."""
+
+
+def may_stay_open() -> int:
+    """Sources a process keeps open: 256, and no more than a quarter of its files (of which macOS allows 256)."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
 
 
 def resolve(paths: str | Path | Sequence[str | Path]) -> list[str]:
@@ -78,7 +83,7 @@ def open_source(name: str) -> Source:
     return _open(name, os.getpid(), state)  # what a parent process opened is no good after a fork
 
 
-@lru_cache(maxsize=OPEN)
+@lru_cache(maxsize=may_stay_open())
 def _open(name: str, pid: int, state: tuple[int, int, int] | None) -> Source:
     if name.startswith(PREFIX):
         return HuggingFace(name)

@@ -50,26 +50,26 @@ class HuggingFace(Source):
             yield self.read(number, (number - 1, 0))
 
     def read(self, number: int, where: Where) -> Row:
-        return table_row(number, where, self.name, self.beside, self._values(where[0], False), None)
+        return table_row(number, where, self.name, self.beside, *self._values(where[0], False))
 
     def sound(self, place: str) -> Any:
         number, index = number_of(place)
         sounds: list[Any] = []
-        table_row(number, (number - 1, 0), self.name, self.beside, self._values(number - 1, True), sounds)
+        table_row(number, (number - 1, 0), self.name, self.beside, *self._values(number - 1, True), sounds)
         return sound_of(sounds[index], self.beside, self.name, place)
 
-    def _values(self, row: int, sound: bool) -> dict[str, Any]:
+    def _values(self, row: int, sound: bool) -> tuple[dict[str, Any], bool]:
+        """A row by column, and whether the bytes of its sound are in it."""
         table = self.data[row : row + 1]
         if not sound and "audio" in table.column_names:
-            column = table["audio"]
-            if str(column.type).startswith("struct"):
-                # The rows' paths alone: the bytes stay on disk.
-                path = column.combine_chunks().field("path").to_pylist()
-                null = column.is_null().to_pylist()[0]
-                table = table.drop_columns(["audio"])
-                return {**table.to_pylist()[0], "audio": None if null else {"path": path[0]}}
+            audio = table["audio"].combine_chunks()
+            stored = str(audio.type).startswith("struct") and audio.type.get_field_index("bytes") >= 0
+            if stored and not audio.null_count and not audio.field("bytes").null_count:
+                # The path alone: the bytes stay on disk.
+                path = audio.field("path").to_pylist()[0]
+                return {**table.drop_columns(["audio"]).to_pylist()[0], "audio": {"path": path}}, False
         values: dict[str, Any] = table.to_pylist()[0]
-        return values
+        return values, True
 
 
 def parts(name: str) -> tuple[str, str]:

@@ -30,11 +30,10 @@ class ParquetShard(Source):
         except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
             raise ValueError(f"{name}: cannot be read as Parquet ({error}); copy the shard again") from error
         leaves = [self.file.schema.column(index).path for index in range(len(self.file.schema))]
-        self.all = [leaf for leaf in leaves if leaf.split(".")[0] in COLUMNS]
+        self.leaves = {index: leaf for index, leaf in enumerate(leaves) if leaf.split(".")[0] in COLUMNS}
         if not any(leaf.split(".")[0] == "messages" for leaf in leaves):
             columns = ", ".join(self.file.schema_arrow.names)
             raise ValueError(f"{name}: has no column messages (its columns: {columns})")
-        self.text = [leaf for leaf in self.all if not leaf.endswith(".bytes")]
         metadata = self.file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.starts = [0, *accumulate(sizes)]
@@ -46,26 +45,40 @@ class ParquetShard(Source):
 
     def read(self, number: int, where: Where) -> Row:
         try:
-            values = self._values(where, False)
+            values, whole = self._values(where, False)
         except (OSError, ValueError) as error:
             row = Row(number, where, f"{self.path.stem}:{number}")
             row.error = f"row group {where[0]} cannot be read ({error})", "copy the shard again"
             return row
-        return table_row(number, where, self.name, self.path.parent, values, None)
+        return table_row(number, where, self.name, self.path.parent, values, whole)
 
     def sound(self, place: str) -> Any:
         number, index = number_of(place)
         group = bisect_right(self.starts, number - 1) - 1
         where = (group, number - 1 - self.starts[group])
         sounds: list[Any] = []
-        table_row(number, where, self.name, self.path.parent, self._values(where, True), sounds)
+        table_row(number, where, self.name, self.path.parent, *self._values(where, True), sounds)
         return sound_of(sounds[index], self.path.parent, self.name, place)
 
-    def _values(self, where: Where, sound: bool) -> dict[str, Any]:
-        values: dict[str, Any] = _group(self, where[0], sound).slice(where[1], 1).to_pylist()[0]
-        return values
+    def _values(self, where: Where, sound: bool) -> tuple[dict[str, Any], bool]:
+        """A row by column, and whether the bytes of its sound are in it."""
+        group, whole = _group(self, where[0], sound)
+        values: dict[str, Any] = group.slice(where[1], 1).to_pylist()[0]
+        return values, whole
 
 
 @lru_cache(maxsize=GROUPS_KEPT)
-def _group(shard: ParquetShard, group: int, sound: bool) -> Any:
-    return shard.file.read_row_group(group, columns=shard.all if sound else shard.text, use_threads=False)
+def _group(shard: ParquetShard, group: int, sound: bool) -> tuple[Any, bool]:
+    metadata = shard.file.metadata.row_group(group)
+    columns = [
+        leaf
+        for index, leaf in shard.leaves.items()
+        if sound or not leaf.endswith(".bytes") or _only_null(metadata.column(index))
+    ]
+    read = shard.file.read_row_group(group, columns=columns, use_threads=False)
+    return read, len(columns) == len(shard.leaves)
+
+
+def _only_null(column: Any) -> bool:
+    known = column.statistics
+    return known is not None and known.has_null_count and known.null_count == column.num_values

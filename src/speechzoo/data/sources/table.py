@@ -17,14 +17,21 @@ COLUMNS = ("id", "messages", "audio", "audios")
 
 
 def table_row(
-    number: int, where: Where, shard: str, folder: Path, values: dict[str, Any], sounds: list[Any] | None
+    number: int,
+    where: Where,
+    shard: str,
+    folder: Path,
+    values: dict[str, Any],
+    whole: bool,
+    sounds: list[Any] | None = None,
 ) -> Row:
     """A record of a row.
 
     Args:
         shard: what references to its sound begin with.
         folder: what paths are relative to.
-        values: the row by column; bytes of sound may be left out.
+        values: the row by column.
+        whole: no bytes of sound are left out of it: what has none there is a file, which may change.
         sounds: takes what stands for each sound, in the order of their references; None where they are not wanted.
     """
     stem = Path(shard).stem if not shard.startswith("hf:") else Path(shard.removeprefix("hf:")).name
@@ -41,7 +48,9 @@ def table_row(
         if sounds is not None:
             sounds.append(given)
         if isinstance(given, dict):
-            return f"{shard}::{number}/{index}"
+            if not whole or given.get("bytes") is not None or not isinstance(given.get("path"), str):
+                return f"{shard}::{number}/{index}"
+            given = given["path"]
         return beside(str(folder), given)
 
     try:

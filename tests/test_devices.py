@@ -242,6 +242,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory of a process is read from /proc")
 def test_export_needs_little_more_memory_than_the_checkpoint_has(
     tmp_path: Path, tiny_whisper_pt: Path, monkeypatch: pytest.MonkeyPatch

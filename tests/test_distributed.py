@@ -272,6 +272,7 @@ if sys.argv[2] == "fails":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["well", "fails"])
 def test_a_process_takes_its_group_down_at_its_end(tmp_path: Path, ends: str) -> None:
     """A gloo thread that is still there when a process ends may abort it."""

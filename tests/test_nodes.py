@@ -88,6 +88,7 @@ def sbatch(tools: Path, arguments: list[str]) -> None:
     assert job.returncode == 0, said
 
 
+@pytest.mark.slow
 def test_a_preempted_job_ends_as_the_unbroken_one(config: Path, unbroken: Path, tmp_path: Path) -> None:
     """One node is told in the middle of a step; both save after it, the job is requeued once and goes on exactly."""
     for name, text in {"srun": SRUN, "speechzoo": SPEECHZOO, "scontrol": SCONTROL}.items():

@@ -17,6 +17,7 @@ def model(tmp_path_factory):
     return random_model(tmp_path_factory.mktemp("midsize"), SIZES["mid"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_arms_agree_and_their_figures_follow_from_their_times(model):
     result = measure(model, tokens=12, repeats=1, rerun_repeats=1)

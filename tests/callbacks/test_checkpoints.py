@@ -165,6 +165,7 @@ def test_what_lightning_alone_does_well_is_left_alone() -> None:
     assert separate(both) == both
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, derandomize=True)
 @given(stops=st.sets(st.integers(1, 11), min_size=1, max_size=4), every=st.integers(1, 14))
 @example(stops={3, 6, 9}, every=14)

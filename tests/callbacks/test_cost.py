@@ -142,6 +142,7 @@ def test_a_batch_without_a_target_has_no_loss(tmp_path, make_trainer, tiny_llm_d
     assert losses and losses == pytest.approx([wanted] * len(losses), rel=1e-4)  # Lightning says the last one again
 
 
+@pytest.mark.slow
 def test_two_ranks_are_summed(tmp_path, make_trainer):
     trainer = make_trainer(callbacks=[StageCost()], devices=2, strategy="ddp_spawn")
     trainer.fit(TinyModule(), loader(4))

@@ -155,6 +155,7 @@ def test_a_vocoder_that_does_not_fit_is_refused_before_training(tmp_path, make_t
         assert trainer.global_step == 0
 
 
+@pytest.mark.slow
 def test_all_ranks_answer_the_questions_of_rank_zero(tmp_path, make_trainer):
     trainer = make_trainer(callbacks=[SampleTable(num=2), SameQuestions()], devices=2, strategy="ddp_spawn")
     trainer.fit(TinyModule(), loader(2), loader(4))

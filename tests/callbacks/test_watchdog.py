@@ -42,6 +42,7 @@ def main(rank: int, port: int) -> None:
     trainer.fit(Stuck(), loader(5))
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_stuck() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

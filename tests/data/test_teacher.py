@@ -291,6 +291,7 @@ def two(rank: int, port: int, llm: Path, whisper: Path, told: Path, out: Path) -
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_reading(tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, told: Path) -> None:
     """Each writes its part; losses are those without the cache, also with a filler in validation."""
     run_together(two, (find_free_network_port(), tiny_llm_dir, tiny_whisper_pt, told, tmp_path))

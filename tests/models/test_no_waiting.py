@@ -95,6 +95,7 @@ def watched(model: Any, batches: list[SpeechBatch]) -> list[str]:
     return [line for line in watch.found if not any(known in line for known in ONCE_A_STEP)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_nothing_waits(tiny_llm_dir: Path, tiny_whisper_pt: Path, stage: str) -> None:
     name, options = STAGES[stage]

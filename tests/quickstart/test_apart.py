@@ -44,6 +44,7 @@ def test_results_and_errors_come_back() -> None:
         run_apart(die)
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     code = f"import test_apart; test_apart.run_apart(test_apart.wait, {str(file)!r})"

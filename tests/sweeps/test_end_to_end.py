@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 from tiny_runs import write_config
 
@@ -12,6 +13,7 @@ from speechzoo.cli.compare import main as compare
 from speechzoo.cli.sweep import main as sweep
 
 
+@pytest.mark.slow
 def test_two_trials_and_their_comparison(
     tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest: Path, monkeypatch, capsys
 ) -> None:

@@ -77,6 +77,7 @@ def test_there_is_a_file_for_each_question_and_it_says_how_to_run_it() -> None:
         assert f"--group-by {','.join(GROUPS[name])}" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trial_can_be_built_and_has_the_same_budget(name: str) -> None:
     budgets = set()

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from served import serving
 
@@ -56,6 +57,7 @@ def stand_in(sweep: Mapping[str, Any], values: Mapping[str, Any], asked: list[st
     return WandbServer
 
 
+@pytest.mark.slow
 def test_a_trial_of_wandbs_agent_is_what_the_sweep_says(tmp_path: Path) -> None:
     sweep = yaml.safe_load((ROOT / "recipes" / "sweeps" / "adaptor_lr_k.yaml").read_text())
     sweep["command"] = [*sweep["command"], "--print_config"]  # parsed, not trained

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_runs import write_config
 
@@ -30,6 +31,7 @@ class MyModel(LLaSM):
 '''
 
 
+@pytest.mark.slow
 def test_own_classes_beside_the_configuration(
     tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest: Path
 ) -> None:

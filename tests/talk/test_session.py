@@ -105,6 +105,7 @@ def test_prompt_length_is_that_of_the_model(talker: Talker, wavs: list[Path], mo
     assert seen == [prompt_length(talker.model, messages)]
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_200_questions(talker: Talker, wavs: list[Path]):
     session = Session(talker, max_new_tokens=6, eos_token_id=[])
     asked = [question(wavs[0]), text("hello"), question(wavs[2], "say"), text("x " * 20)]

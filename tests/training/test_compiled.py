@@ -27,6 +27,7 @@ def conversations(rows: int, seconds: float, words: int) -> list[Any]:
     return [[user(tone(seconds, 200 + 50 * row)), answer(text, [1, 2, 3])] for row, text in enumerate(texts)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "recompute", "backend", "lengths"),
     [

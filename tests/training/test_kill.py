@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reliability.py"
 
 
+@pytest.mark.slow
 def test_three_kills(tmp_path: Path) -> None:
     """Weights, Adam's moments, schedule and the loss of every micro-batch, also of those computed twice."""
     command = [sys.executable, SCRIPT, "--kills", "3", "--steps", "10", "--seed", "1", "--json", tmp_path / "r.json"]

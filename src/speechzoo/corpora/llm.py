@@ -73,7 +73,8 @@ class LocalLLM:
             with torch.inference_mode():
                 ids = causal.generate(**given, max_new_tokens=most, **drawn)[0]
             new = ids[given["input_ids"].shape[1] :]
-            text = tokenizer.decode(new, skip_special_tokens=True)
+            # Without what Llama 3's tokenizer asks for, which takes blanks out: "the word'morning'".
+            text = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         ends = causal.generation_config.eos_token_id
         stopped = len(new) < most or int(new[-1]) in (ends if isinstance(ends, list) else [ends])
         return Chat({"content": text}, "stop" if stopped else "length", given["input_ids"].shape[1], len(new))

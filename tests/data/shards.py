@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,11 @@ def write_arrow(folder: Path, rows: list[dict[str, Any]], sounds: Path) -> str:
     data = datasets.Dataset(table).cast_column("audios", datasets.List(datasets.Audio()))
     datasets.DatasetDict({"dev": data}).save_to_disk(str(folder))
     return f"hf:{folder}:dev"
+
+
+KINDS: dict[str, Callable] = {
+    "tar": partial(write_tars, shards=3),
+    "parquet": partial(write_parquet, shards=2),
+    "parquet-text": partial(write_parquet, shards=1, text=True),
+    "arrow": write_arrow,
+}

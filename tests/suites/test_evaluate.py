@@ -5,28 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 from api_stand_in import chat_server
 from layouts import librispeech, parquet, sound, wav
-from tiny_vocoders import GENERATOR, NET
 
-from speechzoo.cli.evaluate import main, parser
+from speechzoo.cli.evaluate import main
 from speechzoo.evaluation.answers import load_answers
 from speechzoo.suites import scoring
 from speechzoo.suites import store as work
-from speechzoo.suites.command import systems
-from speechzoo.suites.questions import Question
-from speechzoo.suites.store import safe
-from speechzoo.suites.systems import Local, Reply, fingerprint
+from speechzoo.suites.systems import Local
 from speechzoo.system import endpoint
-from speechzoo.system.files import write_atomically
-from speechzoo.vocoders import LatentVocoder
 
 
 @pytest.fixture(autouse=True)
@@ -243,25 +235,6 @@ def result(out: Path, model: str = "m") -> dict:
     return json.loads((out / "results.json").read_text())["models"][model]
 
 
-def test_a_model_of_ours_is_asked_a_conversation_as_it_was_trained(opened, wavs):
-    local = Local("m", "run", generate={"max_new_tokens": 2})
-    question = Question("a", sound=str(wavs[0]), around=("", "Translate."), system="Be brief.")
-    system, user = local.messages(question, "", written=False)
-    assert system == {"role": "system", "content": "Be brief."}
-    assert [part["type"] for part in user["content"]] == ["audio", "text"]
-    ((asked, reply),) = local.answer([question], "", written=False)
-    assert asked is question and isinstance(reply, Reply), reply
-
-
-def test_a_long_id_has_a_file(tmp_path):
-    """File names have 255 bytes at most, and what is half written a longer one."""
-    for letter in "问\U00020000":
-        names = [safe(letter * 90 + end) for end in ("", "a")]
-        assert names[0] != names[1]
-        write_atomically(tmp_path / f"{names[0]}.flac", b"sound")
-    assert safe("q-1_ä.b") == "q-1_ä.b"
-
-
 def test_recognition_by_instruction_and_word_errors(tmp_path, capsys):
     with chat_server(lambda request, n: "He hoped there would be stews.") as foreign:
         asked = ["--suite", "librispeech-test-clean", "--data", librispeech(tmp_path), "--out", tmp_path / "o"]
@@ -336,31 +309,3 @@ def test_who_is_asked_has_to_be_said(questions, tmp_path, capsys):
     assert "voicebench/mmsu" in capsys.readouterr().out
     assert main(arguments(questions, tmp_path, "nowhere/at/all")) == 1
     assert "nowhere/at/all: no such folder" in capsys.readouterr().err
-
-
-def test_a_fingerprint_is_of_the_content(run_folder: Path):
-    before = fingerprint(str(run_folder))
-    assert fingerprint(f"cascade:{run_folder}") == f"cascade:{before}"
-    (run_folder / "model.safetensors").touch()
-    assert fingerprint(str(run_folder)) == before
-    (run_folder / "model.safetensors").write_bytes(b"x")
-    assert fingerprint(str(run_folder)) != before
-    assert fingerprint("llasm-tiny") != fingerprint("llama-omni-tiny")
-
-
-def test_a_vocoder_goes_to_the_model_whose_units_it_knows(opened, run_folder, tmp_path):
-    with torch.random.fork_rng(devices=[]):
-        LatentVocoder(NET, GENERATOR, sample_rate=4000).save(tmp_path / "fits")
-        LatentVocoder(replace(NET, num_units=5), GENERATOR, sample_rate=4000).save(tmp_path / "other")
-    assert Local("m", str(run_folder), str(tmp_path / "fits")).talker.sound["vocoder"].sample_rate == 4000
-    assert Local("m", str(run_folder), str(tmp_path / "other")).talker.sound["vocoder"].sample_rate == 8000
-    identities = [Local("m", str(run_folder), str(tmp_path / name)).identity() for name in ("fits", "other")]
-    assert identities[0] != identities[1]
-
-
-def test_a_folder_named_after_a_setting_is_no_name(tmp_path):
-    folder = tmp_path / "lr=0.1"
-    folder.mkdir()
-    given = ["m", str(folder), f"mine={folder}", "--suite", "x"]
-    told = [(system.name, system.source) for system in systems(parser().parse_args(["a=b", *given]))]
-    assert told == [("a", "b"), ("m", "m"), ("lr=0.1", str(folder)), ("mine", str(folder))]

@@ -14,6 +14,7 @@ from speechzoo.adaptors import ConcatMLP
 from speechzoo.encoders import WhisperEncoder
 from speechzoo.llms import HFCausalLM
 from speechzoo.models import LLaMAOmni
+from speechzoo.talk import sources
 from speechzoo.talk.sources import Talker
 from speechzoo.text import ChatPrompt
 from speechzoo.units import CTCUnitDecoder
@@ -43,3 +44,9 @@ def omni(tiny_llm_dir: Path, tiny_whisper_pt: Path) -> LLaMAOmni:
 def talker(omni: LLaMAOmni) -> Talker:
     """The tiny LLaMA-Omni with its vocoder."""
     return Talker("omni", omni, {"vocoder": vocoder(), "chunk_units": 4})
+
+
+@pytest.fixture
+def loads(omni: LLaMAOmni, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any run folder holds the tiny model: what `load` reads has its own tests."""
+    monkeypatch.setattr(sources, "load", lambda path, trust_code=False: omni)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tiny_runs import write_config
 
 from speechzoo.adaptors import ConcatMLP, Conv, Linear
@@ -120,6 +121,9 @@ def test_codes_of_ends(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monkey
             sys.exit(1)
 
     assert run_command(lightning, []) == 130
+    capsys.readouterr()
+    assert run_command(end(SIGTERMException()), []) == 143  # its own exit code is 0
+    assert "SIGTERM" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         run_command(end(SystemExit(2)), [])
     assert stopped.value.code == 2

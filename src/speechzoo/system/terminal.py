@@ -16,7 +16,7 @@ from types import TracebackType
 
 PACKAGE = Path(__file__).parents[1]
 DEBUG = "SPEECHZOO_DEBUG"
-INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells count them: 128 + the signal's number
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as shells count them: 128 + the signal's number
 
 NO_GPU = "this machine has no GPU that torch can use: give --trainer.accelerator=cpu (`ask`, `demo`: --device cpu)"
 HINTS = [
@@ -58,6 +58,9 @@ def run_command(work: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with 1 after Ctrl-C
             return tell_error(end.__context__)
+        if type(end).__name__ == "SIGTERMException":  # Lightning's, which would end with 0 as a finished run does
+            print("speechzoo: ended by SIGTERM before it was done", file=sys.stderr)
+            return TERMINATED
         raise
     except (Exception, KeyboardInterrupt) as error:
         return tell_error(error)

@@ -269,7 +269,8 @@ def test_a_cascade_answers_like_its_llm_reading_the_transcription(models, tiny_w
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_splice_keeps_order_and_content(data):
-    """Any number of clips at any place, either padding side: positions hold exactly what was put in."""
+    """Any number of clips at any place, either padding side: positions hold exactly what was put in, and only the text
+    that was supervised still is."""
     from speechzoo.llms.splice import splice
     from speechzoo.types import AUDIO
 
@@ -290,21 +291,27 @@ def test_splice_keeps_order_and_content(data):
     )
     speech = torch.arange(clips * 4).view(clips, 4, 1) + 100.0
     text = ids[..., None].float()
+    turns = torch.where(mask, (7 * ids + torch.arange(width)) % 3, 0)
     side = data.draw(st.sampled_from(["left", "right"]))
-    out = splice(text, ids, mask, torch.zeros_like(ids), speech, torch.tensor(lens, dtype=torch.long), side)
+    out = splice(text, ids, mask, turns, speech, torch.tensor(lens, dtype=torch.long), side)
     expected, clip = [], 0
-    for row in rows:
-        values = []
-        for token in row:
+    for row, row_turns, real in zip(rows, turns, mask, strict=True):
+        values, learnt = [], []
+        for token, turn in zip(row, row_turns[real].tolist(), strict=True):
             if token == AUDIO:
                 values += speech[clip, : lens[clip], 0].tolist()
+                learnt += [0] * lens[clip]
                 clip += 1
             else:
                 values.append(float(token))
-        expected.append(values)
-    for row, values in enumerate(expected):
+                learnt.append(turn)
+        expected.append((values, learnt))
+    for row, (values, learnt) in enumerate(expected):
         assert out.embeds[row, :, 0][out.mask[row]].tolist() == values
         assert out.position_ids[row][out.mask[row]].tolist() == list(range(len(values)))
+        assert out.turns[row][out.mask[row]].tolist() == learnt
+        assert not out.turns[row][~out.mask[row]].any() and not out.ids[row][~out.mask[row]].any()
+        assert not out.embeds[row][~out.mask[row]].any()
         edge = out.mask[row, -1] if side == "left" else out.mask[row, 0]
         assert bool(edge)
 

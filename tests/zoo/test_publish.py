@@ -85,6 +85,8 @@ def test_a_published_model_is_the_run_in_half_precision(runs: Path, shelf: Path,
     first = entry["results"][0]
     assert (first["metric"], first["value"], first["command"]) == ("wer", 0.5, "speechzoo predict")
     assert list(entry["training"]) == ["first", "second"] and entry["training"]["first"]["steps"] == 2
+    made_by = json.loads((runs / "first/summary.json").read_text())["commit"]
+    assert entry["training"]["first"]["commit"] == made_by
     assert (shelf / "index.yaml").read_text().startswith("# by hand\nreleased:")
     check_card(shelf / "tiny/README.md")
     header = ModelCard.load(shelf / "tiny/README.md").data
@@ -98,7 +100,8 @@ def test_a_published_model_is_the_run_in_half_precision(runs: Path, shelf: Path,
     assert {"released", "tiny", "llasm-tiny-asr"} <= set(listed)  # one's own beside ours
     assert listed["tiny"]["shelf"] == str(shelf)
     assert main(["show", "tiny"]) == 0
-    assert "wer 0.5000" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "wer 0.5000" in shown and f"commit {made_by}" in shown
     assert main(["pull", "tiny"]) == 0
 
 

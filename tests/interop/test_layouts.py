@@ -270,6 +270,8 @@ def test_keys_missing_and_left_over_are_listed(tmp_path, tiny_whisper_pt):
         ({"ctc_decoder_config": "(1,16,3,24)"}, "no such network"),
         ({"speech_encoder_hidden_size": 48}, "its width is 32"),
         ({"speech_projector_type": "mlp"}, "speech_projector_type"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported in the unit decoder"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' is not supported"),
     ],
 )
 def test_wrong_config(tmp_path, tiny_whisper_pt, change, says):

@@ -330,6 +330,25 @@ def test_no_positions_are_refused(capsys):
     assert "--positions is at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("data instruct OUT alpaca.json --style=llasm --limit=-1", "--limit: -1 is below 1"),
+        ("data asr OUT librispeech=X --threads=0", "--threads: 0 is below 1"),
+        ("data example OUT --questions -1 2", "--questions: -1 is below 1"),
+        ("data kmeans OUT --data x.jsonl --clusters=0", "--clusters: 0 is below 1"),
+        ("data contamination OUT x.jsonl --ngram=0", "--ngram: 0 is below 1"),
+        ("bench data --workers=-1", "--workers: -1 is below 0"),
+        ("bench stream --repeats=1 --rerun-repeats=2", "--rerun-repeats is 0 ... repeats"),
+    ],
+)
+def test_numbers_that_count_nothing_are_refused(words: str, says: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert says in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
 def test_an_error_of_the_quickstart_is_said_whole(tmp_path: Path, monkeypatch, capsys):
     told = "records of [train.jsonl, val.jsonl] lie in [/tmp]"
     monkeypatch.setattr("speechzoo.cli.quickstart.NEEDS", {})

@@ -124,6 +124,7 @@ def import_llama_omni(
         raise ValueError(f"{speech_encoder}: its width is {dims.get('n_audio_state')}, config.json says {width}")
     config, decoder = llama_config(released.config), decoder_settings(released)
     stack = released.setting("speech_encoder_ds_rate", int)
+    released.setting("ctc_loss_weight", int, float, default=1.0)
     expected = llama_shapes(config)
     for prefix, make in (
         ("adaptor.", lambda: ConcatMLP(width, config.hidden_size, stack)),

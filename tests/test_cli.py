@@ -349,6 +349,12 @@ def test_numbers_that_count_nothing_are_refused(words: str, says: str, tmp_path:
     assert says in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
+def test_a_folder_that_is_there_is_refused_before_a_model_is_loaded(tmp_path: Path, capsys):
+    (tmp_path / "mine").write_text("kept")
+    assert main(["checkpoint", "expand", str(tmp_path / "no_run"), str(tmp_path)]) == 1
+    assert f"{tmp_path}: exists already" in capsys.readouterr().err
+
+
 def test_an_error_of_the_quickstart_is_said_whole(tmp_path: Path, monkeypatch, capsys):
     told = "records of [train.jsonl, val.jsonl] lie in [/tmp]"
     monkeypatch.setattr("speechzoo.cli.quickstart.NEEDS", {})

@@ -297,12 +297,25 @@ def test_keys_missing_and_left_over_are_listed(tmp_path, tiny_whisper_pt):
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' is not supported"),
         ({"rope_scaling": "llama3"}, "config.json: the rope's scaling is 'llama3', no mapping"),
         ({"rope_theta": "high"}, "config.json: rope_theta 'high' is no number"),
+        ({"tokenizer_model_max_length": "long"}, "tokenizer_model_max_length has to be int or float"),
         ({"ctc_loss_weight": None}, "ctc_loss_weight has to be int or float, it is None"),
     ],
 )
 def test_wrong_config(tmp_path, tiny_whisper_pt, change, says):
     omni(tmp_path / "src", tiny_whisper_pt, **change)
     assert says in refused(tmp_path, tiny_whisper_pt)
+
+
+def test_a_dtype_that_torch_has_not_is_that_of_the_weights(tmp_path, tiny_whisper_pt):
+    omni(tmp_path / "src", tiny_whisper_pt, torch_dtype="float8")
+    import_llama_omni(tmp_path / "src", tiny_whisper_pt, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "llm" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path, tiny_whisper_pt):
+    omni(tmp_path / "src", tiny_whisper_pt)
+    (tmp_path / "src" / "tokenizer.json").write_text("{")
+    assert "src/tokenizer.json" in refused(tmp_path, tiny_whisper_pt)
 
 
 def test_config_that_is_no_json(tmp_path, tiny_whisper_pt):

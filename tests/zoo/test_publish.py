@@ -163,6 +163,8 @@ def test_a_name_stands_where_a_run_does(runs: Path, shelf: Path, tmp_path: Path,
 def test_what_is_wrong_with_a_name_is_one_line(shelf: Path, capsys):
     assert main(["show", "relased"]) == 1
     assert capsys.readouterr().err == "speechzoo: no model is called 'relased'; near: released\n"
+    assert main(["ask", "relased", "--text=hi"]) == 1
+    assert capsys.readouterr().err == "speechzoo ask: relased: no such folder; the zoo has released\n"
     assert main(["pull", "released"]) == 1
     assert "not distributed with speechzoo, take it from hf:a/b" in capsys.readouterr().err
 

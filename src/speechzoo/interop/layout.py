@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from speechzoo.names.published import nearest
 from speechzoo.system.files import read_json, sha256
 
 TOKENIZER_FILES = (
@@ -38,7 +39,7 @@ def find_source(source: str | Path, **options: Any) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{source}: no such folder")
+        raise FileNotFoundError(f"{source}: no such folder{nearest(str(source))}")
     from huggingface_hub import snapshot_download
 
     try:
@@ -194,9 +195,13 @@ class Released:
 
         Raises:
             FileNotFoundError: if there are none.
+            ValueError: if one is damaged.
         """
         root = self.folder if folder is None else find_source(folder)
         files = [root / name for name in TOKENIZER_FILES if (root / name).is_file()]
+        for file in files:
+            if file.suffix == ".json":
+                read_json(file)
         if not any(file.name in ("tokenizer.json", "tokenizer.model", "vocab.json") for file in files):
             raise FileNotFoundError(f"{root}: holds no tokenizer (tokenizer.json or tokenizer.model): give --tokenizer")
         return files

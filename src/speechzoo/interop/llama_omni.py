@@ -125,6 +125,8 @@ def import_llama_omni(
     config, decoder = llama_config(released.config), decoder_settings(released)
     stack = released.setting("speech_encoder_ds_rate", int)
     released.setting("ctc_loss_weight", int, float, default=1.0)
+    if released.config.get("tokenizer_model_max_length") is not None:
+        released.setting("tokenizer_model_max_length", int, float)
     expected = llama_shapes(config)
     for prefix, make in (
         ("adaptor.", lambda: ConcatMLP(width, config.hidden_size, stack)),

@@ -19,8 +19,7 @@ LLAMA = (
 def rope(config: dict[str, Any]) -> dict[str, Any] | None:
     """How positions are scaled, with its type under today's name and without the base; None where it is not said.
 
-    transformers 5 writes `rope_parameters`, with the base in it, and `dtype`; before, these were `rope_scaling`,
-    `rope_theta` and `torch_dtype`.
+    transformers 5 writes `rope_parameters`, with the base in it; before, these were `rope_scaling` and `rope_theta`.
 
     Raises:
         ValueError: if it is no mapping.
@@ -56,12 +55,10 @@ def llama_config(config: dict[str, Any]) -> LlamaConfig:
     settings = {name: config[name] for name in LLAMA if name in config}
     turn = {"rope_type": "default", **(rope(config) or {}), "rope_theta": rope_theta(config)}
     try:
-        made = LlamaConfig(**settings, rope_parameters=turn, architectures=["LlamaForCausalLM"])
+        return LlamaConfig(**settings, rope_parameters=turn, architectures=["LlamaForCausalLM"])
     except Exception as error:  # transformers validates with exceptions of its own
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"config.json does not describe a Llama: {reason}") from error
-    made.dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return made
 
 
 def llama_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:

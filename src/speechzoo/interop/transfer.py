@@ -44,6 +44,7 @@ def write_parts(
     save_file(own, work / "model.safetensors", {"format": "pt"})
     if rest:
         save_file(rest, work / "kept.safetensors", {"format": "pt"})
+    config.dtype = release_dtype(released)  # of its weights: what config.json says may be another, or none of torch's
     config.save_pretrained(work / "llm")
     return sorted(rest)
 

@@ -15,6 +15,7 @@ from speechzoo.adaptors import Conv
 from speechzoo.cli import COMMANDS, main
 from speechzoo.cli.bench import BENCHES
 from speechzoo.commands.arguments import in_yaml
+from speechzoo.names.recipes import recipe
 from speechzoo.system.yaml_text import read_yaml
 
 
@@ -347,6 +348,14 @@ def test_numbers_that_count_nothing_are_refused(words: str, says: str, tmp_path:
     with pytest.raises(SystemExit):
         main(words.split())
     assert says in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", ["recipes/quickstart/llasm_pretrain.yaml", "recipes/quikstart/llasm_pretrain.yml"])
+def test_a_recipe_that_is_elsewhere_is_named(given: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", given]) == 2
+    where = recipe("quickstart/llasm_pretrain.yaml")
+    assert capsys.readouterr().err == f"speechzoo: --config {given}: no such file; did you mean {where}?\n"
 
 
 def test_a_folder_that_is_there_is_refused_before_a_model_is_loaded(tmp_path: Path, capsys):

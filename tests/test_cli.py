@@ -15,6 +15,7 @@ from speechzoo.adaptors import Conv
 from speechzoo.cli import COMMANDS, main
 from speechzoo.cli.bench import BENCHES
 from speechzoo.commands.arguments import in_yaml
+from speechzoo.names.recipes import recipe
 from speechzoo.system.yaml_text import read_yaml
 
 
@@ -328,6 +329,39 @@ def test_no_positions_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["doctor", "--config", "in.yaml", "--positions", "0"])
     assert "--positions is at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("data instruct OUT alpaca.json --style=llasm --limit=-1", "--limit: -1 is below 1"),
+        ("data asr OUT librispeech=X --threads=0", "--threads: 0 is below 1"),
+        ("data example OUT --questions -1 2", "--questions: -1 is below 1"),
+        ("data kmeans OUT --data x.jsonl --clusters=0", "--clusters: 0 is below 1"),
+        ("data contamination OUT x.jsonl --ngram=0", "--ngram: 0 is below 1"),
+        ("bench data --workers=-1", "--workers: -1 is below 0"),
+        ("bench stream --repeats=1 --rerun-repeats=2", "--rerun-repeats is 0 ... repeats"),
+    ],
+)
+def test_numbers_that_count_nothing_are_refused(words: str, says: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert says in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", ["recipes/quickstart/llasm_pretrain.yaml", "recipes/quikstart/llasm_pretrain.yml"])
+def test_a_recipe_that_is_elsewhere_is_named(given: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", given]) == 2
+    where = recipe("quickstart/llasm_pretrain.yaml")
+    assert capsys.readouterr().err == f"speechzoo: --config {given}: no such file; did you mean {where}?\n"
+
+
+def test_a_folder_that_is_there_is_refused_before_a_model_is_loaded(tmp_path: Path, capsys):
+    (tmp_path / "mine").write_text("kept")
+    assert main(["checkpoint", "expand", str(tmp_path / "no_run"), str(tmp_path)]) == 1
+    assert f"{tmp_path}: exists already" in capsys.readouterr().err
 
 
 def test_an_error_of_the_quickstart_is_said_whole(tmp_path: Path, monkeypatch, capsys):

@@ -250,6 +250,29 @@ def test_index_cannot_point_outside(tmp_path, tiny_whisper_pt):
     assert "outside its folder" in refused(tmp_path, tiny_whisper_pt)
 
 
+@pytest.mark.parametrize("place", [5, None, ["model.safetensors"]])
+def test_index_names_files(tmp_path, tiny_whisper_pt, place):
+    omni(tmp_path / "src", tiny_whisper_pt)
+    (tmp_path / "src" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": place}}))
+    assert "model.safetensors.index.json: has no weight_map of file names" in refused(tmp_path, tiny_whisper_pt)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_the_usual_file_goes_before_others_of_another_type(tmp_path, tiny_whisper_pt, kind):
+    state = omni(tmp_path / "src", tiny_whisper_pt, kind)
+    other = {name: tensor.half() + 1 for name, tensor in state.items()}
+    stem = tmp_path / "src" / ("model" if kind == "safetensors" else "pytorch_model")
+    for middle in (".fp16", ".variant"):
+        save_file(other, f"{stem}{middle}.{kind}") if kind == "safetensors" else torch.save(
+            other, f"{stem}{middle}.{kind}"
+        )
+    weights = Weights(tmp_path / "src")
+    assert all(torch.equal(weights[name], state[name]) for name in state)
+    Path(f"{stem}.{kind}").unlink()
+    with pytest.raises(ValueError, match=r"variant\..*: .* is in .*fp16\..* too"):
+        Weights(tmp_path / "src")
+
+
 def test_keys_missing_and_left_over_are_listed(tmp_path, tiny_whisper_pt):
     state = omni(tmp_path / "src", tiny_whisper_pt)
     state["model.extra.weight"] = state.pop("speech_generator.output_proj.bias")
@@ -270,11 +293,29 @@ def test_keys_missing_and_left_over_are_listed(tmp_path, tiny_whisper_pt):
         ({"ctc_decoder_config": "(1,16,3,24)"}, "no such network"),
         ({"speech_encoder_hidden_size": 48}, "its width is 32"),
         ({"speech_projector_type": "mlp"}, "speech_projector_type"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported in the unit decoder"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' is not supported"),
+        ({"rope_scaling": "llama3"}, "config.json: the rope's scaling is 'llama3', no mapping"),
+        ({"rope_theta": "high"}, "config.json: rope_theta 'high' is no number"),
+        ({"tokenizer_model_max_length": "long"}, "tokenizer_model_max_length has to be int or float"),
+        ({"ctc_loss_weight": None}, "ctc_loss_weight has to be int or float, it is None"),
     ],
 )
 def test_wrong_config(tmp_path, tiny_whisper_pt, change, says):
     omni(tmp_path / "src", tiny_whisper_pt, **change)
     assert says in refused(tmp_path, tiny_whisper_pt)
+
+
+def test_a_dtype_that_torch_has_not_is_that_of_the_weights(tmp_path, tiny_whisper_pt):
+    omni(tmp_path / "src", tiny_whisper_pt, torch_dtype="float8")
+    import_llama_omni(tmp_path / "src", tiny_whisper_pt, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "llm" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path, tiny_whisper_pt):
+    omni(tmp_path / "src", tiny_whisper_pt)
+    (tmp_path / "src" / "tokenizer.json").write_text("{")
+    assert "src/tokenizer.json" in refused(tmp_path, tiny_whisper_pt)
 
 
 def test_config_that_is_no_json(tmp_path, tiny_whisper_pt):

@@ -18,7 +18,17 @@ import pytest
 
 from speechzoo.audio import read_audio, resample
 from speechzoo.parts import registry as parts
-from speechzoo.parts.registry import PARTS, Part, cache_folder, extract, fetch, find_cached, human_speech, licences
+from speechzoo.parts.registry import (
+    PARTS,
+    Part,
+    cache_folder,
+    check_cached,
+    extract,
+    fetch,
+    find_cached,
+    human_speech,
+    licences,
+)
 
 REAL_CACHE = cache_folder()  # the user's, read before the tests get a cache of their own
 
@@ -83,6 +93,16 @@ def test_what_was_cleared_out_of_the_cache_is_fetched_again(small, downloads, tm
     assert find_cached("small", tmp_path / "cache") is None
     assert fetch("small", tmp_path / "cache") == place == find_cached("small", tmp_path / "cache")
     assert file.read_bytes() == b"weights" and downloads == ["small", "small"]
+
+
+def test_what_was_damaged_in_the_cache_is_named(small, downloads, tmp_path):
+    file = fetch("small", tmp_path / "cache") / "model.bin"
+    check_cached("small", tmp_path / "cache")
+    file.write_bytes(b"weighted"[:7])
+    with pytest.raises(ValueError, match=rf"{file}: .*changed.*delete {file.parent}"):
+        check_cached("small", tmp_path / "cache")
+    next((tmp_path / "cache").glob(".small*.json")).unlink()  # of an earlier version, which kept no hashes
+    check_cached("small", tmp_path / "cache")
 
 
 def test_another_archive_is_refused_and_nothing_is_left(small, downloads, archive, tmp_path):

@@ -6,8 +6,10 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from speechzoo.audio import SAMPLE_RATE as RATE
+from speechzoo.quickstart import sentences
 from speechzoo.quickstart.distort import Distortion, distort, draw
 from speechzoo.quickstart.facts import CAPITALS, CITIES, NAMES
 from speechzoo.quickstart.more_names import CITIES as OTHER_CITIES
@@ -83,3 +85,30 @@ def test_no_name_or_city_of_a_question_is_taught_before():
     assert sentences == named_sentences(random.Random(0))
     words = {word.strip(".,?") for sentence in sentences for word in sentence.split()}
     assert taught <= words and not asked & words
+
+
+def test_sentences_are_the_same_after_a_stop(tmp_path, monkeypatch):
+    words = "red green blue small large quick slow warm cold".split()
+
+    class Llm:
+        """Begins sentences as it was asked, and goes on with words that torch draws."""
+
+        eval = lambda self: self  # noqa: E731
+        generate = lambda self, rows, **_: torch.cat([rows, torch.randint(9, (len(rows), 4))], 1)  # noqa: E731
+
+        def __call__(self, word: str):
+            return type("Ids", (), {"input_ids": [len(word)]})
+
+        def batch_decode(self, rows, **_):
+            return [" ".join(["I", *(words[int(i)] for i in row[1:])]) + "." for row in rows]
+
+    for name in ("AutoTokenizer", "AutoModelForCausalLM"):
+        monkeypatch.setattr(sentences, name, type("Auto", (), {"from_pretrained": lambda *_, **__: Llm()}))
+    whole = sentences.draw_sentences(tmp_path / "whole", tmp_path, 300, 3)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sentences.draw_sentences(tmp_path / "stopped", tmp_path, 300, 3, stop)
+    assert sentences.draw_sentences(tmp_path / "stopped", tmp_path, 300, 3) == whole

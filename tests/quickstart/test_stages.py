@@ -21,6 +21,7 @@ from speechzoo.quickstart.ask import TextReader, answer_questions, read_question
 from speechzoo.quickstart.pipeline import TITLES, Quickstart
 from speechzoo.quickstart.scale import DEFAULT, LANES, SMOKE, STAGES
 from speechzoo.quickstart.stages import Stages
+from speechzoo.quickstart.work import Work
 from speechzoo.types import SpeechReply
 
 
@@ -190,3 +191,11 @@ def test_the_upper_bound_reads_the_true_text(tmp_path: Path, wavs: list[Path], q
     written = [[{"role": "user", "content": "What is 0?"}]]
     batch = encode_batch(model.prompt, written, answer=False, padding_side="left")
     assert TextReader(model).respond(batch, max_new_tokens=4).text == model.respond(batch, max_new_tokens=4).text
+
+
+@pytest.mark.parametrize(("out", "given"), [("1e3", "./1e3"), ("null", "./null"), ("a b/1", "a b/1"), (".", ".")])
+def test_a_folder_with_the_name_of_a_number_stays_a_folder(monkeypatch, out: str, given: str) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("speechzoo.commands.training.run", told.extend)
+    Work(Path(out), DEFAULT, 0, Console(file=io.StringIO())).train("llasm_finetune")
+    assert f"--vars.out={given}" in told

@@ -242,6 +242,11 @@ def test_no_key_for_wandb(config: Path, tmp_path: Path, capsys, monkeypatch) -> 
     assert "W&B has no API key: run `wandb login`" in told(capsys, "fit", "-c", config, "-c", more)
 
 
+def test_a_part_that_there_is_not_is_named_as_it_was_written(config: Path, capsys) -> None:
+    line = told(capsys, "fit", "-c", config, "--model.init_args.adaptor=Konv", code=2)
+    assert "model.adaptor: there is no class 'Konv'" in line
+
+
 def test_the_culprit_is_found_in_other_texts_too() -> None:
     assert brief("no\n  structure   here") == "no structure here"
     assert len(brief('Parser key "a":\n' + "x" * 5000)) < 500

@@ -71,6 +71,8 @@ def test_what_is_installed_holds_the_index_and_every_model():
     wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     held = {name.removeprefix("checkpoints/") for name in wheel["force-include"] if name.startswith("checkpoints/")}
     assert held == {"index.yaml", *OURS}
+    recipes = [file for file in (REPOSITORY / "recipes").rglob("*") if file.is_file()]  # installed as they are
+    assert sum(file.stat().st_size for file in recipes) < 400_000
     kept = (REPOSITORY / ".gitignore").read_text()
     assert all(f"!checkpoints/{name}/" in kept for name in OURS)
 

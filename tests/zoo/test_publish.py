@@ -85,6 +85,8 @@ def test_a_published_model_is_the_run_in_half_precision(runs: Path, shelf: Path,
     first = entry["results"][0]
     assert (first["metric"], first["value"], first["command"]) == ("wer", 0.5, "speechzoo predict")
     assert list(entry["training"]) == ["first", "second"] and entry["training"]["first"]["steps"] == 2
+    made_by = json.loads((runs / "first/summary.json").read_text())["commit"]
+    assert entry["training"]["first"]["commit"] == made_by
     assert (shelf / "index.yaml").read_text().startswith("# by hand\nreleased:")
     check_card(shelf / "tiny/README.md")
     header = ModelCard.load(shelf / "tiny/README.md").data
@@ -98,7 +100,8 @@ def test_a_published_model_is_the_run_in_half_precision(runs: Path, shelf: Path,
     assert {"released", "tiny", "llasm-tiny-asr"} <= set(listed)  # one's own beside ours
     assert listed["tiny"]["shelf"] == str(shelf)
     assert main(["show", "tiny"]) == 0
-    assert "wer 0.5000" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "wer 0.5000" in shown and f"commit {made_by}" in shown
     assert main(["pull", "tiny"]) == 0
 
 
@@ -160,6 +163,8 @@ def test_a_name_stands_where_a_run_does(runs: Path, shelf: Path, tmp_path: Path,
 def test_what_is_wrong_with_a_name_is_one_line(shelf: Path, capsys):
     assert main(["show", "relased"]) == 1
     assert capsys.readouterr().err == "speechzoo: no model is called 'relased'; near: released\n"
+    assert main(["ask", "relased", "--text=hi"]) == 1
+    assert capsys.readouterr().err == "speechzoo ask: relased: no such folder; the zoo has released\n"
     assert main(["pull", "released"]) == 1
     assert "not distributed with speechzoo, take it from hf:a/b" in capsys.readouterr().err
 

@@ -219,9 +219,9 @@ def report(talker: Talker, questions: list[list[Message]], tokens: int, **genera
 def main(args: argparse.Namespace) -> int:
     """`speechzoo bench latency`; returns the exit code."""
     quiet(results_only=True)
-    if args.png and find_spec("matplotlib") is None:  # before the measurement, which would be lost
-        return tell_error(ValueError("--png needs matplotlib: pip install matplotlib"), "speechzoo bench latency")
     try:
+        if args.png and find_spec("matplotlib") is None:  # before the measurement, which would be lost
+            raise ValueError("--png needs matplotlib: pip install matplotlib")
         questions = spoken_questions(args.questions, args.limit)
         talker = open_talker(args.model, args.vocoder, args.device, args.trust_code)
         if not talker.sounds:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from speechzoo.cli.counts import count, whole
 from speechzoo.system.files import keep_inputs
 from speechzoo.talk.options import MODEL
 
@@ -26,26 +27,26 @@ class Bench:
 
 def _cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipes", type=Path, nargs="+", metavar="RECIPE", help="YAML files of `speechzoo fit`")
-    parser.add_argument("--steps", type=int, default=10, help="batches that count")
-    parser.add_argument("--warm-up", type=int, default=2, help="batches before them")
+    parser.add_argument("--steps", type=count, default=10, help="batches that count")
+    parser.add_argument("--warm-up", type=whole, default=2, help="batches before them")
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="recipe whose data.train, prompt and batches are looked at too")
     parser.add_argument("--manifest", action="append", help="source whose padding is looked at (may be repeated)")
     parser.add_argument("--tokenizer", help="name or folder of the tokenizer for --manifest; default: bytes")
-    parser.add_argument("--max-tokens", type=int, default=8192, help="budget of a batch, in positions")
-    parser.add_argument("--frames", type=int, default=5, help="encoder frames (20 ms) for one position")
-    parser.add_argument("--records", type=int, default=400, help="size of the corpus that is made to time the sources")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--max-tokens", type=count, default=8192, help="budget of a batch, in positions")
+    parser.add_argument("--frames", type=count, default=5, help="encoder frames (20 ms) for one position")
+    parser.add_argument("--records", type=count, default=400, help="of the corpus that is made to time the sources")
+    parser.add_argument("--workers", type=whole, default=2)
 
 
 def _latency(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--questions", required=True, metavar="MANIFEST", help="records with spoken questions")
-    parser.add_argument("--limit", type=int, default=20, metavar="N", help="the first so many questions")
+    parser.add_argument("--limit", type=count, default=20, metavar="N", help="the first so many questions")
     parser.add_argument("--vocoder", metavar="DIR")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    parser.add_argument("--max-new-tokens", type=count, default=64, metavar="N")
     parser.add_argument("--static", action="store_true", help="keys and values in a static cache, see `Decoding`")
     parser.add_argument("--compile", action="store_true", help="the same, its step through torch.compile")
     parser.add_argument("--device")
@@ -56,44 +57,34 @@ def _latency(parser: argparse.ArgumentParser) -> None:
 def _parts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="new folder")
     parser.add_argument("--size", choices=SIZES, default="8b")
-    parser.add_argument("--records", type=int, default=64, help="spoken questions with answers")
+    parser.add_argument("--records", type=count, default=64, help="spoken questions with answers")
     parser.add_argument("--device", help="draws the weights (default: a GPU if there is one)")
 
 
 def _stream(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tokens", type=int, nargs="+", default=[128], help="lengths of the answer")
-    parser.add_argument("--repeats", type=int, default=5, help="of the offline and the streamed answer")
+    parser.add_argument("--tokens", type=count, nargs="+", default=[128], help="lengths of the answer")
+    parser.add_argument("--repeats", type=count, default=5, help="of the offline and the streamed answer")
     again = "of the answer decoded anew at each token; 0: none"
-    parser.add_argument("--rerun-repeats", type=int, default=1, help=again)
+    parser.add_argument("--rerun-repeats", type=whole, default=1, help=again)
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="ways of training, of those in bench/train.py; all")
-    parser.add_argument("--repeats", type=int, default=3, help="the least of so many steps counts")
-    parser.add_argument("--threads", type=int, help="default: as many as torch takes")
+    parser.add_argument("--repeats", type=count, default=3, help="the least of so many steps counts")
+    parser.add_argument("--threads", type=count, help="default: as many as torch takes")
 
 
 def _stream_wrong(args: argparse.Namespace) -> str | None:
-    if min(args.tokens) < 1 or args.repeats < 1 or not 0 <= args.rerun_repeats <= args.repeats:
-        return "--tokens and --repeats are at least 1, --rerun-repeats is 0 ... repeats"
-    return None
-
-
-def _least(name: str) -> Callable[[argparse.Namespace], str | None]:
-    return lambda args: f"--{name} is at least 1" if getattr(args, name) < 1 else None
+    return "--rerun-repeats is 0 ... repeats" if args.rerun_repeats > args.repeats else None
 
 
 BENCHES = {
-    "cache": Bench(
-        "what the caches of frozen states save in the steps of a recipe",
-        _cache,
-        lambda args: "--steps is at least 1, --warm-up at least 0" if args.steps < 1 or args.warm_up < 0 else None,
-    ),
+    "cache": Bench("what the caches of frozen states save in the steps of a recipe", _cache),
     "data": Bench("loader throughput of each kind of source, padding of batches", _data),
-    "latency": Bench("time to a model's first text, unit and sound, and the paper's", _latency, _least("limit")),
-    "parts": Bench("random weights of the paper's sizes, for recipes and the others", _parts, _least("records")),
+    "latency": Bench("time to a model's first text, unit and sound, and the paper's", _latency),
+    "parts": Bench("random weights of the paper's sizes, for recipes and the others", _parts),
     "stream": Bench("CPU time of a streamed answer over that of the same offline", _stream, _stream_wrong),
-    "train": Bench("CPU time and memory of a training step, with and without caches", _train, _least("repeats")),
+    "train": Bench("CPU time and memory of a training step, with and without caches", _train),
 }
 """Name -> a measurement; `speechzoo.bench.NAME` holds its `main`, which takes its arguments."""
 

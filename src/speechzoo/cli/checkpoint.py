@@ -21,8 +21,10 @@ def main(argv: Sequence[str]) -> int:
     expand.add_argument("--trust-code", action="store_true", help="import other people's classes that the run names")
     args = parser.parse_args(argv)
     from speechzoo.interop.hub import load_run, save_pretrained
+    from speechzoo.interop.saved import check_new
 
     try:
+        check_new(args.output)
         model = load_run(args.run, args.trust_code)
         save_pretrained(model, args.output, merge_lora=args.merge_lora)
     except (ValueError, OSError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from speechzoo.cli.counts import count, whole
 from speechzoo.system.terminal import tell_error
 
 ACTIONS = {
@@ -63,9 +64,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", default="0/1", metavar="i/n", help="a job's share, i from 0: $SLURM_ARRAY_TASK_ID/8")
     told = "all N shards as tasks of the Ray cluster of $RAY_ADDRESS, else of this machine, then joined"
     parser.add_argument("--ray", type=int, metavar="N", help=told)
-    parser.add_argument("--threads", type=int, default=8, help="that read clips, ask endpoints or speak")
+    parser.add_argument("--threads", type=count, default=8, help="that read clips, ask endpoints or speak")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--val", type=int, default=0, metavar="N", help="records apart: train.jsonl, val.jsonl too")
+    parser.add_argument("--val", type=whole, default=0, metavar="N", help="records apart: train.jsonl, val.jsonl too")
     parser.add_argument("--title", help="of the card")
     parser.add_argument("--licence", default="unknown", help="of the source, by its identifier on the hub")
 
@@ -84,7 +85,7 @@ def _instruct(parser: argparse.ArgumentParser) -> None:
     layouts = "JSON, JSONL, Parquet or a name on the hub, in the layout of Alpaca, ShareGPT, UltraChat or chat messages"
     parser.add_argument("texts", nargs="+", metavar="FILE[#LIMIT]", help=layouts)
     parser.add_argument("--style", choices=("llama_omni", "llasm"), required=True, help="whose filters and stages")
-    parser.add_argument("--limit", type=int, help="the first so many of each file")
+    parser.add_argument("--limit", type=count, help="the first so many of each file")
     parser.add_argument("--stages", metavar="A,B", help="only these of filter, rewrite, speak, units")
     llm = "OpenAI-compatible endpoint, a local Hugging Face model, or `rule`: a small rule instead, to try the chain"
     parser.add_argument("--llm", metavar="URL|MODEL", help=llm)
@@ -111,7 +112,7 @@ def _released(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="train")
     parser.add_argument("--language", default="en")
-    parser.add_argument("--num-units", type=int, default=1000, help="units are below it (1000); 0 leaves units out")
+    parser.add_argument("--num-units", type=whole, default=1000, help="units are below it (1000); 0 leaves units out")
     told = "records with units beyond: left out, the largest unit in their place, or kept without units"
     parser.add_argument("--large-units", choices=("refuse", "clip", "without"), default="refuse", help=told)
 
@@ -129,8 +130,10 @@ def _hubert(parser: argparse.ArgumentParser, kmeans: bool, required: bool = True
 
 def _example(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="FOLDER", help="for alpaca.json, LibriSpeech/ and eval/")
-    parser.add_argument("--questions", type=int, nargs=2, default=[660, 100], metavar=("TRAIN", "TEST"))
-    parser.add_argument("--clips", type=int, nargs=2, default=[0, 0], metavar=("TRAIN", "TEST"), help="of them spoken")
+    parser.add_argument("--questions", type=count, nargs=2, default=[660, 100], metavar=("TRAIN", "TEST"))
+    parser.add_argument(
+        "--clips", type=whole, nargs=2, default=[0, 0], metavar=("TRAIN", "TEST"), help="of them spoken"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -138,8 +141,8 @@ def _kmeans(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="FILE.safetensors", help="new; a report goes beside it")
     _data(parser)
     _hubert(parser, kmeans=False)
-    parser.add_argument("--clusters", type=int, default=1000)
-    parser.add_argument("--frames", type=int, default=200_000, help="of speech that they are trained on (20 ms each)")
+    parser.add_argument("--clusters", type=count, default=1000)
+    parser.add_argument("--frames", type=count, default=200_000, help="of speech that they are trained on (20 ms each)")
     parser.add_argument("--labels", type=Path, help="JSONL {audio, phones: [[start, end, phone]]}: purity, PNMI")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -152,7 +155,7 @@ def _contamination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="FOLDER", help="a joined data set")
     parser.add_argument("questions", type=Path, metavar="QUESTIONS", help="JSON or JSONL with id and question")
     parser.add_argument("--key", default="question", help="of the question's text")
-    parser.add_argument("--ngram", type=int, default=8, help="words")
+    parser.add_argument("--ngram", type=count, default=8, help="words")
     parser.add_argument("--threshold", type=float, default=0.5, help="share of a question's n-grams that flags it")
 
 

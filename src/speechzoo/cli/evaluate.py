@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from speechzoo.cli.counts import count, whole
 from speechzoo.system.terminal import tell_error
 from speechzoo.talk.options import MODEL
 
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--suite", required=True, metavar="NAME|FILE", help="list tells all; or questions as JSONL")
     made.add_argument("--data", type=Path, metavar="FOLDER", help="the suite's files, as they are published")
     made.add_argument("--out", type=Path, metavar="FOLDER", help="(default: checkpoints/evaluate/SUITE)")
-    made.add_argument("--limit", type=_count, metavar="N", help="the first N questions")
+    made.add_argument("--limit", type=count, metavar="N", help="the first N questions")
     made.add_argument("--written", action="store_true", help="ask the words of the questions, not their sound")
     made.add_argument("--overwrite", action="store_true", help="begin anew where the folder holds something else")
     foreign = made.add_argument_group("somebody else's model, by an OpenAI-compatible endpoint")
@@ -50,24 +51,17 @@ def parser() -> argparse.ArgumentParser:
         "--judge", metavar="URL|MODEL", help="OpenAI-compatible endpoint, or a chat model of transformers"
     )
     judge.add_argument("--judge-model", "--judge_model", metavar="NAME", help="the endpoint's name of it")
-    judge.add_argument("--parallel", type=_count, default=4, metavar="N", help="requests at a time (default 4)")
+    judge.add_argument("--parallel", type=count, default=4, metavar="N", help="requests at a time (default 4)")
     judge.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds a request may take")
     made.add_argument("--recogniser", metavar="WHISPER", help="writes spoken answers down: name, file or folder")
-    made.add_argument("--batch", type=_count, default=8, metavar="N", help="questions answered together (default 8)")
-    made.add_argument("--max-new-tokens", type=_count, metavar="N", help="longest answer (default: the model's)")
+    made.add_argument("--batch", type=count, default=8, metavar="N", help="questions answered together (default 8)")
+    made.add_argument("--max-new-tokens", type=count, metavar="N", help="longest answer (default: the model's)")
     made.add_argument("--vocoder", metavar="DIR", help="for the models whose units it knows")
-    made.add_argument("--latency", type=int, default=10, metavar="N", help="questions to time the first sound with")
+    made.add_argument("--latency", type=whole, default=10, metavar="N", help="questions to time the first sound with")
     made.add_argument("--seed", type=int, default=0, help="of bootstrap and judge")
     made.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     made.add_argument("--trust-code", action="store_true", help="import other people's classes that a model names")
     return made
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from speechzoo.names.published import CARD, entry, index, published
-from speechzoo.parts.registry import PARTS, fetch, find_cached
+from speechzoo.parts.registry import PARTS, check_cached, fetch, find_cached
 
 FIRST = ("wer", "exact_match", "unit_error_rate", "asr_wer")  # of the results, in the table's last column
 
@@ -61,7 +61,8 @@ def show_main(argv: Sequence[str]) -> int:
     for file, digest in about.get("files", {}).items():
         print(f"{'file':<14}{about['shelf'] / args.name / file}  sha256 {digest}")
     for stage, cost in about.get("training", {}).items():
-        told = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in cost.items())
+        rows = {key.replace("_", " "): value if isinstance(value, str) else f"{value:,}" for key, value in cost.items()}
+        told = ", ".join(f"{key} {value}" for key, value in rows.items())
         print(f"{'training':<14}{stage}: {told}")
     for result in about.get("results", []):
         between = f" [{result['low']:.4f}, {result['high']:.4f}]" if "low" in result else ""
@@ -81,6 +82,7 @@ def pull_main(argv: Sequence[str]) -> int:
         folder, about = published(name), entry(name)
         for part in about["parts"]:
             fetch(part)
+            check_cached(part)
         print(f"{name}: {folder}, {len(about['files'])} files as they were published, and {len(about['parts'])} parts")
         if "vocoder" in about:
             pull_main([about["vocoder"]])

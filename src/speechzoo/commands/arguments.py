@@ -114,6 +114,7 @@ def brief(message: str) -> str:
     if not where or not given:
         return re.sub(r"\s+", " ", message)[:400]
     value = re.sub(r"\. (Got|Given) value: .*", "", given[1])
+    value = re.sub(r"^NestedArg\(key='\w+', val='(.*)'\)$", r"\1", value)  # of --model.init_args.adaptor=NAME
     kinds = [_kind(kind) for kind in dict.fromkeys(EXPECTED.findall(tail[: given.start()]))]
     real = [kind for kind in kinds if kind != "null"]
     if real:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
+from speechzoo.names.recipes import recipe
 from speechzoo.system.yaml_text import read_yaml
 
 CONFIG = re.compile(r"^(?:-c|--config)(?:=(.*))?$")
@@ -25,7 +27,7 @@ def wrong_config(words: Sequence[str]) -> str | None:
         return f"{words[0]} needs a configuration: --config {example}, or one of your own"
     for file in files:
         if not Path(file).is_file():
-            return f"--config {file}: {'is a folder' if Path(file).is_dir() else 'no such file'}"
+            return f"--config {file}: {'is a folder' if Path(file).is_dir() else f'no such file{_near(file)}'}"
         try:
             content = read_yaml(file)
         except ValueError as error:
@@ -35,3 +37,11 @@ def wrong_config(words: Sequence[str]) -> str | None:
         if content is not None and not isinstance(content, dict):
             return f"--config {file}: holds a {type(content).__name__}, not the settings of a run (key: value)"
     return None
+
+
+def _near(file: str) -> str:
+    """The shipped recipe that is meant: mistyped, or asked for from another folder than the repository's."""
+    root = recipe("README.md").parent
+    shipped = {f"recipes/{path.relative_to(root).as_posix()}": path for path in root.rglob("*.yaml")}
+    near = get_close_matches(file, shipped, n=1, cutoff=0.8)
+    return f"; did you mean {shipped[near[0]]}?" if near else ""

@@ -24,7 +24,6 @@ from speechzoo.corpora.texts import STYLES, instructions, language_of, suitable,
 from speechzoo.corpora.voices import Cast, open_speaker, speak_to
 from speechzoo.data.instructions import ASR_INSTRUCTIONS, asr_messages
 from speechzoo.data.schema import check_messages
-from speechzoo.names.spec import at_least
 from speechzoo.system.digests import file_digest
 from speechzoo.system.files import write_json
 
@@ -283,7 +282,6 @@ def begin(args: Namespace, title: str, licences: dict[str, str], tasks: list[str
         ValueError: if that was another one.
     """
     args.shard = Shard.read(args.shard)
-    at_least(0, "speechzoo data", val=args.val)
     about = {"title": args.title or title, "licences": licences, "tasks": tasks, "stages": stages, "val": args.val}
     check_settings(args.out, {"stages": stages, "shards": args.shard.count})
     args.about = {**about, "shards": args.shard.count, "command": args.command_line}

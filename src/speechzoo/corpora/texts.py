@@ -124,7 +124,7 @@ def instructions(names: Iterable[str], limit: int | None = None) -> Iterator[Ite
     sources = told_apart([given.partition("#")[0] for given in names])
     for given, source in zip(names, sources, strict=True):
         name, _, most = given.partition("#")
-        if most and not most.isdigit():
+        if most and not (most.isdecimal() and int(most)):
             raise ValueError(f"{given}: after # comes how many of its records to take")
         last = int(most) if most else limit
         for place, row in rows(name):

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from speechzoo.names.published import nearest
 from speechzoo.system.files import read_json, sha256
 
 TOKENIZER_FILES = (
@@ -38,7 +39,7 @@ def find_source(source: str | Path, **options: Any) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{source}: no such folder")
+        raise FileNotFoundError(f"{source}: no such folder{nearest(str(source))}")
     from huggingface_hub import snapshot_download
 
     try:
@@ -74,7 +75,7 @@ class Weights:
 
     Raises:
         FileNotFoundError: if weights, or a shard that the index names, are missing.
-        ValueError: if a shard is damaged, or does not hold what the index says.
+        ValueError: if a shard is damaged, or does not hold what the index says; if a tensor is in two files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -85,6 +86,8 @@ class Weights:
         self.kind, paths, index = self._find()
         for file in paths:
             for name in self._names(file):
+                if name in self.files:  # which of them is meant is not told
+                    raise ValueError(f"{file}: {name} is in {self.files[name].name} too: leave one of them")
                 self.files[name] = file
         if index is not None:
             absent = sorted(set(index) - set(self.files))
@@ -96,8 +99,8 @@ class Weights:
             index_file = self.folder / f"{stem}.{kind}.index.json"
             if index_file.is_file():
                 index = read_json(index_file).get("weight_map")
-                if not isinstance(index, dict) or not index:
-                    raise ValueError(f"{index_file}: has no weight_map")
+                if not isinstance(index, dict) or not index or not all(isinstance(v, str) for v in index.values()):
+                    raise ValueError(f"{index_file}: has no weight_map of file names")
                 paths = [self.folder / name for name in sorted(set(index.values()))]
                 for path in paths:
                     if path.parent != self.folder:
@@ -105,7 +108,8 @@ class Weights:
                     if not path.is_file():
                         raise FileNotFoundError(f"{path}: a shard that the index names is missing")
                 return kind, paths, index
-            single = sorted(self.folder.glob(f"{stem}*.{kind}"))
+            whole = self.folder / f"{stem}.{kind}"  # alone: Whisper's folders hold `model.fp32-...` beside it
+            single = [whole] if whole.is_file() else sorted(self.folder.glob(f"{stem}*.{kind}"))
             if single:
                 return kind, single, None
         raise FileNotFoundError(f"{self.folder}: holds no model.safetensors or pytorch_model.bin")
@@ -172,16 +176,16 @@ class Released:
             raise ValueError(f"{self.folder}/config.json: model_type is {kind!r}, expected {' or '.join(model_types)}")
         self.weights = Weights(self.folder)
 
-    def setting(self, name: str, kind: type) -> Any:
-        """A required field of config.json, checked.
+    def setting(self, name: str, *kinds: type, default: Any = None) -> Any:
+        """A field of config.json, checked; required if there is no default.
 
         Raises:
             ValueError: if it is absent or of another type.
         """
-        value = self.config.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        value = self.config.get(name, default)
+        if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(
-                f"{self.folder}/config.json: {name} has to be {kind.__name__}, "
+                f"{self.folder}/config.json: {name} has to be {' or '.join(kind.__name__ for kind in kinds)}, "
                 f"it is {'absent' if name not in self.config else repr(value)}"
             )
         return value
@@ -191,9 +195,13 @@ class Released:
 
         Raises:
             FileNotFoundError: if there are none.
+            ValueError: if one is damaged.
         """
         root = self.folder if folder is None else find_source(folder)
         files = [root / name for name in TOKENIZER_FILES if (root / name).is_file()]
+        for file in files:
+            if file.suffix == ".json":
+                read_json(file)
         if not any(file.name in ("tokenizer.json", "tokenizer.model", "vocab.json") for file in files):
             raise FileNotFoundError(f"{root}: holds no tokenizer (tokenizer.json or tokenizer.model): give --tokenizer")
         return files

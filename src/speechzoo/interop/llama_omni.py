@@ -61,13 +61,22 @@ def decoder_settings(released: Released) -> dict[str, Any]:
     """Arguments of `CTCUnitDecoder` from a released config.
 
     Raises:
-        ValueError: if `ctc_decoder_config` is not four whole numbers.
+        ValueError: if `ctc_decoder_config` is not four whole numbers, or the decoder is of layers that ours has not.
     """
     text = released.setting("ctc_decoder_config", str)
     numbers = re.fullmatch(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,?\s*\)", text.strip())
     if numbers is None:
         raise ValueError(f"{released.folder}/config.json: ctc_decoder_config {text!r} is not (layers,width,heads,ffn)")
     layers, dim, heads, ffn = map(int, numbers.groups())
+    # The release's decoder is made of the LLM's config; ours has its rope, but neither its length nor its activation.
+    scaling = rope(released.config) or {"rope_type": "default"}
+    known = {"default", "linear", "llama3"} | ({"yarn"} if "original_max_position_embeddings" in scaling else set())
+    for name, value, can in (
+        ("hidden_act", released.config.get("hidden_act", "silu"), {"silu"}),
+        ("rope_type", scaling.get("rope_type"), known),
+    ):
+        if value not in can:
+            raise ValueError(f"{released.folder}/config.json: {name} {value!r} is not supported in the unit decoder")
     return {
         "num_units": released.setting("unit_vocab_size", int),
         "upsample": released.setting("ctc_upsample_factor", int),
@@ -115,6 +124,9 @@ def import_llama_omni(
         raise ValueError(f"{speech_encoder}: its width is {dims.get('n_audio_state')}, config.json says {width}")
     config, decoder = llama_config(released.config), decoder_settings(released)
     stack = released.setting("speech_encoder_ds_rate", int)
+    released.setting("ctc_loss_weight", int, float, default=1.0)
+    if released.config.get("tokenizer_model_max_length") is not None:
+        released.setting("tokenizer_model_max_length", int, float)
     expected = llama_shapes(config)
     for prefix, make in (
         ("adaptor.", lambda: ConcatMLP(width, config.hidden_size, stack)),

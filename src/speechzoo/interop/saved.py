@@ -46,6 +46,17 @@ DTYPES = ("float32", "bfloat16", "float16")
 SHARD_BYTES = 1 << 30
 
 
+def check_new(path: str | Path) -> None:
+    """Refuse a folder that holds something, before the work for it is begun.
+
+    Raises:
+        FileExistsError: if there is something at `path` already.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path}: exists already: choose another folder or remove it")
+
+
 @contextlib.contextmanager
 def new_folder(path: str | Path, need: int | None = None) -> Iterator[Path]:
     """A folder to write into, which gets its name only when the block ends well.
@@ -58,8 +69,7 @@ def new_folder(path: str | Path, need: int | None = None) -> Iterator[Path]:
         FileExistsError: if there is something at `path` already.
     """
     path = Path(path).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path}: exists already: choose another folder or remove it")
+    check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_parts(path.parent)
     if need is not None:

@@ -19,20 +19,31 @@ LLAMA = (
 def rope(config: dict[str, Any]) -> dict[str, Any] | None:
     """How positions are scaled, with its type under today's name and without the base; None where it is not said.
 
-    transformers 5 writes `rope_parameters`, with the base in it, and `dtype`; before, these were `rope_scaling`,
-    `rope_theta` and `torch_dtype`.
+    transformers 5 writes `rope_parameters`, with the base in it; before, these were `rope_scaling` and `rope_theta`.
+
+    Raises:
+        ValueError: if it is no mapping.
     """
-    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    scaling.pop("rope_theta", None)
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise ValueError(f"config.json: the rope's scaling is {scaling!r}, no mapping")
+    scaling = {name: value for name, value in scaling.items() if name != "rope_theta"}
     if "type" in scaling:
         scaling.setdefault("rope_type", scaling.pop("type"))
     return scaling if scaling and scaling != {"rope_type": "default"} else None
 
 
 def rope_theta(config: dict[str, Any]) -> float:
-    """The base of the rotary embedding."""
+    """The base of the rotary embedding.
+
+    Raises:
+        ValueError: if it is no number.
+    """
     held = config.get("rope_parameters") or {}
-    return float(held.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    base = held.get("rope_theta") or config.get("rope_theta") or 10_000.0
+    if not isinstance(base, (int, float)):
+        raise ValueError(f"config.json: rope_theta {base!r} is no number")
+    return float(base)
 
 
 def llama_config(config: dict[str, Any]) -> LlamaConfig:
@@ -44,12 +55,10 @@ def llama_config(config: dict[str, Any]) -> LlamaConfig:
     settings = {name: config[name] for name in LLAMA if name in config}
     turn = {"rope_type": "default", **(rope(config) or {}), "rope_theta": rope_theta(config)}
     try:
-        made = LlamaConfig(**settings, rope_parameters=turn, architectures=["LlamaForCausalLM"])
+        return LlamaConfig(**settings, rope_parameters=turn, architectures=["LlamaForCausalLM"])
     except Exception as error:  # transformers validates with exceptions of its own
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"config.json does not describe a Llama: {reason}") from error
-    made.dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return made
 
 
 def llama_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:

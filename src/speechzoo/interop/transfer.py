@@ -44,6 +44,7 @@ def write_parts(
     save_file(own, work / "model.safetensors", {"format": "pt"})
     if rest:
         save_file(rest, work / "kept.safetensors", {"format": "pt"})
+    config.dtype = release_dtype(released)  # of its weights: what config.json says may be another, or none of torch's
     config.save_pretrained(work / "llm")
     return sorted(rest)
 
@@ -72,11 +73,18 @@ def write_around(work: Path, released: Released, tokenizer: str | None) -> dict[
 
 
 def stop_ids(released: Released) -> list[int] | None:
-    """End-of-sequence ids of generation_config.json, else of config.json."""
+    """End-of-sequence ids of generation_config.json, else of config.json.
+
+    Raises:
+        ValueError: if they are no ids.
+    """
     file = released.folder / "generation_config.json"
     ids = read_json(file).get("eos_token_id") if file.is_file() else None
     ids = released.config.get("eos_token_id") if ids is None else ids
-    return [ids] if isinstance(ids, int) else ids
+    ids = [ids] if isinstance(ids, int) else ids
+    if ids is not None and not (isinstance(ids, list) and all(isinstance(i, int) for i in ids)):
+        raise ValueError(f"{file}: eos_token_id is {ids!r}, expected an id or a list of them")
+    return ids
 
 
 def release_dtype(released: Released) -> str:

@@ -89,6 +89,12 @@ def entry(name: str) -> dict[str, Any]:
     return index()[name]
 
 
+def nearest(name: str) -> str:
+    """For the message that there is no such model: names of the zoo that are like it; empty if none is."""
+    near = get_close_matches(name, index(), n=3, cutoff=0.7)
+    return f"; the zoo has {', '.join(near)}" if near else ""
+
+
 def published(name: str) -> Path:
     """The folder of a published model, each file compared with its hash in the index.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from speechzoo.system.files import discard, sha256
+from speechzoo.system.files import discard, read_json, sha256, write_json
 
 # Raise it when what a part's folder holds changes, so that old caches are not mistaken for new ones.
 _LAYOUT = 1
@@ -146,11 +146,10 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     if name not in PARTS:
         raise ValueError(f"no part is called {name!r}; there are {', '.join(PARTS)}")
     part = PARTS[name]
-    cache = cache or cache_folder()
-    folder = cache / f"{part.name}-{part.version}-{_LAYOUT}"
+    folder = _folder(part, cache)
     if not _is_there(part, folder):
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{part.name}.lock"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{part.name}.lock"):
             if not _is_there(part, folder):  # another process may have made it while this one waited
                 discard(folder)
                 print(f"fetching {part.name}: {part.megabytes} MB, {part.licence}", file=sys.stderr, flush=True)
@@ -161,8 +160,30 @@ def fetch(name: str, cache: Path | None = None) -> Path:
 def find_cached(name: str, cache: Path | None = None) -> Path | None:
     """A part's file or folder where it has been fetched before, else None."""
     part = PARTS[name]
-    folder = (cache or cache_folder()) / f"{part.name}-{part.version}-{_LAYOUT}"
+    folder = _folder(part, cache)
     return folder / part.result if _is_there(part, folder) else None
+
+
+def check_cached(name: str, cache: Path | None = None) -> None:
+    """Compare a fetched part with the hashes written down when it was made; a cache of before has none and passes.
+
+    Raises:
+        ValueError: naming the file that is missing or was changed.
+    """
+    folder = _folder(PARTS[name], cache)
+    record = _record(folder)
+    for file, wanted in (read_json(record) if record.is_file() else {}).items():
+        if not (folder / file).is_file() or sha256(folder / file) != wanted:
+            raise ValueError(f"{folder / file}: missing or changed since it was fetched: delete {folder}, fetch again")
+
+
+def _folder(part: Part, cache: Path | None) -> Path:
+    return (cache or cache_folder()) / f"{part.name}-{part.version}-{_LAYOUT}"
+
+
+def _record(folder: Path) -> Path:
+    """Where the hashes of a part's files stand: beside its folder, which holds the part alone."""
+    return folder.with_name(f".{folder.name}.sha256.json")
 
 
 def _is_there(part: Part, folder: Path) -> bool:
@@ -211,6 +232,8 @@ def _make(part: Part, folder: Path) -> None:
         extract(archive, part.members, made)
         if part.prepare is not None:
             part.prepare(made)
+        hashes = {str(file.relative_to(made)): sha256(file) for file in made.rglob("*") if file.is_file()}
+        write_json(_record(folder), hashes)
         made.rename(folder)
 
 

@@ -41,9 +41,9 @@ def draw_sentences(
     dtype = torch.bfloat16 if fast_bfloat16() else torch.float32
     model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).eval()
     begin = [ids for word in STARTS if len(ids := tokenizer(word).input_ids) == 1]
-    rng = random.Random(f"{seed} {len(found)}")
-    torch.manual_seed(rng.randrange(1 << 30))
     while len(found) < count:
+        rng = random.Random(f"{seed} {len(found)}")  # drawn anew, so that a stop between two batches changes nothing
+        torch.manual_seed(rng.randrange(1 << 30))
         rows = torch.tensor([[0, *rng.choice(begin)] for _ in range(ROWS)])  # 0 begins a document
         with torch.no_grad():
             ids = model.generate(

@@ -104,7 +104,8 @@ class Work:
         from speechzoo.commands.training import run
 
         quiet(results_only=True)
-        arguments = ["fit", f"--config={recipe(f'quickstart/{name}.yaml')}", f"--vars.out={self.out}"]
+        out = f"./{self.out}" if len(self.out.parts) == 1 else self.out  # a bare 1e3 would be read as a number
+        arguments = ["fit", f"--config={recipe(f'quickstart/{name}.yaml')}", f"--vars.out={out}"]
         arguments += [f"--seed_everything={self.seed}", f"--data.init_args.seed={self.seed}"]
         if not self.scale.from_scratch and name in STARTS:
             arguments.append(f"--model.init_args.init_from=[{PUBLISHED[STARTS[name]]}]")

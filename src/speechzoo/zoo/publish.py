@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from speechzoo.interop.hub import load_run
-from speechzoo.interop.saved import new_folder
+from speechzoo.interop.saved import check_new, new_folder
 from speechzoo.models.base import SpeechLLM
 from speechzoo.models.checkpoint import read
 from speechzoo.names.published import CARD, NAME, published, sha256
@@ -44,6 +44,7 @@ def publish_model(run: str | Path, folder: Path, facts: Facts, vocoder: str | No
     _check_name(folder.name)
     if vocoder is not None and not (folder.parent / vocoder).is_dir():
         published(vocoder)
+    check_new(folder)
     model = load_run(run)
     state = {name: _half(name, tensor) for name, tensor in merged_state(run)}
     settings = {key: value for key, value in model.hparams.items() if key not in TRAINING_ONLY}

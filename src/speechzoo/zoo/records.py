@@ -87,9 +87,8 @@ def costs(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if (run / "summary.json").is_file():
         record = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         found = {key: record[key] for key in COST if record.get(key) is not None}
-        yield run.name, {key: round(value, ROUNDED.get(key)) for key, value in found.items()}
-    elif (run / "last.ckpt").is_file():  # a recipe without StageCost
-        yield run.name, {"steps": int(read(run)["global_step"])}
+        commit = {"commit": record["commit"]} if record.get("commit") else {}
+        yield run.name, {key: round(value, ROUNDED.get(key)) for key, value in found.items()} | commit
 
 
 def _told(training: dict[str, dict[str, Any]]) -> str:

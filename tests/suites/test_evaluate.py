@@ -281,6 +281,26 @@ def test_written_asks_the_words(questions, tmp_path):
     assert [r["messages"][0]["content"] for r in foreign.requests][:2] == ["question 0?", "question 1?"]
 
 
+def test_other_words_of_a_question_without_its_sound_are_noticed(tmp_path, capsys):
+    """The sound is not needed in writing, so the words alone say whether a kept answer is one to this question."""
+    file, codes = tmp_path / "asked.jsonl", []
+    with chat_server(lambda request, n: "Paris") as foreign:
+        for words in ("A town?", "A town?", "A colour?"):
+            file.write_text(json.dumps({"id": "a", "question": words, "audio": "gone.wav"}))
+            asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--written"]
+            codes.append(main(arguments(file, tmp_path / "o", *asked)))
+    assert codes == [0, 0, 1] and "questions are not what they were, such as 'a'" in capsys.readouterr().err
+
+
+def test_answers_that_were_cut_off_are_told(questions, tmp_path, capsys):
+    cut = json.dumps({"choices": [{"message": {"content": "Paris is"}, "finish_reason": "length"}]})
+    with chat_server(lambda request, n: "Paris" if n else (200, cut, {})) as foreign:
+        asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--parallel", 1, "--written"]
+        assert main(arguments(questions, tmp_path / "o", *asked)) == 0
+    assert "1 of 5 answers of m were cut off at the longest allowed." in capsys.readouterr().out
+    assert [answer.stopped for answer in load_answers(tmp_path / "o" / "m" / "answers.jsonl")][:2] == [False, None]
+
+
 def test_wandb_has_the_sound(questions, tmp_path, monkeypatch, hears, tiny_whisper_pt):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -10,6 +10,8 @@ from speechzoo.evaluation.answers import Answer, load_answers
 from speechzoo.system.files import read_json
 
 SUITE, MODEL = "suite.json", "model.json"
+WHO = ("source", "content", "vocoder", "endpoint", "model", "voice")
+"""Of `model.json` what says who was asked; the rest says how."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Evaluated:
         name: of its folder, by which the tables of `evaluate` call it.
         source: the name of the zoo, run or file that was asked, as the command had it; None behind an endpoint.
         suite: its name.
+        asked: how: in writing, the settings of answers, the recogniser of spoken ones.
         first_sound: s until the first sound, median over questions, at the smallest number of units that was timed.
     """
 
@@ -27,6 +30,7 @@ class Evaluated:
     source: str | None
     suite: str
     answers: list[Answer]
+    asked: str = ""
     first_sound: float | None = None
 
 
@@ -36,13 +40,18 @@ def read_evaluated(folder: Path) -> list[Evaluated]:
     Raises:
         ValueError: if one of its files is damaged, or no model has answered there.
     """
-    suite = str(read_json(folder / SUITE).get("suite", folder.name))
+    told_suite = read_json(folder / SUITE)
+    suite = str(told_suite.get("suite", folder.name))
+    shared = {key: told_suite[key] for key in ("written", "recogniser") if told_suite.get(key)}
     found = []
     for file in sorted(folder.glob(f"*/{MODEL}")):
         answers = file.parent / "answers.jsonl"
         if answers.is_file():
-            source = read_json(file).get("source")
-            told = (file.parent.name, None if source is None else str(source), suite, load_answers(answers))
+            identity = read_json(file)
+            source = identity.get("source")
+            how = shared | {key: value for key, value in identity.items() if key not in WHO}
+            asked = ", ".join(f"{key}={value}" for key, value in sorted(how.items()))
+            told = (file.parent.name, None if source is None else str(source), suite, load_answers(answers), asked)
             found.append(Evaluated(*told, _first_sound(file.parent / "latency.json")))
     if not found:
         raise ValueError(f"{folder}: no model has answered there yet")

@@ -32,6 +32,7 @@ class Run:
     answers: list[Answer] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # stages it started from that are not there
     suite: str = ""  # its answers are those that `speechzoo evaluate` kept, to this suite
+    asked: str = ""  # how, where `speechzoo evaluate` asked
     first_sound: float | None = None  # s until the first sound, median, as `speechzoo evaluate` timed it
 
     @property
@@ -125,7 +126,7 @@ def _attach(found: Evaluated, path: Path, runs: list[Run]) -> None:
         if mine:
             run.name = f"{run.name} on {found.suite}"
         runs.append(run)
-    run.answers, run.suite, run.first_sound = found.answers, found.suite, found.first_sound
+    run.answers, run.suite, run.asked, run.first_sound = found.answers, found.suite, found.asked, found.first_sound
 
 
 def read_run(folder: Path) -> Run:

@@ -85,7 +85,7 @@ def evaluate(
     identities = [system.identity() for system in systems]
     claim(options.out, "speechzoo evaluate")
     same(options.out / SUITE, settings, options.overwrite, options.out)
-    same_questions(options.out, questions, options.overwrite)
+    same_questions(options.out, questions, options.written, options.overwrite)
     places = [options.out / safe(system.name) for system in systems]
     pairs = zip(systems, identities, places, strict=True)
     stores = [Store(place, identity, questions, options.overwrite) for _, identity, place in pairs]

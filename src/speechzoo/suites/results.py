@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.bench.latency import PAPER
-from speechzoo.evaluation.answers import Answer, normalisers
+from speechzoo.evaluation.answers import Answer, cut_answers, normalisers
 from speechzoo.evaluation.compare import SystemResult, interval_cell, pair_differences, pair_table
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, markdown
 from speechzoo.evaluation.wandb_run import open_run
@@ -124,6 +124,8 @@ def notes(
     for result in done:
         if result.stopped:
             told.append(f"{result.name} was not asked to the end: {result.stopped}. The same command goes on.")
+        if cut := cut_answers(result.answers):
+            told.append(f"{cut} of {len(result.answers)} answers of {result.name} were cut off at the longest allowed.")
         if result.faults:
             told.append(_listed(f"{result.name} has no answer to", result.faults))
     return told

@@ -72,7 +72,7 @@ def same(file: Path, told: Mapping[str, Any], overwrite: bool, folder: Path) -> 
         write_json(file, told)
 
 
-def same_questions(folder: Path, questions: Sequence[Question], overwrite: bool) -> None:
+def same_questions(folder: Path, questions: Sequence[Question], written: bool, overwrite: bool) -> None:
     """See that the questions a folder knows are still what they were; further ones may come.
 
     Raises:
@@ -80,7 +80,7 @@ def same_questions(folder: Path, questions: Sequence[Question], overwrite: bool)
     """
     file = folder / "questions.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    now = {question.id: digest for question in questions if (digest := question.digest()) is not None}
+    now = {question.id: digest for question in questions if (digest := question.digest(written)) is not None}
     changed = [name for name, digest in now.items() if before.get(name, digest) != digest]
     if changed and not overwrite:
         told = f"{len(changed)} questions are not what they were, such as {changed[0]!r}"

@@ -81,9 +81,14 @@ def test_other_ways_to_ask_are_no_fair_comparison(tmp_path: Path) -> None:
     (tmp_path / "a" / "suite.json").write_text(json.dumps({"suite": "s", **common}))
     assert reasons(model={}, suite=common) == []
     (told,) = reasons(model={"max_new_tokens": 5}, suite={**common, "written": True})
-    assert told == (
-        "ways to ask differ: one: recogniser=tiny; two: max_new_tokens=5, recogniser=tiny, written=True"
-    )
+    assert told == ("ways to ask differ: one: recogniser=tiny; two: max_new_tokens=5, recogniser=tiny, written=True")
+    for folder, sound in (("a", "clean"), ("b", "clean"), ("b", "noisy")):
+        digests = {f"q{n}": sound for n in range(4)} | {f"q{n}": f"other {folder}" for n in range(4, 9)}
+        (tmp_path / folder / "questions.json").write_text(json.dumps(digests))
+        told = reasons(model={}, suite=common) if folder == "b" else []
+        assert len(told) == (sound == "noisy")
+    assert told[0].startswith("words or sounds of the test questions differ: one: ")
+    (tmp_path / "b" / "questions.json").unlink()
     assert "two: recogniser=large-v3" in reasons(model={}, suite={**common, "recogniser": "large-v3"})[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from speechzoo.evaluation.answers import Answer, load_answers
 from speechzoo.system.files import read_json
 
-SUITE, MODEL = "suite.json", "model.json"
+SUITE, MODEL, QUESTIONS = "suite.json", "model.json", "questions.json"
 WHO = ("source", "content", "vocoder", "endpoint", "model", "voice")
 """Of `model.json` what says who was asked; the rest says how."""
 
@@ -23,6 +24,7 @@ class Evaluated:
         source: the name of the zoo, run or file that was asked, as the command had it; None behind an endpoint.
         suite: its name.
         asked: how: in writing, the settings of answers, the recogniser of spoken ones.
+        content: digest of the words and sounds of the questions it answered; empty where they are not known.
         first_sound: s until the first sound, median over questions, at the smallest number of units that was timed.
     """
 
@@ -31,6 +33,7 @@ class Evaluated:
     suite: str
     answers: list[Answer]
     asked: str = ""
+    content: str = ""
     first_sound: float | None = None
 
 
@@ -43,6 +46,7 @@ def read_evaluated(folder: Path) -> list[Evaluated]:
     told_suite = read_json(folder / SUITE)
     suite = str(told_suite.get("suite", folder.name))
     shared = {key: told_suite[key] for key in ("written", "recogniser") if told_suite.get(key)}
+    known = read_json(folder / QUESTIONS) if (folder / QUESTIONS).is_file() else {}
     found = []
     for file in sorted(folder.glob(f"*/{MODEL}")):
         answers = file.parent / "answers.jsonl"
@@ -51,7 +55,10 @@ def read_evaluated(folder: Path) -> list[Evaluated]:
             source = identity.get("source")
             how = shared | {key: value for key, value in identity.items() if key not in WHO}
             asked = ", ".join(f"{key}={value}" for key, value in sorted(how.items()))
-            told = (file.parent.name, None if source is None else str(source), suite, load_answers(answers), asked)
+            given = load_answers(answers)
+            digests = sorted((answer.id, known[answer.id]) for answer in given if answer.id in known)
+            content = hashlib.sha256(repr(digests).encode()).hexdigest()[:8] if digests else ""
+            told = (file.parent.name, None if source is None else str(source), suite, given, asked, content)
             found.append(Evaluated(*told, _first_sound(file.parent / "latency.json")))
     if not found:
         raise ValueError(f"{folder}: no model has answered there yet")

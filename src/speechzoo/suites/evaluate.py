@@ -175,7 +175,8 @@ def _latency(
     messages = [system.messages(question, suite.words, options.written) for question in asked]
     tokens = int(system.generate.get("max_new_tokens", 64))
     omegas = measure(system.talker, messages, tokens)
-    told = {"questions": len(asked), "device": str(next(system.talker.model.parameters()).device), "omegas": omegas}
+    device = str(next(system.talker.model.parameters()).device)
+    told = {"questions": len(asked), "device": device, "max_new_tokens": tokens, "omegas": omegas}
     write_json(file, told)
     return told
 

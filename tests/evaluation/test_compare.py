@@ -111,6 +111,9 @@ def test_markdown_and_latex():
     assert r"\multicolumn{2}{l}{\textit{Heading}} \\" in text
     assert r"x\textbar{}y & \textbf{12.3 \% [1, 2]} \\" in text
     assert r"A\_1 \& B" in text and r"\caption{50 \% of \#1}" in text
+    table.add("[x]", "y")  # else an argument of the row's end before it
+    table.add("*", "y")
+    assert "\n{}[x] & y" in table.to_latex() and "\n{}* & y" in table.to_latex()
     with pytest.raises(ValueError, match="3 cells in a table of 2"):
         table.add("a", "b", "c")
     assert latex("a<b>\n\n1 ± 2") == r"a\textless{}b\textgreater{} 1 $\pm$ 2"

@@ -12,6 +12,7 @@ from made_runs import make_run, quiz
 from speechzoo.cli.compare import main
 from speechzoo.evaluation import save_answers
 from speechzoo.evaluation.answers import MEASURES
+from speechzoo.evaluation.comparable import unfair
 from speechzoo.evaluation.evaluated import read_evaluated
 from speechzoo.evaluation.grouping import group_by
 from speechzoo.evaluation.runs import find_runs
@@ -66,6 +67,29 @@ def test_another_suite_is_another_row(tmp_path: Path) -> None:
         ("run", "quickstart", 1),
         ("run on questions", "questions", 3),
     ]
+
+
+def test_other_ways_to_ask_are_no_fair_comparison(tmp_path: Path) -> None:
+    def reasons(**settings: dict) -> list[str]:
+        (tmp_path / "b" / "two" / "model.json").write_text(json.dumps({"endpoint": "http://b", **settings["model"]}))
+        (tmp_path / "b" / "suite.json").write_text(json.dumps({"suite": "s", **settings["suite"]}))
+        return unfair(group_runs(find_runs([tmp_path / "a", tmp_path / "b"])))
+
+    for folder, name in (("a", "one"), ("b", "two")):
+        evaluated(tmp_path / folder, "s", **{name: (None, 1)})
+    common = {"written": False, "words": "", "recogniser": "tiny"}
+    (tmp_path / "a" / "suite.json").write_text(json.dumps({"suite": "s", **common}))
+    assert reasons(model={}, suite=common) == []
+    (told,) = reasons(model={"max_new_tokens": 5}, suite={**common, "written": True})
+    assert told == ("ways to ask differ: one: recogniser=tiny; two: max_new_tokens=5, recogniser=tiny, written=True")
+    for folder, sound in (("a", "clean"), ("b", "clean"), ("b", "noisy")):
+        digests = {f"q{n}": sound for n in range(4)} | {f"q{n}": f"other {folder}" for n in range(4, 9)}
+        (tmp_path / folder / "questions.json").write_text(json.dumps(digests))
+        told = reasons(model={}, suite=common) if folder == "b" else []
+        assert len(told) == (sound == "noisy")
+    assert told[0].startswith("words or sounds of the test questions differ: one: ")
+    (tmp_path / "b" / "questions.json").unlink()
+    assert "two: recogniser=large-v3" in reasons(model={}, suite={**common, "recogniser": "large-v3"})[0]
 
 
 def test_a_model_of_the_zoo_keeps_its_name_and_cost(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from api_stand_in import chat_server
 from layouts import librispeech, parquet, sound, wav
 
 from speechzoo.cli.evaluate import main
-from speechzoo.evaluation.answers import load_answers
+from speechzoo.evaluation.answers import Answer, load_answers, save_answers
 from speechzoo.suites import scoring
 from speechzoo.suites import store as work
 from speechzoo.suites.systems import Local
@@ -102,6 +102,7 @@ def test_ours_and_a_foreign_model_stand_in_one_table(
     assert scores["wps"]["value"] == pytest.approx(3 / 1.5)
     assert facts["judge"]["agreement"]["s2tif"] == {"n": 10, "equal": 1.0, "mean_difference": 0.0}
     assert "10" in facts["models"]["run"]["latency"]["omegas"] and facts["models"]["gpt-x"]["latency"] is None
+    assert "1 questions, cpu, answers of at most 12 tokens" in table
     assert "| gpt-x | 5 |" in table and "| LLaMA-Omni | 199 |" in table and "run − gpt-x" in table
 
 
@@ -190,6 +191,28 @@ def test_another_model_or_suite_is_noticed(opened, questions, run_folder, tmp_pa
     assert main(words) == 1
     assert "1 questions are not what they were, such as 'q0'" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0 and len(opened) == 3
+
+
+def test_overwrite_deletes_what_was_made_here_alone(questions, tmp_path, run_folder):
+    """The folder of the questions may be that of the results, and a model's that of its answers."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "last.ckpt").write_bytes(b"weights")
+    with chat_server(lambda request, n: "Paris") as foreign:
+        for more in ([], ["--max-new-tokens", 3], ["--recogniser", "other"]):
+            asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--written", *more]
+            assert main(arguments(questions, tmp_path, *asked, "--overwrite")) == 0
+            assert questions.is_file() and (run_folder / "model.safetensors").is_file()
+            assert (tmp_path / "m" / "last.ckpt").read_bytes() == b"weights"
+        assert len(foreign.requests) == 15
+
+
+def test_answers_of_a_run_are_not_taken_for_those_to_a_suite(questions, tmp_path, capsys):
+    """The run that is asked may lie in the folder given as --out, with what `speechzoo predict` left."""
+    (tmp_path / "m").mkdir()
+    save_answers(tmp_path / "m" / "answers.jsonl", [Answer("q0", "", "", "", "")])
+    asked = ["--endpoint", "http://127.0.0.1:9/v1", "--endpoint-model", "m", "--written", "--overwrite"]
+    assert main(arguments(questions, tmp_path, *asked)) == 1
+    assert "m/answers.jsonl: not of this command" in capsys.readouterr().err
 
 
 def test_a_longer_limit_goes_on(questions, tmp_path):
@@ -281,6 +304,26 @@ def test_written_asks_the_words(questions, tmp_path):
     assert [r["messages"][0]["content"] for r in foreign.requests][:2] == ["question 0?", "question 1?"]
 
 
+def test_other_words_of_a_question_without_its_sound_are_noticed(tmp_path, capsys):
+    """The sound is not needed in writing, so the words alone say whether a kept answer is one to this question."""
+    file, codes = tmp_path / "asked.jsonl", []
+    with chat_server(lambda request, n: "Paris") as foreign:
+        for words in ("A town?", "A town?", "A colour?"):
+            file.write_text(json.dumps({"id": "a", "question": words, "audio": "gone.wav"}))
+            asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--written"]
+            codes.append(main(arguments(file, tmp_path / "o", *asked)))
+    assert codes == [0, 0, 1] and "questions are not what they were, such as 'a'" in capsys.readouterr().err
+
+
+def test_answers_that_were_cut_off_are_told(questions, tmp_path, capsys):
+    cut = json.dumps({"choices": [{"message": {"content": "Paris is"}, "finish_reason": "length"}]})
+    with chat_server(lambda request, n: "Paris" if n else (200, cut, {})) as foreign:
+        asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--parallel", 1, "--written"]
+        assert main(arguments(questions, tmp_path / "o", *asked)) == 0
+    assert "1 of 5 answers of m were cut off at the longest allowed." in capsys.readouterr().out
+    assert [answer.stopped for answer in load_answers(tmp_path / "o" / "m" / "answers.jsonl")][:2] == [False, None]
+
+
 def test_wandb_has_the_sound(questions, tmp_path, monkeypatch, hears, tiny_whisper_pt):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -294,6 +337,19 @@ def test_wandb_has_the_sound(questions, tmp_path, monkeypatch, hears, tiny_whisp
     assert (
         len(list(out.glob("wandb/offline-run-*/files/media/audio/*"))) == 5
     )  # 4 questions, and the answers, which are all alike
+
+
+def test_wandb_does_without_a_sound_that_is_gone(questions, tmp_path, monkeypatch):
+    """Asked in writing, or answered before: the answers are there, and the table has them."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    rows = [{"id": "a", "question": "Why?", "audio": "gone.wav"}]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with chat_server(lambda request, n: "Paris") as foreign:
+        asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--written"]
+        assert main(arguments(questions, tmp_path / "o", *asked)) == 0
+    (table,) = (tmp_path / "o").glob("wandb/offline-run-*/files/media/table/answers*.json")
+    assert len(json.loads(table.read_text())["data"]) == 1
 
 
 def test_who_is_asked_has_to_be_said(questions, tmp_path, capsys):

@@ -47,6 +47,11 @@ def test_a_choice_without_a_right_letter_has_no_score():
     assert by_rule(answer, Question("1", "q", references=("B",)), ["choice"]) == {"choice": 1.0, "no_choice": 0.0}
 
 
+def test_ifeval_arguments_that_are_none_are_told_before_questions_are_asked():
+    with pytest.raises(ValueError, match="b: IFEval's `kwargs` are objects"):
+        rules.check_instructions([Question("b", more={"instruction_id_list": ["x"], "kwargs": [None]})])
+
+
 def test_ifeval_says_at_once_what_it_cannot_score():
     pytest.importorskip("if_verifiable")
     good = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}

@@ -128,6 +128,10 @@ def _questions(groups: Sequence[Group]) -> list[str]:
     if lines and len({test_set(run) for run in answered}) > 1:
         common = set.intersection(*({(a.id, a.reference) for a in run.answers} for run in answered))
         lines[0] += f". All that answered have {len(common)} in common; scores are of each run's own"
+    elif not lines and len({run.content for run in answered if run.content}) > 1:
+        lines += _differ("words or sounds of the test questions", groups, lambda run: run.content or UNKNOWN)
+    if len({run.asked for run in answered if run.asked}) > 1:
+        lines += _differ("ways to ask", groups, lambda run: run.asked or UNKNOWN)
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from speechzoo.evaluation.answers import Answer, load_answers
 from speechzoo.system.files import read_json
 
-SUITE, MODEL = "suite.json", "model.json"
+SUITE, MODEL, QUESTIONS = "suite.json", "model.json", "questions.json"
+WHO = ("source", "content", "vocoder", "endpoint", "model", "voice")
+"""Of `model.json` what says who was asked; the rest says how."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Evaluated:
         name: of its folder, by which the tables of `evaluate` call it.
         source: the name of the zoo, run or file that was asked, as the command had it; None behind an endpoint.
         suite: its name.
+        asked: how: in writing, the settings of answers, the recogniser of spoken ones.
+        content: digest of the words and sounds of the questions it answered; empty where they are not known.
         first_sound: s until the first sound, median over questions, at the smallest number of units that was timed.
     """
 
@@ -27,6 +32,8 @@ class Evaluated:
     source: str | None
     suite: str
     answers: list[Answer]
+    asked: str = ""
+    content: str = ""
     first_sound: float | None = None
 
 
@@ -36,13 +43,22 @@ def read_evaluated(folder: Path) -> list[Evaluated]:
     Raises:
         ValueError: if one of its files is damaged, or no model has answered there.
     """
-    suite = str(read_json(folder / SUITE).get("suite", folder.name))
+    told_suite = read_json(folder / SUITE)
+    suite = str(told_suite.get("suite", folder.name))
+    shared = {key: told_suite[key] for key in ("written", "recogniser") if told_suite.get(key)}
+    known = read_json(folder / QUESTIONS) if (folder / QUESTIONS).is_file() else {}
     found = []
     for file in sorted(folder.glob(f"*/{MODEL}")):
         answers = file.parent / "answers.jsonl"
         if answers.is_file():
-            source = read_json(file).get("source")
-            told = (file.parent.name, None if source is None else str(source), suite, load_answers(answers))
+            identity = read_json(file)
+            source = identity.get("source")
+            how = shared | {key: value for key, value in identity.items() if key not in WHO}
+            asked = ", ".join(f"{key}={value}" for key, value in sorted(how.items()))
+            given = load_answers(answers)
+            digests = sorted((answer.id, known[answer.id]) for answer in given if answer.id in known)
+            content = hashlib.sha256(repr(digests).encode()).hexdigest()[:8] if digests else ""
+            told = (file.parent.name, None if source is None else str(source), suite, given, asked, content)
             found.append(Evaluated(*told, _first_sound(file.parent / "latency.json")))
     if not found:
         raise ValueError(f"{folder}: no model has answered there yet")

@@ -32,6 +32,8 @@ class Run:
     answers: list[Answer] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # stages it started from that are not there
     suite: str = ""  # its answers are those that `speechzoo evaluate` kept, to this suite
+    asked: str = ""  # how, where `speechzoo evaluate` asked
+    content: str = ""  # digest of the words and sounds of what it asked
     first_sound: float | None = None  # s until the first sound, median, as `speechzoo evaluate` timed it
 
     @property
@@ -126,6 +128,7 @@ def _attach(found: Evaluated, path: Path, runs: list[Run]) -> None:
             run.name = f"{run.name} on {found.suite}"
         runs.append(run)
     run.answers, run.suite, run.first_sound = found.answers, found.suite, found.first_sound
+    run.asked, run.content = found.asked, found.content
 
 
 def read_run(folder: Path) -> Run:

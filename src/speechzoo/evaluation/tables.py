@@ -71,7 +71,8 @@ class Table:
             if len(row) == 1:
                 body += ["\\midrule", f"\\multicolumn{{{width}}}{{l}}{{\\textit{{{latex(row[0].text)}}}}} \\\\"]
             else:
-                body.append(" & ".join(cells) + " \\\\")
+                guard = "{}" if cells[0].startswith(("[", "*")) else ""  # else \\\\ of the row before takes it
+                body.append(guard + " & ".join(cells) + " \\\\")
         lines = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{l{'r' * (width - 1)}}}", "\\toprule"]
         lines += [" & ".join(latex(h) for h in self.header) + " \\\\"]
         lines += body if body and body[0] == "\\midrule" else ["\\midrule", *body]

@@ -85,7 +85,7 @@ def evaluate(
     identities = [system.identity() for system in systems]
     claim(options.out, "speechzoo evaluate")
     same(options.out / SUITE, settings, options.overwrite, options.out)
-    same_questions(options.out, questions, options.overwrite)
+    same_questions(options.out, questions, options.written, options.overwrite)
     places = [options.out / safe(system.name) for system in systems]
     pairs = zip(systems, identities, places, strict=True)
     stores = [Store(place, identity, questions, options.overwrite) for _, identity, place in pairs]
@@ -175,7 +175,8 @@ def _latency(
     messages = [system.messages(question, suite.words, options.written) for question in asked]
     tokens = int(system.generate.get("max_new_tokens", 64))
     omegas = measure(system.talker, messages, tokens)
-    told = {"questions": len(asked), "device": str(next(system.talker.model.parameters()).device), "omegas": omegas}
+    device = str(next(system.talker.model.parameters()).device)
+    told = {"questions": len(asked), "device": device, "max_new_tokens": tokens, "omegas": omegas}
     write_json(file, told)
     return told
 

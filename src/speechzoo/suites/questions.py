@@ -74,11 +74,17 @@ class Question:
     around: tuple[str, str] = ("", "")
     system: str = ""
 
-    def digest(self) -> str | None:
-        """What changes when the question does, its sound included; None where the sound is not there."""
+    def digest(self, written: bool = False) -> str | None:
+        """What changes when the question does, its sound included; None where the sound is not there.
+
+        Args:
+            written: its words are asked, so a sound that is not there is none.
+        """
         sound = self.sound.content() if isinstance(self.sound, Cell) else self.sound
         if isinstance(sound, str) and not Path(sound).is_file():
-            return None
+            if not written:
+                return None
+            sound = None
         content = file_digest(sound) if isinstance(sound, str) else hashlib.sha256(sound or b"").hexdigest()
         told: list[Any] = [self.id, self.text, content, list(self.references), self.kind, dict(self.more)]
         told += [self.around, self.system] if any((*self.around, self.system)) else []  # as before there were these

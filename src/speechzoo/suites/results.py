@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.bench.latency import PAPER
-from speechzoo.evaluation.answers import Answer, normalisers
+from speechzoo.evaluation.answers import Answer, cut_answers, normalisers
 from speechzoo.evaluation.compare import SystemResult, interval_cell, pair_differences, pair_table
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, markdown
 from speechzoo.evaluation.wandb_run import open_run
@@ -83,7 +84,7 @@ def latency_table(suite: Suite, done: Sequence[Evaluated]) -> Table | None:
     further = ("s2sif", "asr_wer", "utmos", "wps") if suite.paper else ()
     if suite.paper:
         header += ["LLaMA-Omni, paper", *(f"its {COLUMNS[key].name}" for key in further)]
-    about = "; ".join(f"{r.name}: {t['questions']} questions, {t['device']}" for r, t in zip(timed, told, strict=True))
+    about = "; ".join(f"{r.name}: {_timed(t)}" for r, t in zip(timed, told, strict=True))
     caption = f"First sound by units that the vocoder waits for: median ms, LLM + vocoder = both ({about})"
     table = Table(["Omega", *header], caption=caption)
     for omega, theirs in PAPER.items():
@@ -94,6 +95,12 @@ def latency_table(suite: Suite, done: Sequence[Evaluated]) -> Table | None:
             cells += [COLUMNS[key].show(paper.STREAMED[omega][key]) for key in further]
         table.add(name, *cells)
     return table
+
+
+def _timed(told: Mapping[str, Any]) -> str:
+    """What was timed: answers cut shorter than those of the other tables make "offline" come sooner."""
+    tokens = f", answers of at most {told['max_new_tokens']} tokens" if "max_new_tokens" in told else ""
+    return f"{told['questions']} questions, {told['device']}{tokens}"
 
 
 def _sums(row: Mapping[str, Any]) -> str:
@@ -124,6 +131,8 @@ def notes(
     for result in done:
         if result.stopped:
             told.append(f"{result.name} was not asked to the end: {result.stopped}. The same command goes on.")
+        if cut := cut_answers(result.answers):
+            told.append(f"{cut} of {len(result.answers)} answers of {result.name} were cut off at the longest allowed.")
         if result.faults:
             told.append(_listed(f"{result.name} has no answer to", result.faults))
     return told
@@ -228,7 +237,9 @@ def log_to_wandb(
 
     for question in questions[:HEARD]:
         answers = {r.name: a for r in done if (a := next((a for a in r.answers if a.id == question.id), None))}
-        asked = read_sound(question) if answers else None
+        asked = None
+        with suppress(ValueError, OSError):  # it need not be there any more, nor at all where words were asked
+            asked = read_sound(question) if answers else None
         heard = None if asked is None else sounding("questions", asked.numpy(), question.id)
         for model, answer in answers.items():
             reply = folder / safe(model) / answer.reply_audio if answer.reply_audio else None

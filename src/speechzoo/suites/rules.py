@@ -110,6 +110,8 @@ def check_instructions(questions: Iterable[Question]) -> None:
         names, given = (question.more.get(key) for key in ("instruction_id_list", "kwargs"))
         if not isinstance(names, list) or not isinstance(given, list) or len(names) != len(given):
             raise ValueError(f"{question.id}: IFEval needs `instruction_id_list` and as many `kwargs`")
+        if not all(isinstance(arguments, dict) for arguments in given):
+            raise ValueError(f"{question.id}: IFEval's `kwargs` are objects, {{}} where there are no arguments")
         if unknown := [name for name in names if name not in instructions()]:
             raise ValueError(f"{question.id}: IFEval has no instruction {unknown[0]!r}")
 

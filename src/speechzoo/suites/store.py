@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers
-from speechzoo.evaluation.evaluated import MODEL, SUITE
+from speechzoo.evaluation.evaluated import MODEL, QUESTIONS, SUITE
 from speechzoo.suites.questions import Question
 from speechzoo.system.files import discard, write_atomically, write_json
 from speechzoo.system.settings import changed
+
+ANSWERS = "answers.jsonl"
+OF_MODEL = (ANSWERS, "latency.json", "speech", MODEL)
+OF_SUITE = (QUESTIONS, "judge.jsonl", "results.json", "table.md", "table.tex", SUITE)
+"""What is made in the folder of a model and in that of a suite; spoken questions stay, known by their words."""
 
 SHARE = 0.05  # of the time that writing answers may take: a killed process loses what came since the last time
 
@@ -27,8 +32,10 @@ class Store:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], order: Sequence[Question], overwrite: bool) -> None:
+        if (folder / ANSWERS).is_file() and not (folder / MODEL).is_file():
+            raise ValueError(f"{folder / ANSWERS}: not of this command, as a run has them: give another --out")
         same(folder / MODEL, identity, overwrite, folder)
-        self.folder, self.file = folder, folder / "answers.jsonl"
+        self.folder, self.file = folder, folder / ANSWERS
         self.rank = {question.id: number for number, question in enumerate(order)}
         found = load_answers(self.file) if self.file.is_file() else []
         self.answers = {answer.id: answer for answer in found}
@@ -62,7 +69,7 @@ def same(file: Path, told: Mapping[str, Any], overwrite: bool, folder: Path) -> 
     """See that a folder was made with these settings; write them where it is new.
 
     Raises:
-        ValueError: naming what is otherwise; with `overwrite` the folder is emptied instead.
+        ValueError: naming what is otherwise; with `overwrite` what was made is deleted instead.
     """
     if other := changed(file, told):
         if not overwrite:
@@ -72,15 +79,15 @@ def same(file: Path, told: Mapping[str, Any], overwrite: bool, folder: Path) -> 
         write_json(file, told)
 
 
-def same_questions(folder: Path, questions: Sequence[Question], overwrite: bool) -> None:
+def same_questions(folder: Path, questions: Sequence[Question], written: bool, overwrite: bool) -> None:
     """See that the questions a folder knows are still what they were; further ones may come.
 
     Raises:
-        ValueError: naming one that is otherwise; with `overwrite` the folder is emptied instead.
+        ValueError: naming one that is otherwise; with `overwrite` what was made is deleted instead.
     """
-    file = folder / "questions.json"
+    file = folder / QUESTIONS
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    now = {question.id: digest for question in questions if (digest := question.digest()) is not None}
+    now = {question.id: digest for question in questions if (digest := question.digest(written)) is not None}
     changed = [name for name, digest in now.items() if before.get(name, digest) != digest]
     if changed and not overwrite:
         told = f"{len(changed)} questions are not what they were, such as {changed[0]!r}"
@@ -95,9 +102,16 @@ def same_questions(folder: Path, questions: Sequence[Question], overwrite: bool)
 
 
 def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if not entry.name.startswith(".lock"):  # ours: see `claim`
-            discard(entry)
+    """Delete what was made here for a suite, and nothing else: the folder may be that of the questions or a model."""
+    for model in [folder, *(file.parent for file in folder.glob(f"*/{MODEL}"))]:
+        if (model / MODEL).is_file() and (model / ANSWERS).is_file():
+            for name in OF_MODEL:
+                discard(model / name)
+            if model != folder and not any(model.iterdir()):
+                model.rmdir()
+    if (folder / SUITE).is_file():
+        for name in OF_SUITE:
+            discard(folder / name)
 
 
 def safe(name: str) -> str:

@@ -231,7 +231,8 @@ class Foreign:
             raise
         except (ValueError, FileNotFoundError) as error:  # a sound or a reply that is no good
             return str(error)
-        return Reply(text, time.perf_counter() - start, audio)
+        stopped = found.ended != "length" if found.ended else None
+        return Reply(text, time.perf_counter() - start, audio, stopped=stopped)
 
 
 def _for_endpoint(message: Message) -> dict[str, Any]:

@@ -72,8 +72,8 @@ class ExactResume(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         saved, self._saved = self._saved, None
-        ended = bool(trainer.lr_scheduler_configs) and trainer.estimated_stepping_batches <= trainer.global_step
-        if saved is not None and ended:
+        continued = saved is not None and bool(trainer.lr_scheduler_configs)
+        if continued and trainer.estimated_stepping_batches <= trainer.global_step:
             rank_zero_warn(
                 f"the schedule of the learning rate is that of {trainer.estimated_stepping_batches} steps, and "
                 f"this run goes on from step {trainer.global_step}: the rest is trained with its last rate. Give "

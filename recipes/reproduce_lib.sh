@@ -49,10 +49,19 @@ dataset() {
 }
 shared() { [[ -z ${SHARD:-} ]] || exit 0; } # what follows takes the whole data
 
-# fit NAME RECIPE ARGUMENT...: a training stage in $OUT/NAME, continued from its last.ckpt where there is one.
+# fit NAME RECIPE ARGUMENT...: a training stage in $OUT/NAME, continued from its last.ckpt where there is one. Finished on
+# other data than there are now, it is not taken for theirs: what follows would mix both.
 fit() {
-  local name=$1 recipe=$2
+  local name=$1 recipe=$2 stamp=$OUT/done/$1.data word now files=()
   shift 2
+  for word; do [[ $word != --data.init_args.@(train|val)=* ]] || files+=("${word#*=}"); done
+  now=$(cat /dev/null "${files[@]}" 2>/dev/null | cksum) || true
+  if [[ -f $OUT/done/$name && -f $stamp && $(<"$stamp") != "$now" ]]; then
+    printf '%s was trained on other data than %s hold now: take another OUT, or delete %s and all that followed\n' \
+      "$name" "${files[*]}" "$OUT/$name and $OUT/done/$name" >&2
+    exit 1
+  fi
   stage "$name" speechzoo fit --config="$recipe" --name="$name" --trainer.default_root_dir="$OUT/$name" "$@" \
     ${FIT:-} --ckpt_path=last
+  printf '%s\n' "$now" >"$stamp"
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,20 @@ def fitted(tmp_path_factory, tiny_llm_dir: Path, tiny_whisper_pt: Path, manifest
 def test_a_trial_run_leaves_no_checkpoint(config: Path, tmp_path: Path) -> None:
     """The real run's `last.ckpt` would else be called `last-v1.ckpt`."""
     assert zoo("fit", "-c", config, "--trainer.fast_dev_run=1").trainer.global_step == 1
-    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_trial_run_leaves_a_finished_run_as_it_is(fitted: Path, tmp_path: Path) -> None:
+    """Its summary and answers would be those of a single batch."""
+    shutil.copytree(fitted, run := tmp_path / "run")
+    common = ["-c", fitted.parent / "tiny.yaml", f"--trainer.default_root_dir={run}"]
+    answers = [f"--trainer.callbacks+={kind}" for kind in ("AnswerWriter", "SampleTable", "StageCost")]
+    (run / "predictions.jsonl").write_text("of all questions")
+    (run / "summary.json").write_text("of all steps")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    for command in ("fit", "predict", "test"):
+        zoo(command, *common, *answers, "--trainer.fast_dev_run=1")
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_references_follow_overrides_and_cross_sections(config: Path, tmp_path: Path) -> None:
@@ -191,6 +205,29 @@ def test_a_file_that_says_two_things_is_refused(config: Path, capsys) -> None:
     assert f"tiny.yaml:{line}: not YAML (the key 'name' stands twice)" in capsys.readouterr().err
     config.write_text("a: &a {x: 1}\nb: {<<: *a, x: 2}\n")  # what a merge brings in may be replaced
     assert read_yaml(config) == {"a": {"x": 1}, "b": {"x": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: x\ntrainer:\n#  devices: 8\n", "trainer is empty, which would take out all that is set there"),
+        ("name: x\ndata:\n  init_args:\n", "data.init_args is empty"),
+        (
+            "trainer:\n  callbacks+:\n  - class_path: StageCost\n    init_args:\n",
+            "trainer.callbacks+.0.init_args is empty",
+        ),
+        ("# all of it\n", "holds nothing, not the settings of a run"),
+    ],
+)
+def test_an_overlay_whose_lines_are_commented_out_is_refused(config: Path, tmp_path: Path, capsys, text, told) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    assert main(["fit", "-c", str(config), "-c", str(tmp_path / "mine.yaml")]) == 2
+    assert f"--config {tmp_path}/mine.yaml: {told}" in capsys.readouterr().err
+
+
+def test_a_default_that_yaml_cannot_hold_is_named_before_training(config: Path) -> None:
+    with pytest.raises(ValueError, match="default of device: give device=cpu"):
+        zoo("fit", "-c", config, "--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1")
 
 
 def test_errors_of_the_zoo_are_one_line_and_an_exit_code(config: Path, tmp_path: Path, capsys) -> None:

@@ -147,6 +147,22 @@ def test_what_failed_and_what_comes_after_it_is_done_again_and_nothing_else(tmp_
     assert third == [] and told.count("finished before") == 6
 
 
+def test_a_stage_that_was_trained_on_other_data_is_told_of(tmp_path: Path) -> None:
+    """What follows would be tables of the old data, and say that it finished before."""
+    train = tmp_path / "out" / "asr" / "train.jsonl"
+    train.parent.mkdir(parents=True)
+    train.write_text("one\n")
+    at_full_scale("llasm", tmp_path)
+    assert at_full_scale("llasm", tmp_path)[1].count("finished before") == 9
+    train.write_text("two\n")
+    (tmp_path / "commands.jsonl").write_text("")
+    variables = {"DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out"), "JUDGE": "http://j/v1", "LLM": "my/llm"}
+    given = {name: name.lower() for name in NEEDED["llasm"]["variables"]} | variables | {"JUDGE_MODEL": "g"}
+    ran = run("llasm", tmp_path, **recorder(tmp_path)[0], **given)
+    assert ran.returncode == 1 and "pretrain was trained on other data than" in ran.stderr
+    assert str(train) in ran.stderr and read_jsonl(tmp_path / "commands.jsonl") == []
+
+
 def test_a_job_of_an_array_makes_its_share_and_the_last_start_joins_them(tmp_path: Path) -> None:
     commands, _ = at_full_scale("llama_omni", tmp_path, SHARD="1/2", MAKE="--threads 64")
     assert [command[:2] for command in commands] == [["data", "convert-kmeans"], ["data", "instruct"]]

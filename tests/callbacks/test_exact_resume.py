@@ -13,6 +13,10 @@ from tiny_module import TinyModule, loader
 
 from speechzoo.callbacks import ExactResume
 from speechzoo.callbacks.exact_resume import set_states, states_now
+from speechzoo.training.schedule import schedule_factory, with_schedule
+
+COSINE = "speechzoo.training.WarmupCosine"
+TORCH = ("CosineAnnealingLR", "PolynomialLR")
 
 
 def test_all_generators_go_on(tmp_path: Path) -> None:
@@ -47,6 +51,47 @@ def test_a_continued_run_draws_what_the_unbroken_one_draws(make_trainer, tmp_pat
     first = run(make_trainer, tmp_path / "parts", 2).drawn
     rest = run(make_trainer, tmp_path / "parts", 4, tmp_path / "parts" / "last.ckpt").drawn
     assert first + rest == whole and len(whole) == 8
+
+
+class Scheduled(TinyModule):
+    """Keeps the rates that its steps are made with."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.schedule, self.rates = schedule_factory(kind), []
+
+    def training_step(self, batch, index):
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return super().training_step(batch, index)
+
+    def configure_optimizers(self):
+        return with_schedule(super().configure_optimizers(), self.schedule, self.trainer)
+
+
+def rates(make_trainer, folder: Path, kind: str, epochs: int, accumulate: int = 1, ckpt: Path | None = None) -> list:
+    module, saving = Scheduled(kind), ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
+    trainer = make_trainer(
+        callbacks=[ExactResume(), saving],
+        max_epochs=epochs,
+        enable_checkpointing=True,
+        accumulate_grad_batches=accumulate,
+    )
+    trainer.fit(module, loader(4), ckpt_path=ckpt)
+    return module.rates
+
+
+@pytest.mark.parametrize("kind", [COSINE, *(f"torch.optim.lr_scheduler.{k}" for k in TORCH)])
+def test_a_run_with_more_epochs_has_the_rates_of_the_longer_one(make_trainer, tmp_path: Path, kind: str) -> None:
+    """From its first step on: the checkpoint holds the length and the last rate of the shorter one."""
+    whole = rates(make_trainer, tmp_path / "whole", kind, 2)
+    rates(make_trainer, tmp_path, kind, 1)
+    assert rates(make_trainer, tmp_path, kind, 2, ckpt=tmp_path / "last.ckpt") == pytest.approx(whole[4:])
+
+
+def test_a_schedule_that_is_over_is_told_of(make_trainer, tmp_path: Path) -> None:
+    rates(make_trainer, tmp_path, COSINE, 2)
+    with pytest.warns(UserWarning, match="that of 6 steps, and this run goes on from step 8"):
+        assert set(rates(make_trainer, tmp_path, COSINE, 3, 2, tmp_path / "last.ckpt")) == {0.0}
 
 
 def test_no_checkpoint_between_micro_batches(make_trainer, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -130,6 +131,22 @@ def test_a_continued_run_tells_of_settings_that_it_does_not_get(config: Path, tm
         run([*common, "--vars.steps=6", "--ckpt_path=last", f"{LR}=0.5"])
         zoo("validate", "-c", config, f"{LR}=0.7")
     assert not [w for w in told if "goes on with that of the checkpoint" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (["--model.init_args.optimizer=torch.optim.SGD", f"{LR}=0.5"], "model.optimizer .* does not fit .*SGD"),
+        (['--model.init_args.lr_scale={"adaptor": 0.1}'], "model.lr_scale .* does not fit"),
+        (["--model.init_args.lr_scheduler=null"], "model.lr_scheduler .* does not fit None"),
+        (["--model.init_args.adaptor.init_args.stack=2"], r"adaptor.linear.weight is \(32, 128\), the model's is"),
+    ],
+)
+def test_what_the_state_of_a_run_does_not_fit_is_refused(config: Path, capsys, changed: list[str], told: str) -> None:
+    """Lightning would fail inside torch, or go on with the rate that the old schedule ended with."""
+    zoo("fit", "-c", config)
+    code, line = say(capsys, "fit", "-c", config, "--vars.steps=4", "--ckpt_path=last", *changed)
+    assert code == 1 and re.search(told, line) and "internal error" not in line
 
 
 def test_averaged_weights_go_on_and_start_a_stage(config: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_macros_of_the_command(write, monkeypatch) -> None:
     line = load_sweep(write(command=command)).command_line({"lr": 0.1})
     assert line == ["/usr/bin/env", sys.executable, "-m", "speechzoo", "fit", "--lr=0.1", "--n=8", "--x=${vars.y}"]
     with pytest.raises(ValueError, match=r"macro \$\{args_json_file\}"):
-        load_sweep(write(command=["fit", "${args_json_file}"])).command_line({})
+        load_sweep(write(command=["fit", "${args_json_file}"]))
 
 
 def test_grid_is_every_combination_once_in_the_order_of_names(write) -> None:
@@ -80,6 +80,11 @@ def test_grid_is_every_combination_once_in_the_order_of_names(write) -> None:
     assert Parameter.read("k", {"distribution": "int_uniform", "min": 1.0, "max": 3.0}).values() == [1, 2, 3]
     with pytest.raises(ValueError, match="a grid takes"):
         load_sweep(write(parameters={"lr": {"min": 0.1, "max": 1.0}})).grid()
+
+
+def test_names_may_be_numbers(write) -> None:
+    sweep = load_sweep(write(parameters={2: {"value": 1}, "a": {"parameters": {3: {"value": 2}}}}))
+    assert sweep.grid() == [{"2": 1, "a": {"3": 2}}]
 
 
 def test_random_is_seeded_and_the_same_after_a_restart(write) -> None:
@@ -165,6 +170,15 @@ def test_bayes_finds_the_better_half(write) -> None:
         ({"run_cap": "3"}, "run_cap is a whole number from 1 on, not '3'"),
         ({"run_cap": 0}, "run_cap is a whole number"),
         ({"command": "speechzoo fit"}, "command is a list of words"),
+        ({"command": ["speechzoo", "fit", "--config=a.yaml"]}, "all trials would be the same"),
+        ({"command": ["speechzoo", "fit", "--x=${args}"]}, "all trials would be the same"),
+        ({"command": ["speechzoo", "fit", "${args}", "${args_json}"]}, r"macro \$\{args_json\} .* is not offered"),
+        ({"metric": {"name": 3}}, "metric.name is needed, e.g. val/loss, not 3"),
+        ({"metric": {"target": 0.5}}, "metric.name is needed"),
+        ({"metric": {"name": "x", "target": "low"}}, "metric.target is a number, not 'low'"),
+        ({"parameters": {"a": {"parameters": {"b": {"value": 1}}, "value": 3}}}, r"has parameters .* no \['value'\]"),
+        ({"parameters": {"k": {"values": [1, 2], "probabilities": [-0.5, 1.5]}}}, "one probability for each value"),
+        ({"parameters": {"k": {"distribution": "log_uniform", "min": 1, "max": 5000}}}, "exponents of e"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_one_line(write, change: dict, words: str) -> None:

@@ -101,6 +101,15 @@ def test_count_and_run_cap_limit_the_trials(write, player, tmp_path: Path) -> No
         Runner(endless, tmp_path / "c", count=0)
 
 
+def test_no_trial_is_begun_once_the_target_is_reached(write, player, tmp_path: Path) -> None:
+    """Trial n of the player ends with n.5; they are as many whatever starts the sweep again."""
+    for goal, target, number in (("maximize", 2.5, 3), ("minimize", 0.5, 1), ("minimize", 0.4, 6), ("maximize", 9, 6)):
+        sweep = load_sweep(write(metric={"name": "val/loss", "goal": goal, "target": target}))
+        for _ in range(2):
+            trials = Runner(sweep, tmp_path / f"{goal}{target}", start=player()).run()
+            assert [trial.metric for trial in trials] == [n + 0.5 for n in range(number)]
+
+
 def test_a_trial_gets_its_folder_and_its_place_in_wandb(write, player, tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
     loggers = [{"class_path": "CSVLogger"}, {"class_path": "lightning.pytorch.loggers.WandbLogger"}]
@@ -215,7 +224,7 @@ def test_a_second_sweep_in_one_folder_is_told_who_has_it(write, tmp_path: Path, 
     out = tmp_path / "out"
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE)
     assert first.stdout is not None and first.stdout.readline()
-    arguments = [str(write(command=["false", "fit"])), "--out", str(out)]
+    arguments = [str(write(command=["false", "fit", "${args}"])), "--out", str(out)]
     try:
         assert main(arguments) == 1
         told = capsys.readouterr().err

@@ -87,6 +87,19 @@ def test_errors_of_libraries_that_users_meet(error: Exception, words: str) -> No
     assert words in explain(error) and "\n" not in explain(error)
 
 
+def test_the_reason_of_a_part_that_cannot_be_made_is_told() -> None:
+    """jsonargparse writes it under the part's name, as of a logger whose package is not there."""
+    text = """Parser key "trainer.logger":
+Does not validate against any of the Union subtypes
+Errors:
+  - Problem with given class_path 'lightning.pytorch.loggers.TensorBoardLogger':
+    Neither `tensorboard` nor `tensorboardX` is available.
+  - Expected a <class 'NoneType'>"""
+    assert explain(ValueError(text)).endswith(
+        "TensorBoardLogger': Neither `tensorboard` nor `tensorboardX` is available."
+    )
+
+
 def test_what_a_started_process_says() -> None:
     ProcessRaisedException = torch.multiprocessing.ProcessRaisedException
     text = "\n\n-- Process 1 terminated with the following error:\nTraceback ...\n  x\nValueError: data.train: none"

@@ -14,8 +14,10 @@ from lightning.pytorch.loops.fit_loop import RestartStage
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
 
 from speechzoo.system.ranks import world_size
+from speechzoo.training.schedule import COUNTS
 
 
 class ExactResume(Callback):
@@ -25,12 +27,15 @@ class ExactResume(Callback):
     torch's generators, of every process, are set again right before the first batch of a continued run, so that nothing
     that is drawn while it starts counts; with another number of processes only those that there were go on.
 
+    The rate of a continued run is that of its schedule as it is now, which may be longer than the checkpoint's.
+
     A checkpoint between two micro-batches of a step lacks the gradients so far. Lightning's `ModelCheckpoint` would
     write one after a resume, as it forgets that it has saved this step: it is told. Others are warned of.
     """
 
     def __init__(self) -> None:
         self._saved: list[dict[str, Any]] | None = None
+        self._lengths: list[dict[str, Any]] = []  # of the checkpoint's schedules, where they hold them
 
     def state_dict(self) -> dict[str, Any]:
         """Collective: checkpoints are made by all processes, and written by one."""
@@ -43,9 +48,16 @@ class ExactResume(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict["ranks"]
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the number of steps out of the states of torch's schedules, which would replace this run's."""
+        states = checkpoint.get("lr_schedulers", ())
+        self._lengths = [{name: state.pop(name) for name in COUNTS if name in state} for state in states]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step:
             _count_epochs(trainer)
+            for config, before in zip(trainer.lr_scheduler_configs, self._lengths, strict=False):
+                _set_rate(config.scheduler, before)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and trainer.global_step:
                 callback._last_global_step_saved = trainer.global_step
@@ -60,6 +72,13 @@ class ExactResume(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         saved, self._saved = self._saved, None
+        continued = saved is not None and bool(trainer.lr_scheduler_configs)
+        if continued and trainer.estimated_stepping_batches <= trainer.global_step:
+            rank_zero_warn(
+                f"the schedule of the learning rate is that of {trainer.estimated_stepping_batches} steps, and "
+                f"this run goes on from step {trainer.global_step}: the rest is trained with its last rate. Give "
+                "more trainer.max_steps or max_epochs, or the batch size and accumulation of before"
+            )
         if saved is not None and trainer.global_rank < len(saved):
             set_states(saved[trainer.global_rank])
 
@@ -91,6 +110,19 @@ def _count_epochs(trainer: Trainer) -> None:
     epoch._batches_that_stepped = trainer.global_step
     batches.total.completed = batches.total.processed
     batches.is_last_batch = False
+
+
+def _set_rate(schedule: Any, before: dict[str, Any]) -> None:
+    """Give the optimizer the rate of this step: the restored one was worked out for the length of the run before."""
+    if isinstance(schedule, LambdaLR):
+        rates = [base * f(schedule.last_epoch) for base, f in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    elif any(getattr(schedule, name) != value for name, value in before.items()):
+        rates = getattr(schedule, "_get_closed_form_lr", schedule.get_last_lr)()
+    else:
+        return
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = list(rates)
 
 
 def states_now() -> dict[str, Any]:

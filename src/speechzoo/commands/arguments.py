@@ -106,8 +106,8 @@ def brief(message: str) -> str:
     if unknown := re.search(r"[Oo]ption '([\w.]+)' is not accepted", tail):
         owner = re.findall(r"given class_path '([\w.]+)'", message[: len(message) - len(tail) + unknown.end()])
         owner += re.findall(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", tail)
-        name = owner[-1].rsplit(".", 1)[-1] if owner else "it"
-        return f"{where}: {name} has no setting {unknown[1]!r}"
+        name = owner[-1].rsplit(".", 1)[-1] if owner else "it" if where else "a run"
+        return f"{where}{': ' if where else ''}{name} has no setting {unknown[1]!r}"
     if missing := re.search(r"No module named '[\w.]+'", tail):
         return f"{where}: {missing[0]} (a module of your own is looked for in the current folder)"
     given = GIVEN.search(tail)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from speechzoo.names.recipes import recipe
 from speechzoo.system.yaml_text import read_yaml
@@ -34,8 +35,23 @@ def wrong_config(words: Sequence[str]) -> str | None:
             return f"--config {error}"
         except OSError as error:
             return f"--config {file}: {error.strerror}"
-        if content is not None and not isinstance(content, dict):
-            return f"--config {file}: holds a {type(content).__name__}, not the settings of a run (key: value)"
+        if not isinstance(content, dict):
+            held = "nothing" if content is None else f"a {type(content).__name__}"
+            return f"--config {file}: holds {held}, not the settings of a run (key: value)"
+        if empty := _empty(content):
+            return f"--config {file}: {empty} is empty, which would take out all that is set there: leave it out"
+    return None
+
+
+def _empty(content: Any, path: str = "") -> str | None:
+    """The first section that says nothing, such as one whose lines are all commented out."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        name = f"{path}.{key}" if path else str(key)
+        if value is None and (name in ("model", "data", "trainer") or key == "init_args"):
+            return name
+        if found := _empty(value, name):
+            return found
     return None
 
 

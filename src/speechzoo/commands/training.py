@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from jsonargparse import set_parsing_settings
@@ -21,6 +23,8 @@ from speechzoo.evaluation.answer_scores import AnswerScores
 from speechzoo.names.resolvers import register_resolvers
 from speechzoo.system.terminal import quiet
 from speechzoo.text import ChatPrompt  # noqa: F401
+
+LOST = re.compile(r"(\w+)='Unable to serialize instance ([^']*)'")  # what jsonargparse writes for it
 
 
 class ZooCLI(LightningCLI):
@@ -46,6 +50,15 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.Doctor, "doctor")
         parser.add_lightning_class_args(callbacks.Preflight, "preflight")
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse a default that got lost on its way through YAML, which would end a run when it is first used.
+
+        Raises:
+            ValueError: naming it.
+        """
+        if lost := LOST.search(str(self.config)):
+            raise ValueError(f"no configuration can hold the default of {lost[1]}: give {lost[1]}={lost[2]} beside it")
+
     def before_fit(self) -> None:
         """Take the run folder. A trial run leaves no checkpoint; Lightning writes `last.ckpt` after it too."""
         trainer = self.trainer
@@ -60,12 +73,18 @@ class ZooCLI(LightningCLI):
         folder.take(trainer, None if found is None else Path(found), settings["overwrite"])
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Lightning's, with the checkpoint that is meant. Only `fit` makes a run that loggers should know of."""
+        """Lightning's, with the checkpoint that is meant. Only `fit` makes a run that loggers should know of.
+
+        What a trial run writes goes to a folder that ends with it, and takes the place of nothing of the real run.
+        """
         settings = super()._prepare_subcommand_kwargs(subcommand)
         if not is_trial(self.trainer) or settings["ckpt_path"] is not None:
             settings["ckpt_path"] = checkpoint_of(settings["ckpt_path"], self.trainer, subcommand)
         if subcommand != "fit":
             self.trainer.loggers = []
+        if is_trial(self.trainer):
+            self._scratch = TemporaryDirectory(prefix="speechzoo-trial-")
+            vars(self.trainer)["_default_root_dir"] = self._scratch.name
         return settings
 
     def _parse_ckpt_path(self) -> None:

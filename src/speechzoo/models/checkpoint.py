@@ -32,7 +32,7 @@ def trained_only(model: LightningModule, state: dict[str, Any], prefix: str = ""
 
 
 def check_trained(model: LightningModule, saved: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another model or another set of trained parameters.
+    """Refuse a checkpoint of another model, other sizes or another set of trained parameters.
 
     Raises:
         ValueError: naming the first parameters that differ.
@@ -46,17 +46,27 @@ def check_trained(model: LightningModule, saved: dict[str, Any]) -> None:
             f"checkpoint: {sorted(theirs - ours)[:3]}; only in the model: {sorted(ours - theirs)[:3]}. To start a new "
             "stage from it, give it as model.init_from instead of --ckpt_path"
         )
+    _check_shapes(model, saved.get("state_dict", {}), "this checkpoint")
+
+
+def _check_shapes(model: LightningModule, state: Mapping[str, torch.Tensor], where: object) -> None:
+    own = dict(model.named_parameters())
+    for name, value in state.items():
+        if name in own and own[name].shape != value.shape:
+            raise ValueError(f"{where}: {name} is {tuple(value.shape)}, the model's is {tuple(own[name].shape)}")
 
 
 def check_continued(settings: Mapping[str, Any], saved: dict[str, Any], path: Any) -> None:
-    """Refuse to go on without the optimizer's state; warn of settings that its state replaces by the checkpoint's.
+    """Refuse to go on without the optimizer's state, or with an optimizer or schedule that it does not fit.
+
+    Of settings that it replaces by the checkpoint's it warns.
 
     Args:
         settings: the model's hyper-parameters.
         path: of the checkpoint, for the message.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: see above.
     """
     if not saved.get("optimizer_states"):
         raise ValueError(
@@ -65,11 +75,23 @@ def check_continued(settings: Mapping[str, Any], saved: dict[str, Any], path: An
         )
     before = saved.get("hyper_parameters", {})
     changed = [name for name in ("optimizer", "lr_scale") if name in before and before[name] != settings[name]]
+    new_run = "to train with another, start a new run with the checkpoint as model.init_from"
+    for name in ("optimizer", "lr_scheduler", "lr_scale"):
+        if name in before and _kind(before[name]) != _kind(settings[name]):
+            raise ValueError(
+                f"{path}: was trained with model.{name} {before[name]}, whose state does not fit {settings[name]}: "
+                f"{new_run}"
+            )
     for name in changed:
         rank_zero_warn(
-            f"model.{name} is {settings[name]}, but this run goes on with that of the checkpoint, {before[name]}: to "
-            "train with another, start a new run with the checkpoint as model.init_from"
+            f"model.{name} is {settings[name]}, but this run goes on with that of the checkpoint, {before[name]}: "
+            f"{new_run}"
         )
+
+
+def _kind(setting: Any) -> Any:
+    """What a saved state belongs to: the class of an optimizer or schedule, the groups of `lr_scale`."""
+    return setting.get("class_path", list(setting)) if isinstance(setting, Mapping) else setting
 
 
 def identity(model: Any, stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -176,11 +198,10 @@ def load_stages(model: LightningModule, paths: list[str]) -> list[dict[str, Any]
         held = read(path)
         # An average of weights (Lightning's WeightAveraging) brings the frozen ones and buffers as well.
         state = {name: held["state_dict"][name] for name in held.get("trained", held["state_dict"])}
+        if strange := [name for name in state if name not in own]:
+            raise ValueError(f"{path}: holds {strange[0]}, which this {type(model).__name__} does not have")
+        _check_shapes(model, state, path)
         for name, value in state.items():
-            if name not in own:
-                raise ValueError(f"{path}: holds {name}, which this {type(model).__name__} does not have")
-            if own[name].shape != value.shape:
-                raise ValueError(f"{path}: {name} is {tuple(value.shape)}, the model's is {tuple(own[name].shape)}")
             with torch.no_grad():
                 own[name].copy_(value)
         parts = sorted({name.split(".")[0] for name in state})

@@ -19,6 +19,8 @@ from speechzoo.system.yaml_text import read_yaml
 COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]  # W&B's default
 METHODS = ("grid", "random", "bayes")
 KNOWN = {"name", "description", "project", "entity", "program", "command", "method", "metric", "parameters", "run_cap"}
+ARGUMENTS = ("args", "args_no_hyphens", "args_no_equals", "args_no_boolean_flags")
+MACROS = (*ARGUMENTS, "interpreter", "program", "env")
 ENVIRONMENT = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
 Values = dict[str, Any]
@@ -28,7 +30,8 @@ Values = dict[str, Any]
 class SweepFile:
     """What a sweep file says.
 
-    `metric` and `goal` are None and "minimize" where the file has no metric, which only `bayes` needs.
+    `metric` and `goal` are None and "minimize" where the file has no metric, which only `bayes` needs. Once a trial has
+    reached `target`, no new one is begun.
     """
 
     path: Path
@@ -38,6 +41,7 @@ class SweepFile:
     parameters: list[Parameter | Group]
     metric: str | None = None
     goal: Literal["minimize", "maximize"] = "minimize"
+    target: float | None = None
     run_cap: int | None = None
     content: dict[str, Any] = field(default_factory=dict)  # the file as it was read
 
@@ -80,13 +84,12 @@ class SweepFile:
         words: list[str] = []
         for chunk in self.command:
             chunk = ENVIRONMENT.sub(lambda found: os.environ.get(found[1], found[1]), chunk)
-            if chunk.startswith("${") and chunk.endswith("}"):
-                if chunk[2:-1] not in macros:
-                    raise ValueError(f"{self.path}: the macro {chunk} of the command is not offered here")
-                words += macros[chunk[2:-1]]
-            else:
-                words.append(chunk)
+            words += macros[chunk[2:-1]] if _is_macro(chunk) else [chunk]
         return words
+
+
+def _is_macro(chunk: str) -> bool:
+    return chunk.startswith("${") and chunk.endswith("}")
 
 
 def _holds_null(value: Any) -> bool:
@@ -120,16 +123,10 @@ def _read(path: Path, content: Any) -> SweepFile:
     method = content.get("method")
     if method not in METHODS:
         raise ValueError(f"{path}: method has to be one of {', '.join(METHODS)}, not {method!r}")
-    metric, goal = _metric(path, content)
+    metric, goal, target = _metric(path, content)
     cap = content.get("run_cap")
     if cap is not None and (type(cap) is not int or cap < 1):
         raise ValueError(f"{path}: run_cap is a whole number from 1 on, not {cap!r}")
-    command = content.get("command") or COMMAND
-    if not isinstance(command, list):
-        raise ValueError(f"{path}: command is a list of words, such as [speechzoo, fit, '${{args}}'], not {command!r}")
-    command = [str(chunk) for chunk in command]
-    if "fit" not in command:
-        raise ValueError(f"{path}: the command has to run `speechzoo fit`, this one is {' '.join(command)}")
     try:
         parameters = read_parameters(content.get("parameters"))
         if method == "bayes":
@@ -143,22 +140,45 @@ def _read(path: Path, content: Any) -> SweepFile:
         path=path,
         name=str(content.get("name") or path.stem),
         method=method,
-        command=command,
+        command=_command(path, content),
         parameters=parameters,
         metric=metric,
         goal=goal,
+        target=target,
         run_cap=cap,
         content=dict(content),
     )
 
 
-def _metric(path: Path, content: Mapping[str, Any]) -> tuple[str | None, Literal["minimize", "maximize"]]:
+def _command(path: Path, content: Mapping[str, Any]) -> list[str]:
+    command = content.get("command") or COMMAND
+    if not isinstance(command, list):
+        raise ValueError(f"{path}: command is a list of words, such as [speechzoo, fit, '${{args}}'], not {command!r}")
+    command = [str(chunk) for chunk in command]
+    if "fit" not in command:
+        raise ValueError(f"{path}: the command has to run `speechzoo fit`, this one is {' '.join(command)}")
+    macros = [chunk[2:-1] for chunk in command if _is_macro(chunk) and not ENVIRONMENT.search(chunk)]
+    for name in macros:
+        if name not in MACROS:
+            raise ValueError(f"{path}: the macro ${{{name}}} of the command is not offered here")
+    if not set(macros) & set(ARGUMENTS):
+        raise ValueError(
+            f"{path}: the command has no ${{args}}, a word of its own by which a trial gets its parameters: all trials "
+            "would be the same"
+        )
+    return command
+
+
+def _metric(path: Path, content: Mapping[str, Any]) -> tuple[str | None, Literal["minimize", "maximize"], float | None]:
     metric = content.get("metric") or {}
     if not isinstance(metric, Mapping) or set(metric) - {"name", "goal", "target"}:
-        raise ValueError(f"{path}: metric has a name and a goal, not {metric!r}")
-    goal = metric.get("goal", "minimize")
+        raise ValueError(f"{path}: metric has a name, a goal and a target, not {metric!r}")
+    name, goal, target = metric.get("name"), metric.get("goal", "minimize"), metric.get("target")
     if goal not in ("minimize", "maximize"):
         raise ValueError(f"{path}: metric.goal is minimize or maximize, not {goal!r}")
-    if content["method"] == "bayes" and "name" not in metric:
-        raise ValueError(f"{path}: method bayes needs metric.name, e.g. val/loss")
-    return metric.get("name"), goal
+    if not isinstance(name, str) and (name is not None or target is not None or content["method"] == "bayes"):
+        needs = "method bayes needs metric.name" if content["method"] == "bayes" else "metric.name is needed"
+        raise ValueError(f"{path}: {needs}, e.g. val/loss, not {name!r}")
+    if target is not None and type(target) not in (int, float):
+        raise ValueError(f"{path}: metric.target is a number, not {target!r}")
+    return name, goal, target

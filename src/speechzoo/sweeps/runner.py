@@ -142,11 +142,17 @@ class Runner:
         for trial in self.state.trials:
             if trial.state == "waiting":
                 return trial
-        if len(self.state.trials) >= self.total:
+        if len(self.state.trials) >= self.total or self._reached():
             return None
         if self.sweep.method == "bayes":
             self._check_metric()
         return self.state.add(self.search.propose(self.state.trials))
+
+    def _reached(self) -> bool:
+        """Whether a trial has reached the sweep's `metric.target`."""
+        sign, target = -1 if self.sweep.goal == "maximize" else 1, self.sweep.target
+        metrics = [trial.metric for trial in self.state.trials if trial.metric is not None]
+        return target is not None and any(sign * metric <= sign * target for metric in metrics)
 
     def _check_metric(self) -> None:
         """A search whose metric no trial logs would draw at random and say nothing.

@@ -80,8 +80,14 @@ class Parameter:
                 raise ValueError(f"parameter {name!r}: int_uniform takes whole numbers")
             if spec["min"] > spec["max"] or (kind.endswith("_values") and spec["min"] <= 0):
                 raise ValueError(f"parameter {name!r}: no {kind} between {spec['min']} and {spec['max']}")
+        if kind in ("log_uniform", "q_log_uniform") and spec["max"] > 700:
+            raise ValueError(
+                f"parameter {name!r}: min and max of {kind} are exponents of e; {kind}_values takes the values"
+            )
         if kind == "categorical_w_probabilities" and (
-            len(spec["values"]) != len(spec["probabilities"]) or not math.isclose(sum(spec["probabilities"]), 1)
+            len(spec["values"]) != len(spec["probabilities"])
+            or min(spec["probabilities"]) < 0
+            or not math.isclose(sum(spec["probabilities"]), 1)
         ):
             raise ValueError(f"parameter {name!r}: needs one probability for each value, 1 in all")
         return cls(name, kind, spec)
@@ -162,12 +168,15 @@ def read_parameters(tree: Any) -> list[Parameter | Group]:
     """
     if not isinstance(tree, Mapping) or not tree:
         raise ValueError("parameters: has to map at least one name to its values")
-    return [
-        Group(str(name), read_parameters(spec["parameters"]))
-        if isinstance(spec, Mapping) and "parameters" in spec
-        else Parameter.read(str(name), spec)
-        for name, spec in sorted(tree.items())
-    ]
+    return [_read(name, spec) for name, spec in sorted(tree.items(), key=lambda item: str(item[0]))]
+
+
+def _read(name: Any, spec: Any) -> Parameter | Group:
+    if not isinstance(spec, Mapping) or "parameters" not in spec:
+        return Parameter.read(str(name), spec)
+    if len(spec) > 1:
+        raise ValueError(f"parameter {name!r}: has parameters of its own, and so no {sorted({*spec} - {'parameters'})}")
+    return Group(str(name), read_parameters(spec["parameters"]))
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ def explain(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if _deliberate(error.__traceback__):
         return text or kind
-    if found := re.search(r"^Does not validate .*?^Errors:\s+- (.*?)$", text, re.DOTALL | re.MULTILINE):
-        return found[1]  # jsonargparse's words around those of a constructor
+    if found := re.search(r"^Does not validate .*?^Errors:\s+- (.*?[^:\n])$", text, re.DOTALL | re.MULTILINE):
+        return re.sub(r"\s+", " ", found[1])  # jsonargparse's words around those of a constructor
     for pattern, meaning in HINTS:
         if re.search(pattern, text):
             return meaning

@@ -207,7 +207,7 @@ class AudioChunk:
     """Sound that follows what a row has sounded so far."""
 
     row: int
-    audio: Tensor  # [T] float in [-1, 1], at least one sample
+    audio: Tensor  # [T] float in [-1, 1], at least one sample, in the host's memory
     sample_rate: int  # Hz
     start_seconds: float  # of its first sample, in the row's sound
 

@@ -199,3 +199,10 @@ def test_mp3_that_ends_inside_the_header_of_a_joined_one() -> None:
     assert mark > 0
     for more in range(mark + 4, mark + 16):
         assert length(one + one[:more]) == length(one)
+
+
+@pytest.mark.parametrize("kind", ["wav", "aiff", "w64", "flac"])
+@pytest.mark.parametrize("size", [10, 2000])
+def test_tags_before_other_formats_take_no_sound(kind: str, size: int) -> None:
+    front = b"ID3\x04\x00\x00\x00\x00" + bytes([size >> 7, size & 127]) + bytes(size)
+    assert length(front + made(kind, 8_000)) == 8_000

@@ -111,6 +111,24 @@ def test_faults_of_tables(tmp_path: Path) -> None:
         read_manifest(f"hf:{tmp_path / 'nowhere'}:train")
 
 
+def test_sound_of_a_shard_that_no_turn_takes_is_told(tmp_path: Path, wavs: list[Path]) -> None:
+    """A struct of nulls is no sound, as some writers store it."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    turns = json.dumps([{"role": "user", "content": "<audio>"}, {"role": "assistant", "content": "y"}])
+    sounds = [{"bytes": None, "path": None}, {"bytes": wavs[0].read_bytes(), "path": "a.wav"}]
+    parquet.write_table(pa.table({"messages": [turns, turns], "audio": sounds}), tmp_path / "t.parquet")
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        shards.add(tar, "1.json", json.dumps({"messages": json.loads(turns)}).encode())
+        shards.add(tar, "2.json", json.dumps({"messages": json.loads(turns)}).encode())
+        shards.add(tar, "2.wav", wavs[0].read_bytes())
+    for shard in ("t.parquet", "t.tar"):
+        with pytest.raises(ManifestError, match=rf"{shard}:2 .*: sound is beside its messages") as caught:
+            read_manifest(tmp_path / shard)
+        assert len(caught.value.problems) == 1
+
+
 def test_paths_beside_the_shard(tmp_path: Path, wavs: list[Path]) -> None:
     """Tables may name sound files instead of holding them; those are then looked at as with JSONL."""
     import pyarrow as pa

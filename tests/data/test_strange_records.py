@@ -164,6 +164,21 @@ def test_sound_may_stand_where_tables_have_it(tmp_path: Path) -> None:
     assert records[2].clips == [tmp_path / "1.wav", tmp_path / "2.wav"]
 
 
+def test_sound_that_no_turn_takes_is_told(tmp_path: Path) -> None:
+    """Text alone would be learnt, though the record has sound."""
+    soundfile.write(tmp_path / "1.wav", np.full(16_000, 0.1), 16_000)
+    question = {"role": "user", "content": "<audio> What is that?"}
+    good = {"messages": [question, ANSWER], "audios": []}
+    spoken = {"messages": [question, {**ANSWER, "audio": "1.wav"}], "audio": "1.wav"}
+    for silent in ({"audio": "1.wav"}, {"audios": ["1.wav"]}, {"audio": {"path": "1.wav", "bytes": None}}):
+        path = write(tmp_path / "data.jsonl", good, spoken, {"messages": [question, ANSWER], **silent})
+        with pytest.raises(ManifestError, match=r"data.jsonl:3 .*: sound is beside its messages") as caught:
+            read_manifest(path)
+        assert len(caught.value.problems) == 1
+        with pytest.warns(UserWarning, match="1 bad records are left out"):
+            assert len(read_manifest(path, on_bad="skip")) == 2
+
+
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(

@@ -57,7 +57,8 @@ def streams(content: bytes) -> list[Stream]:
     """The streams of a sound file, in order; all of it as one where its format is not known to be joined."""
     start = _skip_id3(content, 0)
     found: list[Stream] = []
-    if HEADS.match(content):
+    if HEADS.match(content, start):
+        content = content[start:]  # libsndfile would count the tag's bytes to the sound
         found = [Stream(_sized(part), missing=_missing_of_rf64(part)) for part in _split(content, HEADS)]
     elif FLAC.match(content, start):
         found = [_flac(part) for part in _split(content[start:], FLAC)]

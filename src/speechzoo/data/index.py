@@ -27,7 +27,7 @@ from speechzoo.data.schema import check_messages, unread_keys
 from speechzoo.data.sources import Row, Source, clip_file, file_stamp, open_source
 from speechzoo.data.sources.access import in_shard, shard_of
 
-FORMAT = 5
+FORMAT = 6
 ARRAYS = ("where", "number", "name", "own", "top_unit", "clips", "samples", "stamps")
 TOP_UNIT = np.iinfo(np.int32).max  # stands for any larger one, which no model knows either
 BLOCK = 256  # records and sounds of a shard looked at together

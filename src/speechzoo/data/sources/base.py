@@ -130,21 +130,32 @@ def parse(text: bytes | str) -> Any:
         raise ValueError("brackets are nested too deep") from None
 
 
-def arrange(value: dict[str, Any], pool: list[Any], place: Callable[[Any, int], Any]) -> Any:
-    """A record with its sound where `check_messages` looks for it.
+def arrange(row: Row, value: dict[str, Any], pool: list[Any], place: Callable[[Any, int], Any]) -> None:
+    """Give a row its record, with its sound where `check_messages` looks for it.
 
-    A part's own `audio` is taken for its `path`; audio parts that bring neither take the sounds of `pool` in order.
+    A part's own `audio` is taken for its `path`; audio parts that bring neither take the sounds of `pool` in order. A
+    record with sound in `pool` and no turn to hear or say any is in error: it would be learnt as text alone.
 
     Args:
         place: as in `put_sound`.
     """
-    messages = value.get("messages")
+    messages, left = value.get("messages"), list(pool)
     for message in messages if isinstance(messages, list) else []:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else []:
             if isinstance(part, dict) and part.get("type") == "audio" and part.get("path") is None and "audio" in part:
                 part["path"] = part.pop("audio")
-    return put_sound(value, lambda given, index: place(pool.pop(0) if given is None and pool else given, index))
+    placed: list[Any] = []
+
+    def put(given: Any, index: int) -> Any:
+        placed.append(index)
+        return place(left.pop(0) if given is None and left else given, index)
+
+    row.value = put_sound(value, put)
+    named = any(sound.get("path") if isinstance(sound, dict) else sound for sound in pool)  # a null one may be a struct
+    if named and not placed and isinstance(messages, list) and messages:
+        hint = 'write {"type": "audio"} into the content of the turn that it belongs to, or take the sound out'
+        row.error = "sound is beside its messages, and none of them has an audio part", hint
 
 
 def sounds_of(values: dict[str, Any]) -> list[Any]:

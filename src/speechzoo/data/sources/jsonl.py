@@ -37,7 +37,7 @@ class JsonLines(Source):
         if not isinstance(value, dict):
             row.error = "not a JSON object", 'write {"messages": [...]} on each line'
             return row
-        row.value = arrange(value, sounds_of(value), lambda sound, _: beside(self.folder, _path(sound)))
+        arrange(row, value, sounds_of(value), lambda sound, _: beside(self.folder, _path(sound)))
         return row
 
 

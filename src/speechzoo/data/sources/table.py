@@ -60,7 +60,7 @@ def table_row(
         return row
     if values.get("id") is not None:
         value["id"] = values["id"]
-    row.value = arrange(value, sounds_of(values), place)
+    arrange(row, value, sounds_of(values), place)
     return row
 
 

@@ -93,7 +93,7 @@ class TarShard(Source):
             return row
         sounds = [member for member in members if _split(member)[1].lower().endswith(SOUND)]
         pool = sounds_of(row.value) or [member.name for member in sounds if len(sounds) == 1]
-        row.value = arrange(row.value, pool, lambda path, _: self._reference(path, sounds))
+        arrange(row, row.value, pool, lambda path, _: self._reference(path, sounds))
         return row
 
     def _reference(self, path: Any, sounds: list[tarfile.TarInfo]) -> Any:

@@ -18,12 +18,11 @@ import torch
 
 from speechzoo.data import encode_batch
 from speechzoo.evaluation.answers import Answer, score
+from speechzoo.evaluation.listening import Listener
 from speechzoo.generation.sampling import Decoding
 from speechzoo.interop.hub import load_run
 from speechzoo.metrics import UnitErrorRate
-from speechzoo.models import Cascade
 from speechzoo.names.published import published
-from speechzoo.parts.registry import fetch
 from speechzoo.quickstart.ask import MAX_NEW_TOKENS, read_questions
 from speechzoo.quickstart.speech import listen, speak_units
 from speechzoo.vocoders import LatentVocoder
@@ -46,6 +45,7 @@ class Bench:
         known = {row["answer"] for row in read_questions(corpus / "qa_units_train.jsonl", corpus / "pairs.jsonl")}
         self.new = [index for index, row in enumerate(self.rows) if row["answer"] not in known]
         self.vocoder = LatentVocoder.from_folder(published("unit-vocoder-tiny"))
+        self.ear = Listener("part:whisper-tiny.en", "en", "cpu")
 
     def asked(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """The conversation up to its answer."""
@@ -57,15 +57,14 @@ class Bench:
         true = [self.rows[index]["messages"][-1]["units"] for index in some]
         return float(UnitErrorRate()([decoded[index] for index in some], true))
 
-    def heard(self, model: Any, folder: str, texts: list[str], units: list[list[int]]) -> float:
+    def heard(self, folder: str, texts: list[str], units: list[list[int]]) -> float:
         """ASR-WER (Whisper tiny.en) of units as sound, against the texts they are of; of as many as there are texts."""
         said = [
             Answer(row["id"], row["kind"], "", text, text, units=some)
             for row, text, some in zip(self.rows, texts, units, strict=False)
         ]
-        ear = Cascade(str(fetch("whisper-tiny.en")), model.llm, model.prompt)
         spoken = speak_units(said, self.vocoder, self.out, self.out / "unit_decoders" / folder)
-        return float(score(listen(spoken, self.out, ear.transcribe))["asr_wer"].value)
+        return float(score(listen(spoken, self.out, self.ear))["asr_wer"].value)
 
     @torch.no_grad()
     def measure(self, name: str) -> list[float]:
@@ -90,7 +89,7 @@ class Bench:
             units += [row.tolist() for row in reply.units]
         true = [row["answer"] for row in self.rows[: self.spoken]]
         rates = [self.error_rate(decoded, some) for some in (list(range(len(self.rows))), self.new)]
-        rates += [self.heard(model, f"{name}-true", true, decoded), self.heard(model, f"{name}-own", texts, units)]
+        rates += [self.heard(f"{name}-true", true, decoded), self.heard(f"{name}-own", texts, units)]
         return [100 * rate for rate in rates]
 
 

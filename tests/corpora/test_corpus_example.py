@@ -10,7 +10,7 @@ import torch
 
 from speechzoo.cli import main
 from speechzoo.corpora.splits import split
-from speechzoo.corpora.spoken_rules import FILLERS, RuleRewriter, in_words
+from speechzoo.corpora.spoken_rules import FILLERS, RuleRewriter
 from speechzoo.corpora.stage import Broken
 from speechzoo.quickstart.questions import make_pairs
 from speechzoo.suites.catalogue import SUITES
@@ -69,24 +69,6 @@ def test_validation_records_depend_on_what_they_hold_alone(tmp_path: Path) -> No
         split(tmp_path / "all", 50)
     with pytest.raises(ValueError, match="at least 0, not -2"):
         split(tmp_path / "all", -2)
-
-
-@pytest.mark.parametrize(
-    "number, words",
-    [
-        (0, "zero"),
-        (13, "thirteen"),
-        (40, "forty"),
-        (85, "eighty-five"),
-        (100, "one hundred"),
-        (342, "three hundred and forty-two"),
-        (1005, "one thousand and five"),
-        (21_300, "twenty-one thousand three hundred"),
-        (999_999, "nine hundred and ninety-nine thousand nine hundred and ninety-nine"),
-    ],
-)
-def test_numbers_in_words(number: int, words: str) -> None:
-    assert in_words(number) == words
 
 
 def test_the_rule_rewrites_for_speech() -> None:

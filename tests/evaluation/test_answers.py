@@ -101,4 +101,4 @@ def test_a_question_without_a_right_answer_is_neither_right_nor_wrong():
     }  # fmt: skip
     assert set(score([unknown])) == {"asr_wer", "asr_cer"}
     silent = replace(known, text="", spoken="hm")  # an answer of no words, of which a word is heard
-    assert (silent.id, MEASURES[6].covered([silent])) == ("1", [silent])
+    assert MEASURES[6].counted([silent]) == [(silent, (1, 0))]

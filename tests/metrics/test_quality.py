@@ -13,9 +13,9 @@ import torch
 from speechzoo.audio import write_audio
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers, score
 from speechzoo.evaluation.compare import SystemResult, comparison_table
+from speechzoo.evaluation.listening import rate
 from speechzoo.metrics import UTMOS, DistillMOS, quality_scorers
 from speechzoo.parts.registry import cache_folder
-from speechzoo.quickstart.speech import rate
 
 REAL_CACHE = cache_folder()  # the user's, read before the tests get a cache of their own
 HUBCONF = """
@@ -76,7 +76,8 @@ def test_from_the_sound_to_the_table(utmos: UTMOS, tmp_path: Path) -> None:
     for name, level, seconds in (("a", 0.5, 1), ("b", 0.25, 2), ("c", 0.0, 1)):
         write_audio(tmp_path / f"{name}.flac", np.full(16_000 * seconds, level, dtype=np.float32))
     answers = [Answer(i, "sum", f"question {i}", "one", "one", reply_audio=f"{i}.flac") for i in "abc"]
-    rated = rate([*answers, Answer("d", "sum", "question d", "one", "one")], tmp_path, [utmos])
+    answers.append(Answer("d", "sum", "question d", "one", "one"))
+    rated = [rate(answer, tmp_path, [utmos]) for answer in answers]
     assert [None if a.quality is None else round(a.quality["UTMOS"], 2) for a in rated] == [1.5, 2.25, None, None]
     save_answers(tmp_path / "answers.jsonl", rated)
     rated = load_answers(tmp_path / "answers.jsonl")

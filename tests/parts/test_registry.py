@@ -269,7 +269,7 @@ def test_the_voice_is_reproducible_and_noise_and_speed_change_it(voice):
     np.testing.assert_array_equal(varied, voice.speak(text, noise=1.0, seed=5))
     assert not np.array_equal(varied, voice.speak(text, noise=1.0, seed=6))
     assert 0.6 < len(voice.speak(text, speed=1.5)) / len(plain) < 0.85
-    assert len(voice.latents(text)) * 256 == len(plain)
+    assert len(voice.speak_with_latents(text)[1]) * 256 == len(plain)
 
 
 @pytest.mark.real

@@ -14,7 +14,8 @@ from rich.console import Console
 from speechzoo.quickstart import pipeline
 from speechzoo.quickstart.pipeline import TITLES, Quickstart
 from speechzoo.quickstart.scale import DEFAULT
-from speechzoo.quickstart.screen import Counter, Screen, last_line
+from speechzoo.quickstart.screen import Counter, Screen
+from speechzoo.system.terminal import last_lines
 
 LINES = [
     (b"", ""),
@@ -27,9 +28,9 @@ LINES = [
 
 @pytest.mark.parametrize(("written", "seen"), LINES)
 def test_the_last_line_as_a_terminal_would_show_it(tmp_path: Path, written: bytes, seen: str) -> None:
-    assert last_line(tmp_path / "none.log") == ""
+    assert last_lines(tmp_path / "none.log") == ""
     (tmp_path / "a.log").write_bytes(written)
-    assert last_line(tmp_path / "a.log") == seen
+    assert last_lines(tmp_path / "a.log") == seen
 
 
 def test_what_a_stage_says_is_no_markup(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_columns_by_hand(key: str, value: float, covered: int):
     found = COLUMNS[key].interval(ANSWERS, 0)
     assert found.value == pytest.approx(value)
     assert found.low <= value <= found.high
-    assert len(COLUMNS[key].covered(ANSWERS)) == covered
+    assert len(COLUMNS[key].counted(ANSWERS)) == covered
 
 
 def test_a_column_without_answers_is_not_measured():

@@ -10,11 +10,11 @@ import torch
 
 from speechzoo.audio import read_audio, write_audio
 from speechzoo.evaluation.answers import Answer, load_answers
+from speechzoo.evaluation.listening import Listener, rate
 from speechzoo.names.published import published
 from speechzoo.quickstart.questions import make_pairs
 from speechzoo.quickstart.scale import ZOO
 from speechzoo.suites.catalogue import SUITES
-from speechzoo.suites.scoring import Listener, rate
 
 ROOT = Path(__file__).parents[2]
 

@@ -64,7 +64,9 @@ def test_evaluate_speaks_what_the_suite_has_in_writing(
         str(tmp_path / "out"),
     ]
     words += ["--latency", "0", "--max-new-tokens", "8", "--device", "cpu", "--recogniser", str(tiny_whisper_pt)]
-    monkeypatch.setattr("speechzoo.suites.scoring.transcribe", lambda whisper, audio, lens, language: ["x"] * len(lens))
+    monkeypatch.setattr(
+        "speechzoo.evaluation.listening.transcribe", lambda whisper, audio, lens, language: ["x"] * len(lens)
+    )
     assert main([*words, "--tts", tts[0], "--question-voice", "anna"]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     (model,) = results["models"].values()

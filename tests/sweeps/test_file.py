@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from speechzoo.sweeps import SweepFile, load_sweep
-from speechzoo.sweeps.search import Bayes, Grid, Random
+from speechzoo.sweeps.search import drawn, searched
 from speechzoo.sweeps.space import Parameter
 from speechzoo.sweeps.state import Trial
 
@@ -91,10 +91,7 @@ def test_random_is_seeded_and_the_same_after_a_restart(write) -> None:
     sweep = load_sweep(write(method="random", parameters={"lr": {"min": 0.0, "max": 1.0}, "k": {"values": [1, 2, 3]}}))
 
     def draw(seed: int) -> list[dict]:
-        trials: list[Trial] = []
-        for number in range(20):
-            trials.append(Trial(number, Random(sweep, seed).propose(trials)))  # a new search for each: a restart
-        return [trial.values for trial in trials]
+        return [drawn(sweep, seed, number) for number in range(20)]
 
     assert draw(0) == draw(0) != draw(1)
     assert len({values["lr"] for values in draw(0)}) == 20
@@ -135,8 +132,8 @@ def test_bayes_finds_the_better_half(write) -> None:
     sweep = load_sweep(write(method="bayes", parameters=space))
     trials: list[Trial] = []
     for number in range(40):
-        values = Bayes(sweep, 0).propose(trials)
-        assert values == Bayes(sweep, 0).propose(trials)  # a restart proposes the same
+        values = searched(sweep, 0, trials)
+        assert values == searched(sweep, 0, trials)  # a restart proposes the same
         loss = abs(math.log10(values["lr"]) + 3) + abs(values["k"] - 6)
         trials.append(Trial(number, values, "failed" if number == 3 else "finished", metric=loss))
     early, late = [np.mean([t.metric for t in part]) for part in (trials[:10], trials[-10:])]
@@ -205,7 +202,7 @@ def test_shipped_sweeps(path: Path, monkeypatch) -> None:
     sweep = load_sweep(path)
     assert sweep.name == content["program"].replace("speechzoo", path.stem) == path.stem
     assert f"speechzoo sweep recipes/sweeps/{path.name}" in path.read_text() and "wandb sweep" in path.read_text()
-    for values in Grid(sweep).combinations:
+    for values in sweep.grid():
         configs = [
             word.removeprefix("--config=") for word in sweep.command_line(values) if word.startswith("--config=")
         ]

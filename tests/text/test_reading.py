@@ -2,7 +2,7 @@
 
 import pytest
 
-from speechzoo.text.reading import in_words
+from speechzoo.text.reading import in_words, name_of
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,21 @@ def test_numbers_and_signs_are_read(written: str, read: str) -> None:
 )
 def test_the_rest_stays(text: str) -> None:
     assert in_words(text) == text
+
+
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (0, "zero"),
+        (13, "thirteen"),
+        (40, "forty"),
+        (85, "eighty-five"),
+        (100, "one hundred"),
+        (342, "three hundred and forty-two"),
+        (1005, "one thousand and five"),
+        (21_300, "twenty-one thousand three hundred"),
+        (999_999, "nine hundred and ninety-nine thousand nine hundred and ninety-nine"),
+    ],
+)
+def test_numbers_in_words(number: int, words: str) -> None:
+    assert name_of(number) == words

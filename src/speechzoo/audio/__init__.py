@@ -10,6 +10,7 @@ from speechzoo.audio.sound import (
     from_array,
     read_audio,
     resample,
+    sound_bytes,
     write_audio,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "mel_lens",
     "read_audio",
     "resample",
+    "sound_bytes",
     "write_audio",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from speechzoo.audio.mel import SAMPLE_RATE
 from speechzoo.audio.streams import Stream, streams
+from speechzoo.system.files import write_atomically
 
 LOUDEST = 8.0
 """Full scale is 1. Float sound may go beyond it (mastered music does by some decibels); what is 18 dB above it is none
@@ -189,7 +191,14 @@ def resample(samples: np.ndarray, rate: int, to_rate: int = SAMPLE_RATE) -> np.n
     return resampled
 
 
-def write_audio(path: str | Path, samples: Tensor | np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
-    """Write mono samples `[T]` as 16-bit PCM; the suffix names the format."""
+def sound_bytes(samples: Tensor | np.ndarray, sample_rate: int = SAMPLE_RATE, kind: str = "FLAC") -> bytes:
+    """Mono samples `[T]` as a sound file of 16-bit PCM."""
     data = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else samples
-    soundfile.write(str(path), data, sample_rate, subtype="PCM_16")
+    held = io.BytesIO()
+    soundfile.write(held, data, sample_rate, subtype="PCM_16", format=kind)
+    return held.getvalue()
+
+
+def write_audio(path: str | Path, samples: Tensor | np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Write mono samples `[T]` as 16-bit PCM, whole or not at all; the suffix names the format."""
+    write_atomically(path, sound_bytes(samples, sample_rate, Path(path).suffix[1:].upper()))

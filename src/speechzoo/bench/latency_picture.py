@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-OURS, THEIRS, VOCODER, GREY = "#2563a8", "#8aa4c2", "#d9601a", "#5b6470"
+from speechzoo.evaluation.figures import BLUE, GREY, ORANGE, new_figure, png
+
+THEIRS = "#8aa4c2"
 
 
 def picture(result: dict[str, Any]) -> bytes:
     """A PNG of what `latency.report` returns: bars of LLM and vocoder time on a logarithmic axis, GPT-4o's as lines."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.2, 4.2), dpi=130, layout="constrained")
-    axis = figure.add_subplot()
+    figure, (axis,) = new_figure(width=8.2, height=4.2, panels=1, dpi=130)
     names = list(result["omegas"])
     for place, name in enumerate(names):
         row = result["omegas"][name]
@@ -21,11 +19,11 @@ def picture(result: dict[str, Any]) -> bytes:
         bars = [(0.2, theirs[2], theirs[0], THEIRS, "paper, L40")]
         if "first_audio" in row:
             ours = (1000 * row["first_audio"]["median"], 1000 * row["llm"]["median"])
-            bars.append((-0.2, *ours, OURS, f"ours, {result['device']}"))
+            bars.append((-0.2, *ours, BLUE, f"ours, {result['device']}"))
             p95 = 1000 * row["first_audio"]["p95"]
             axis.plot([place - 0.2] * 2, [ours[0], p95], color=GREY, lw=1.2)
         for shift, whole, llm, color, label in bars:
-            axis.bar(place + shift, whole, 0.38, color=VOCODER, label="vocoder" if not place and shift > 0 else None)
+            axis.bar(place + shift, whole, 0.38, color=ORANGE, label="vocoder" if not place and shift > 0 else None)
             axis.bar(place + shift, llm, 0.38, color=color, label=label if not place else None)
             axis.text(place + shift, whole, f"{whole:.0f}", ha="center", va="bottom", fontsize=7)
     for value, style in ((result["gpt4o_ms"]["least"], ":"), (result["gpt4o_ms"]["mean"], "--")):
@@ -37,8 +35,5 @@ def picture(result: dict[str, Any]) -> bytes:
     axis.set_title(
         f"{result['model']}: median of {result['questions']} questions, line to p95", fontsize=10, loc="left"
     )
-    axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
+    return png(figure)

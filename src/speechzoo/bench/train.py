@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.bench.sizes import SIZES, random_model
-from speechzoo.callbacks.cost import peak_memory_mb
+from speechzoo.callbacks.cost import peak_memory_mb, reset_peak
 from speechzoo.models import LLaMAOmni
 from speechzoo.system.files import write_json
 from speechzoo.training.compiled import compile_layers
@@ -148,16 +147,10 @@ def measure(arm: str, repeats: int, threads: int) -> dict[str, float]:
         batch = cached(model, conversations(), arm)
         if arm == "stage2_freed":
             model.free_frozen()
-        _forget_peak()
+        reset_peak(torch.device("cpu"))  # it is then that of the steps, not of loading
         loss = step(model, batch, arm)
         seconds = cpu_seconds(lambda: step(model, batch, arm), repeats)
         return {"cpu_seconds": seconds, "loss": loss, "peak_memory_mb": peak_memory_mb(torch.device("cpu"))}
-
-
-def _forget_peak() -> None:
-    """Peak memory is then that of the steps, not of loading (Linux only)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def calibration(threads: int) -> float:

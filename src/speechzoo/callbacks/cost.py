@@ -71,7 +71,7 @@ class StageCost(Callback):
         self._started, self._validation, self._logged = None, 0.0, (0.0, 0.0, 0.0)
         self._flops = torch.zeros((), dtype=torch.float64, device=trainer.strategy.root_device)
         self._peak_flops = peak_flops(trainer.strategy.root_device, _compute_dtype(trainer.precision))
-        _reset_peak(trainer.strategy.root_device)
+        reset_peak(trainer.strategy.root_device)
         # The only place that knows how many positions a row takes once its clips are spliced in.
         self._hook = pl_module.register_forward_hook(self._count_positions)
 
@@ -211,7 +211,8 @@ def _compute_dtype(precision: str) -> torch.dtype:
     return {"bf": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(str(precision)[:2], torch.float32)
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
+    """Let peak memory be that of what follows, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

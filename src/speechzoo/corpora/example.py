@@ -6,14 +6,11 @@ LibriSpeech and AlpacaEval stand at full scale, so that the same commands read i
 
 from __future__ import annotations
 
-import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import soundfile
-
-from speechzoo.audio import SAMPLE_RATE
+from speechzoo.audio import write_audio
 from speechzoo.corpora.voices import QuickstartVoices
 from speechzoo.quickstart.questions import Pair, make_pairs
 from speechzoo.system.files import json_line, write_atomically
@@ -76,10 +73,7 @@ def _speak(part: Path, texts: list[str], threads: int) -> None:
     def one(name: str, text: str) -> None:
         if (file := folder / f"{name}.flac").is_file():
             return
-        seed = int(name.rpartition("-")[2])
-        held = io.BytesIO()
-        soundfile.write(held, voices.speak(text, "joe", seed).numpy(), SAMPLE_RATE, "PCM_16", format="FLAC")
-        write_atomically(file, held.getvalue())
+        write_audio(file, voices.speak(text, "joe", seed=int(name.rpartition("-")[2])))
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(one, names, texts))

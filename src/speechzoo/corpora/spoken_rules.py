@@ -13,6 +13,7 @@ import regex
 from speechzoo.corpora.rewriting import check_speakable
 from speechzoo.corpora.stage import Broken
 from speechzoo.corpora.texts import Turns
+from speechzoo.text.reading import name_of
 
 RULE = "rule"
 """Stands for an LLM's name in `--llm`."""
@@ -22,25 +23,7 @@ SENTENCES = 2  # of an answer
 DIGITS = regex.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?!\w|[.,]\d)")
 SENTENCE = regex.compile(r"(?<=[.!?])\s+")
 
-SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 MOST = 999_999
-
-
-def in_words(number: int) -> str:
-    """An English number, 0 to 999,999, as it is said: `twenty-one thousand and five`."""
-    if number < 20:
-        return SMALL[number]
-    if number < 100:
-        tens, rest = divmod(number, 10)
-        return TENS[tens - 2] + (f"-{SMALL[rest]}" if rest else "")
-    size, name = (1000, "thousand") if number >= 1000 else (100, "hundred")
-    many, rest = divmod(number, size)
-    joint = " and " if rest < 100 else " "
-    return f"{in_words(many)} {name}" + (f"{joint}{in_words(rest)}" if rest else "")
 
 
 class RuleRewriter:
@@ -77,7 +60,7 @@ def _numbers(text: str) -> str:
         number = int(found[0].replace(",", ""))
         if number > MOST:
             raise Broken("number that the rule cannot say", found[0])
-        return in_words(number)
+        return name_of(number)
 
     spoken: str = DIGITS.sub(said, text)
     if left := regex.search(r"\S*\d\S*", spoken):

@@ -11,6 +11,7 @@ from typing import Any
 
 from speechzoo.corpora.stage import Broken
 from speechzoo.data.sources.base import needs
+from speechzoo.data.sources.huggingface import load_rows
 
 CHUNK = 1 << 20  # characters
 
@@ -34,21 +35,11 @@ def rows(name: str, split: str = "train") -> Iterator[tuple[int, dict[str, Any] 
         with path.open("rb") as file:
             array = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
         return enumerate(_objects(_array(path) if array else _each_line(path), path))
-    return enumerate(_table(name, path, split))
+    return enumerate(_table(name, split))
 
 
-def _table(name: str, path: Path, split: str) -> Iterator[dict[str, Any]]:
-    datasets = needs("datasets")
-    try:
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            data = datasets.load_from_disk(str(path))
-            data = data[split] if isinstance(data, datasets.DatasetDict) else data
-        elif path.suffix == ".parquet":
-            data = datasets.load_dataset("parquet", data_files=str(path), split="train")
-        else:
-            data = datasets.load_dataset(name, split=split)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name}: cannot be loaded by datasets ({str(error).splitlines()[0]})") from error
+def _table(name: str, split: str) -> Iterator[dict[str, Any]]:
+    datasets, data = needs("datasets"), load_rows(name, split)
     sounds = {}
     for column, feature in data.features.items():
         if isinstance(feature, datasets.Audio):  # its bytes as they are: decoding comes later, and in one place

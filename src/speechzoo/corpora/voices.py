@@ -15,15 +15,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
-import soundfile
 import torch
 from torch import Tensor
 
-from speechzoo.audio import SAMPLE_RATE, SoundError, check_question, read_audio, resample
+from speechzoo.audio import SAMPLE_RATE, SoundError, check_question, read_audio, resample, write_audio
 from speechzoo.corpora.stage import Broken
 from speechzoo.quickstart import voices as others
 from speechzoo.system.endpoint import Endpoint, EndpointError, api_key
-from speechzoo.system.files import write_atomically
 
 FAILED = "text-to-speech failed"
 COMMANDS = {"piper": "piper --model {voice} --output_file {out}"}
@@ -66,11 +64,9 @@ class QuickstartVoices:
 
     def _joe(self) -> Any:
         if not hasattr(self._mine, "joe"):
-            from speechzoo.parts.registry import fetch
             from speechzoo.quickstart.voice import PiperVoice
 
-            folder = fetch("piper-joe")
-            self._mine.joe = PiperVoice(folder / "voice.onnx", folder / "voice.onnx.json", fetch("english-lexicon"))
+            self._mine.joe = PiperVoice.joe()
         return self._mine.joe
 
 
@@ -206,7 +202,5 @@ def speak_to(folder: Path, speaker: Speaker, named: str, text: str, voice: str, 
         check_question(samples, named)
     except SoundError as error:
         raise Broken(FAILED, str(error)) from error
-    sound = io.BytesIO()
-    soundfile.write(sound, samples.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    write_atomically(file, sound.getvalue())
+    write_audio(file, samples)
     return file, len(samples) / SAMPLE_RATE

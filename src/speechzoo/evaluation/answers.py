@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Protocol
 
-from speechzoo.evaluation.tables import points
+from speechzoo.evaluation.tables import number, percent, points
 from speechzoo.metrics import (
     CharErrorRate,
     ExactMatch,
@@ -24,8 +24,6 @@ from speechzoo.metrics import (
 )
 from speechzoo.metrics.normalise import ENGLISH, OTHERS, is_english
 from speechzoo.system.files import read_lines, write_jsonl
-
-Counts = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -74,93 +72,104 @@ def load_answers(path: str | Path) -> list[Answer]:
         raise FileNotFoundError(f"{path}: no such file of answers")
     names = {field.name for field in fields(Answer)}
     answers: dict[str, Answer] = {}
-    for number, line in read_lines(path):
+    for at, line in read_lines(path):
         try:
             record = json.loads(line)
             unknown = sorted(set(record) - names)
             answer = Answer(**{key: value for key, value in record.items() if key in names})
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not an answer record ({error})") from error
+            raise ValueError(f"{path}:{at}: not an answer record ({error})") from error
         if wrong := [name for name in TEXTS if not isinstance(getattr(answer, name), str)]:
-            raise ValueError(f"{path}:{number}: {wrong[0]} is {getattr(answer, wrong[0])!r}, and has to be a text")
+            raise ValueError(f"{path}:{at}: {wrong[0]} is {getattr(answer, wrong[0])!r}, and has to be a text")
         if unknown:
-            raise ValueError(f"{path}:{number}: unknown keys {unknown}; an answer has {sorted(names)}")
+            raise ValueError(f"{path}:{at}: unknown keys {unknown}; an answer has {sorted(names)}")
         if answer.id in answers:
-            raise ValueError(f"{path}:{number}: the id {answer.id!r} comes twice")
+            raise ValueError(f"{path}:{at}: the id {answer.id!r} comes twice")
         answers[answer.id] = answer
     return list(answers.values())
 
 
-class Scored(Protocol):
-    """A score that is a ratio of sums over answers: one of `MEASURES`, or a column of a suite."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def name(self) -> str: ...
-
-    def covered(self, answers: Iterable[Answer]) -> list[Answer]:
-        """The answers it says something about."""
-        ...
-
-    def count(self, answers: Sequence[Answer]) -> Counts:
-        """Numerator and denominator of each of the answers, which are covered ones."""
-        ...
-
-    def difference(self, value: float) -> str:
-        """A difference of two values of it, as a table shows it."""
-        ...
+Part = tuple[float, float]
+"""What an answer adds to numerator and denominator of a score."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A corpus-level score of answers: how it is called, and which two of their fields it compares by what metric."""
+    """A corpus-level score: a ratio of sums over answers, so that each has intervals and paired tests.
+
+    Attributes:
+        of: what an answer adds; None where the score says nothing about it.
+        rate: a share, shown in percent; otherwise a plain number.
+    """
 
     key: str
     name: str
-    metric: type[RatioMetric]
-    prediction: str = "text"
-    reference: str = "reference"
+    of: Callable[[Answer], Part | None]
+    higher_is_better: bool = True
+    rate: bool = True
+    digits: int = 2
 
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a larger score is a better one."""
-        return bool(self.metric.higher_is_better)
+    def counted(self, answers: Iterable[Answer]) -> list[tuple[Answer, Part]]:
+        """The answers this measure says something about, each with what it adds."""
+        return [(answer, part) for answer in answers if (part := self.of(answer)) is not None]
 
-    def applies(self, answer: Answer) -> bool:
-        """Whether this measure says something about an answer: it has both fields.
+    def interval(self, answers: Iterable[Answer], seed: int = 0) -> Interval | None:
+        """Its value with a 95 % bootstrap interval over distinct questions; None if it covers no answer."""
+        if not (counted := self.counted(answers)):
+            return None
+        groups = question_groups([answer for answer, _ in counted])
+        return bootstrap_ratio([part for _, part in counted], groups, seed=seed)
 
-        No right answer, or no words of the question, is told by an empty text; an answer of no words is one.
-        """
-        reference = getattr(answer, self.reference)
-        known = reference is not None and (reference != "" or self.reference == "text")
-        return known and getattr(answer, self.prediction) is not None
-
-    def covered(self, answers: Iterable[Answer]) -> list[Answer]:
-        """The answers this measure says something about."""
-        return [answer for answer in answers if self.applies(answer)]
-
-    def count(self, answers: Sequence[Answer]) -> Counts:
-        """Numerator and denominator of each of the answers, which are covered ones."""
-        predictions, references = ([getattr(a, name) for a in answers] for name in (self.prediction, self.reference))
-        return self.metric().item_counts(predictions, references)
+    def show(self, value: float) -> str:
+        """A value of it."""
+        return percent(value) if self.rate else number(value, self.digits)
 
     def difference(self, value: float) -> str:
-        """A difference of two values of it, in percentage points."""
-        return points(value)
+        """A difference of two values of it, of rates in percentage points."""
+        return points(value) if self.rate else f"{value:+.{self.digits}f}".replace("-", "−")
+
+
+@cache
+def _metric(kind: type[RatioMetric]) -> RatioMetric:
+    return kind()
+
+
+def compared(
+    key: str, name: str, metric: type[RatioMetric], prediction: str = "text", reference: str = "reference"
+) -> Measure:
+    """A measure that compares two fields of an answer, which says something where both are known.
+
+    No right answer, or no words of the question, is told by an empty text; an answer of no words is one.
+    """
+
+    def of(answer: Answer) -> Part | None:
+        ours, theirs = getattr(answer, prediction), getattr(answer, reference)
+        unknown = theirs is None or (theirs == "" and reference != "text")
+        return None if unknown or ours is None else _metric(metric).counts(ours, theirs)
+
+    return Measure(key, name, of, bool(metric.higher_is_better))
+
+
+def rated(key: str, name: str, digits: int = 2) -> Measure:
+    """The mean of what a predictor of speech quality, of this name, gives (1 to 5)."""
+
+    def of(answer: Answer) -> Part | None:
+        value = (answer.quality or {}).get(name)
+        return None if value is None else (value, 1.0)
+
+    return Measure(key, name, of, rate=False, digits=digits)
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("wer", "WER", WordErrorRate),
-    Measure("cer", "CER", CharErrorRate),
-    Measure("exact_match", "Exact match", ExactMatch),
-    Measure("rouge_l", "ROUGE-L", RougeL),
-    Measure("unit_error_rate", "Unit error rate", UnitErrorRate, "units", "reference_units"),
-    Measure("heard_wer", "WER of the words heard", WordErrorRate, "heard", "question"),
+    compared("wer", "WER", WordErrorRate),
+    compared("cer", "CER", CharErrorRate),
+    compared("exact_match", "Exact match", ExactMatch),
+    compared("rouge_l", "ROUGE-L", RougeL),
+    compared("unit_error_rate", "Unit error rate", UnitErrorRate, "units", "reference_units"),
+    compared("heard_wer", "WER of the words heard", WordErrorRate, "heard", "question"),
     # ASR-WER and ASR-CER: how much of the answer's own text can be understood (LLaMA-Omni, section 4.3).
-    Measure("asr_wer", "ASR-WER of the speech against its text", WordErrorRate, "spoken", "text"),
-    Measure("asr_cer", "ASR-CER of the speech against its text", CharErrorRate, "spoken", "text"),
+    compared("asr_wer", "ASR-WER of the speech against its text", WordErrorRate, "spoken", "text"),
+    compared("asr_cer", "ASR-CER of the speech against its text", CharErrorRate, "spoken", "text"),
 )
 
 
@@ -199,15 +208,8 @@ def score(answers: Sequence[Answer], seed: int = 0) -> dict[str, Interval]:
     `seconds` (median per answer). A measure that covers no
     answer is left out; unit error rate, for instance, is there only for systems that predict units.
     """
-    scores = {}
-    for measure in MEASURES:
-        covered = measure.covered(answers)
-        if covered:
-            scores[measure.key] = bootstrap_ratio(measure.count(covered), question_groups(covered), seed=seed)
-    for name in quality_names(answers):
-        heard = [answer for answer in answers if name in (answer.quality or {})]
-        values = [((answer.quality or {})[name], 1.0) for answer in heard]
-        scores[name] = bootstrap_ratio(values, question_groups(heard), seed=seed)
+    measures = [*MEASURES, *(rated(name, name) for name in quality_names(answers))]
+    scores = {measure.key: found for measure in measures if (found := measure.interval(answers, seed))}
     timed = [answer for answer in answers if answer.seconds is not None]
     if timed:
         seconds = [float(answer.seconds or 0.0) for answer in timed]

@@ -11,7 +11,7 @@ from pathlib import Path
 from speechzoo.evaluation.answers import (
     MEASURES,
     Answer,
-    Scored,
+    Measure,
     cut_answers,
     normalisers,
     quality_names,
@@ -155,22 +155,20 @@ def kind_table(systems: Sequence[SystemResult], seed: int = 0) -> Table:
 
 
 def pair_differences(
-    a: SystemResult, b: SystemResult, seed: int = 0, measures: Sequence[Scored] = MEASURES
+    a: SystemResult, b: SystemResult, seed: int = 0, measures: Sequence[Measure] = MEASURES
 ) -> dict[str, tuple[Difference, int]]:
     """Paired bootstrap of two systems on the questions both answered: measure key -> (A minus B, questions)."""
     result = {}
     for measure in measures:
-        ours = {x.id: x for x in measure.covered(a.answers)}
-        common = [(ours[x.id], x) for x in measure.covered(b.answers) if x.id in ours]
+        ours = {answer.id: (answer, part) for answer, part in measure.counted(a.answers)}
+        common = [(*ours[x.id], part) for x, part in measure.counted(b.answers) if x.id in ours]
         if common:
-            left, right = [x for x, _ in common], [x for _, x in common]
-            groups = question_groups(left)
-            difference = paired_bootstrap(measure.count(left), measure.count(right), groups, seed=seed)
-            result[measure.key] = (difference, len(common))
+            answers, left, right = map(list, zip(*common, strict=True))
+            result[measure.key] = (paired_bootstrap(left, right, question_groups(answers), seed=seed), len(common))
     return result
 
 
-def pair_table(systems: Sequence[SystemResult], seed: int = 0, measures: Sequence[Scored] = MEASURES) -> Table:
+def pair_table(systems: Sequence[SystemResult], seed: int = 0, measures: Sequence[Measure] = MEASURES) -> Table:
     """Differences of each pair of systems; those whose interval leaves out 0 stand out."""
     pairs = [(a, b, pair_differences(a, b, seed, measures)) for a, b in combinations(systems, 2)]
     shown = [m for m in measures if m.key != "heard_wer" and any(m.key in d for _, _, d in pairs)]

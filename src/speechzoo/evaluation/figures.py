@@ -54,7 +54,7 @@ def metrics_files(folder: Path) -> list[Path]:
 
 def plot_losses(stages: Sequence[tuple[str, Curve, Curve]]) -> bytes:
     """One panel per stage (name, training curve, validation curve), side by side."""
-    figure, axes = _figure(width=4.4 * max(len(stages), 1), height=2.9, panels=len(stages))
+    figure, axes = new_figure(width=4.4 * max(len(stages), 1), height=2.9, panels=len(stages))
     for axis, (name, train, val) in zip(axes, stages, strict=True):
         if train[0].size:
             smooth = train[0].size >= 40
@@ -71,13 +71,13 @@ def plot_losses(stages: Sequence[tuple[str, Curve, Curve]]) -> bytes:
         axis.grid(color="#e4e7eb", lw=0.7)
         axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("loss per target")
-    return _png(figure)
+    return png(figure)
 
 
 def plot_mel(audio: torch.Tensor) -> bytes:
     """Whisper's log-mel (80 bands) of one clip `[T]` at 16 kHz."""
     mel, _ = log_mel(audio[None].float(), torch.tensor([audio.shape[0]]), 80, pad_to=None)
-    figure, (axis,) = _figure(width=5.6, height=1.75, panels=1, dpi=130)
+    figure, (axis,) = new_figure(width=5.6, height=1.75, panels=1, dpi=130)
     axis.imshow(
         mel[0].numpy(),
         origin="lower",
@@ -88,7 +88,7 @@ def plot_mel(audio: torch.Tensor) -> bytes:
     axis.set_xlabel("seconds")
     axis.set_ylabel("mel band")
     axis.set_yticks([0, 40, 80])
-    return _png(figure)
+    return png(figure)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
@@ -101,7 +101,12 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     return means
 
 
-def _figure(width: float, height: float, panels: int, dpi: int = 170) -> tuple[Figure, Sequence[Any]]:
+def new_figure(width: float, height: float, panels: int, dpi: int = 170) -> tuple[Figure, Sequence[Any]]:
+    """A figure with panels side by side (inches).
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -121,7 +126,8 @@ def _figure(width: float, height: float, panels: int, dpi: int = 170) -> tuple[F
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Its bytes; the same figure gives the same ones."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})  # no version string: same input, same bytes
     return buffer.getvalue()

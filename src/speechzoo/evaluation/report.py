@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from speechzoo.audio import SAMPLE_RATE, read_audio
+from speechzoo.audio import read_audio, sound_bytes
 from speechzoo.evaluation.answers import Answer
 from speechzoo.evaluation.compare import (
     SystemResult,
@@ -274,11 +272,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _sound(folder: Path, path: str | None) -> str | None:
     """A sound file as a data address: 16-bit mono FLAC at 16 kHz, which every browser plays."""
-    if path is None:
-        return None
-    buffer = io.BytesIO()
-    soundfile.write(buffer, read_audio(folder / path).numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return _data_uri("audio/flac", buffer.getvalue())
+    return None if path is None else _data_uri("audio/flac", sound_bytes(read_audio(folder / path)))
 
 
 def _data_uri(kind: str, content: bytes) -> str:

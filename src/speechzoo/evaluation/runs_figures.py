@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from speechzoo.evaluation.answers import Measure
-from speechzoo.evaluation.figures import GREY, Curve, _figure, _png, running_mean
+from speechzoo.evaluation.figures import GREY, Curve, new_figure, png, running_mean
 from speechzoo.evaluation.pareto import Front
 from speechzoo.evaluation.runs_tables import interval, scores
 from speechzoo.evaluation.settings import Group
@@ -54,7 +54,7 @@ def plot_curves(groups: Sequence[Group]) -> bytes | None:
     names = {index: wrap(groups[index].label, 2 * WRAP) for index in drawn}
     heights = [name.count("\n") + 1 for name in names.values()]
     below = sum(max(heights[at : at + columns]) for at in range(0, len(heights), columns))
-    figure, (left, right) = _figure(width=9.2, height=3.3 + 0.15 * below, panels=2)
+    figure, (left, right) = new_figure(width=9.2, height=3.3 + 0.15 * below, panels=2)
     for index, curves in drawn.items():
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)]
         steps = curves[0][0][0]
@@ -79,7 +79,7 @@ def plot_curves(groups: Sequence[Group]) -> bytes | None:
     for axis in (left, right):
         axis.grid(color="#e4e7eb", lw=0.7)
     figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=7)
-    return _png(figure)
+    return png(figure)
 
 
 def plot_bars(groups: Sequence[Group], measures: Sequence[Measure], seed: int = 0) -> bytes | None:
@@ -103,7 +103,7 @@ def plot_bars(groups: Sequence[Group], measures: Sequence[Measure], seed: int = 
         return None
     labels = [wrap(group.label) for group in groups]
     height = 0.9 + sum(0.16 + 0.14 * (label.count("\n") + 1) for label in labels)
-    figure, axes = _figure(width=2.4 + 2.4 * len(panels), height=max(2.0, height), panels=len(panels))
+    figure, axes = new_figure(width=2.4 + 2.4 * len(panels), height=max(2.0, height), panels=len(panels))
     for axis, (title, values, spread) in zip(axes, panels, strict=True):
         for y, (runs, (below, above)) in enumerate(zip(values, spread, strict=True)):
             if not runs:
@@ -116,7 +116,7 @@ def plot_bars(groups: Sequence[Group], measures: Sequence[Measure], seed: int = 
         axis.set_yticks(range(len(groups)), labels if axis is axes[0] else [], fontsize=7, color=GREY)
         axis.set_ylim(len(groups) - 0.5, -0.5)
         axis.set_xlim(left=0)
-    return _png(figure)
+    return png(figure)
 
 
 def plot_front(found: Front) -> bytes:
@@ -130,7 +130,7 @@ def plot_front(found: Front) -> bytes:
     points = sorted(found.points, key=lambda p: (bool(p.beaten_by), statistics.fmean(p.cost)))
     scale = 100.0 if found.quality.show is percent else 1.0
     names = [wrap(f"{n}  {point.group.label}", 2 * WRAP) for n, point in enumerate(points, start=1)]
-    figure, (axis,) = _figure(width=7.4, height=4.4 + 0.16 * sum(n.count("\n") + 1 for n in names), panels=1)
+    figure, (axis,) = new_figure(width=7.4, height=4.4 + 0.16 * sum(n.count("\n") + 1 for n in names), panels=1)
     means = [(statistics.fmean(p.cost), scale * statistics.fmean(p.quality)) for p in points]
     for n, (point, (x, y), name) in enumerate(zip(points, means, names, strict=True), start=1):
         best = not point.beaten_by
@@ -167,7 +167,7 @@ def plot_front(found: Front) -> bytes:
     )
     axis.grid(color="#e4e7eb", lw=0.7)
     figure.legend(loc="outside lower left", ncols=1, frameon=False, fontsize=8, markerscale=0.45)
-    return _png(figure)
+    return png(figure)
 
 
 def wrap(label: str, width: int = WRAP) -> str:

@@ -32,17 +32,16 @@ def mean_sd(values: Sequence[float], show: Callable[[float], str]) -> Cell:
 def measures_of(groups: Sequence[Group]) -> list[Measure]:
     """The scores that at least one group's answers have."""
     answers = [answer for group in groups for run in group.runs for answer in run.answers]
-    return [measure for measure in MEASURES if any(measure.applies(answer) for answer in answers)]
+    return [measure for measure in MEASURES if any(measure.of(answer) for answer in answers)]
 
 
 def scores(group: Group, measure: Measure) -> list[float]:
     """The score of each run that answered."""
     found = []
     for run in group.runs:
-        if covered := measure.covered(run.answers):
-            counts = measure.count(covered)
-            if total := sum(denominator for _, denominator in counts):
-                found.append(sum(numerator for numerator, _ in counts) / total)
+        counts = [part for _, part in measure.counted(run.answers)]
+        if total := sum(denominator for _, denominator in counts):
+            found.append(sum(numerator for numerator, _ in counts) / total)
     return found
 
 
@@ -50,8 +49,7 @@ def pooled(group: Group, measure: Measure) -> Pooled:
     """Question id -> one answer to it, and the sums of numerators and denominators over the runs."""
     table: Pooled = {}
     for run in group.runs:
-        covered = measure.covered(run.answers)
-        for answer, (numerator, denominator) in zip(covered, measure.count(covered) if covered else [], strict=True):
+        for answer, (numerator, denominator) in measure.counted(run.answers):
             _, above, below = table.get(answer.id, (answer, 0.0, 0.0))
             table[answer.id] = answer, above + numerator, below + denominator
     return table

@@ -221,7 +221,7 @@ def refuse_special(text: str, special: Sequence[str]) -> None:
         raise ContentError(f"a text holds {found!r}, a special token of the released prompt: take it out or spell it")
 
 
-def from_item(item: dict[str, Any], patch: str = "<au_patch>") -> list[Message]:
+def from_item(item: dict[str, Any]) -> list[Message]:
     """Messages of a conversation in LLaSM's own form (`{"instruction", "conversations": [{"from", "value"}]}`)."""
     messages: list[Message] = []
     if item.get("instruction"):
@@ -231,7 +231,7 @@ def from_item(item: dict[str, Any], patch: str = "<au_patch>") -> list[Message]:
         for index, text in enumerate(turn["value"].split("<au_start>")):
             if index:
                 parts.append({"type": "audio"})
-                text = text.replace(patch, "").removeprefix("<au_end>")
+                text = text.replace("<au_patch>", "").removeprefix("<au_end>")
             if text:
                 parts.append({"type": "text", "text": text})
         messages.append({"role": "user" if turn["from"] == "human" else "assistant", "content": parts})

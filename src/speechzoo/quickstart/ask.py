@@ -12,7 +12,6 @@ import torch
 
 from speechzoo.data import encode_batch
 from speechzoo.evaluation.answers import Answer, save_answers
-from speechzoo.models import Cascade, SpeechLLM
 from speechzoo.system.files import read_jsonl
 from speechzoo.text import ChatPrompt
 from speechzoo.types import SpeechBatch, SpeechReply
@@ -28,24 +27,9 @@ class Answers(Protocol):
     def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply: ...
 
 
-class TextReader:
-    """The LLM of a model reading the true text of the question: what perfect hearing would give it."""
-
-    def __init__(self, model: SpeechLLM | Cascade) -> None:
-        self.model, self.prompt = model, model.prompt
-
-    @torch.no_grad()
-    def respond(self, batch: SpeechBatch, **generate: Any) -> SpeechReply:
-        """Answer rows without clips."""
-        none = torch.zeros(0, 1, self.model.llm.dim), torch.zeros(0, dtype=torch.long)
-        options = {"eos_token_id": self.prompt.stop_ids, "pad_token_id": self.prompt.pad_id, **generate}
-        ids = self.model.llm.generate(batch.input_ids, batch.attention_mask, *none, **options)
-        return SpeechReply([self.prompt.decode(row) for row in ids])
-
-
 def own_precision(system: Any) -> torch.autocast:
     """Arithmetic in bfloat16 for a system whose LLM is kept in it, as in training; else in float32."""
-    llm = getattr(system.model if isinstance(system, TextReader) else system, "llm", None)
+    llm = getattr(system, "llm", None)
     held = llm is not None and any(p.dtype == torch.bfloat16 for p in llm.parameters())
     return torch.autocast("cpu", torch.bfloat16, enabled=held)
 

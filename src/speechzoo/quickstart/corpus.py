@@ -9,7 +9,6 @@ quickstart's vocoder.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import re
 import zlib
@@ -21,7 +20,7 @@ from typing import Any
 from speechzoo.data.instructions import asr_messages
 from speechzoo.quickstart.more_names import named_sentences
 from speechzoo.quickstart.questions import Pair
-from speechzoo.quickstart.speaking import Utterance, speak_all
+from speechzoo.quickstart.speaking import Utterance, speak_missing
 from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.system.files import read_jsonl, write_jsonl
 
@@ -58,16 +57,7 @@ def build_corpus(
         raise ValueError(f"{out_dir}: there are no pairs to speak")
     planned = [_plan(pair, voice) for pair in pairs]
     utterances = {utterance.file: utterance for both in planned for utterance in both}
-    for folder in ("audio", LATENTS):
-        (out_dir / folder).mkdir(parents=True, exist_ok=True)
-    missing = [u for u in utterances.values() if not all((out_dir / file).is_file() for file in u.files)]
-    kept = len(utterances) - len(missing)
-    finished = speak_all(out_dir, voice, missing, workers or os.cpu_count() or 1)
-    if progress is not None:
-        progress(kept, len(utterances))
-    for done, _ in enumerate(finished, start=kept + 1):
-        if progress is not None:
-            progress(done, len(utterances))
+    speak_missing(out_dir, voice, list(utterances.values()), workers, progress)
     numbers = {"train": 0, "test": 0}
     records = []
     for pair, (question, answer) in zip(pairs, planned, strict=True):
@@ -83,10 +73,8 @@ def speak_questions(out_dir: Path, voice: PiperVoice, pairs: Sequence[Pair], wor
 
     What an interrupted call finished is kept.
     """
-    (out_dir / "audio").mkdir(parents=True, exist_ok=True)
     planned = [_plan(pair, voice)[0] for pair in pairs]
-    for _ in speak_all(out_dir, voice, [u for u in planned if not (out_dir / u.file).is_file()], workers):
-        pass
+    speak_missing(out_dir, voice, planned, workers)
     records = [_record(pair, number, said) for number, (pair, said) in enumerate(zip(pairs, planned, strict=True))]
     write_jsonl(out_dir / "pairs.jsonl", records)
 
@@ -107,11 +95,7 @@ def speak_names(
     rng = random.Random(seed)
     texts = [text for text in named_sentences(rng) if voice.can_say(text)]
     said = [_asked(text, voice) for text in rng.sample(texts, min(len(texts), number))]
-    missing = [utterance for utterance in said if not (out_dir / utterance.file).is_file()]
-    finished = speak_all(out_dir, voice, missing, os.cpu_count() or 1)
-    for done, _ in enumerate(finished, start=1 + len(said) - len(missing)):
-        if progress is not None:
-            progress(done, len(said))
+    speak_missing(out_dir, voice, said, progress=progress)
     rows = [
         {"id": f"name-{index:04d}", "messages": asr_messages(utterance.file, utterance.text, "en", rng)}
         for index, utterance in enumerate(said)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from rich.progress import Progress
+from torch import nn
 
 from speechzoo.data import encode_batch
 from speechzoo.interop.hub import load_run
@@ -18,7 +19,7 @@ from speechzoo.metrics import UnitErrorRate
 from speechzoo.models import Cascade, LLaMAOmni, SpeechLLM
 from speechzoo.names.published import published
 from speechzoo.parts.registry import fetch, human_speech
-from speechzoo.quickstart.ask import TextReader, answer_questions, own_precision, read_questions
+from speechzoo.quickstart.ask import answer_questions, own_precision, read_questions
 from speechzoo.quickstart.copying import ASR_INSTRUCTION, copy_speech, everyday, people, questions_of
 from speechzoo.quickstart.scale import PUBLISHED, Scale
 from speechzoo.system.files import write_json
@@ -88,7 +89,7 @@ def _ask(
         if target.is_file() and sizes.is_file():
             continue
         model = _build(system.key, run)
-        write_json(sizes, {"total_parameters": _size(model)})
+        write_json(sizes, {"total_parameters": _size(model.llm if system.as_text else model)})
         if not target.is_file():
             task = bar.add_task(system.name, total=len(questions))
             step = partial(_advance, bar, task)
@@ -121,15 +122,10 @@ def _build(key: str, run: Callable[[str], SpeechLLM]) -> Any:
     if key == "llama_omni":
         return run("llama_omni_stage2")
     tuned = run("llasm_finetune")
-    if key == "llasm":
-        return tuned
-    if key == "text":
-        return TextReader(tuned)
-    return Cascade(str(fetch("whisper-tiny.en")), tuned.llm, tuned.prompt)
+    return Cascade(str(fetch("whisper-tiny.en")), tuned.llm, tuned.prompt) if key == "cascade" else tuned
 
 
-def _size(model: Any) -> int:
-    module = model.model.llm if isinstance(model, TextReader) else model
+def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 NUMBERS = (
@@ -115,126 +116,130 @@ def successors() -> dict[str, str]:
     return {earlier: later for steps in rounds for earlier, later in steps}
 
 
-# Each kind of task: its ways to ask, and the one way to answer. {x} is what is asked about, {y} the answer to it.
-TASKS: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
-    "capital": (
-        CAPITALS,
-        (
-            "What is the capital of {x}?",
-            "Which city is the capital of {x}?",
-            "Tell me the capital of {x}.",
-            "Do you know the capital of {x}?",
-        ),
-        "The capital of {x} is {y}.",
-    ),
-    "language": (
-        LANGUAGES,
-        (
-            "What language do people speak in {x}?",
-            "Which language is spoken in {x}?",
-            "What do they speak in {x}?",
-            "Tell me the language of {x}.",
-        ),
-        "They speak {y} in {x}.",
-    ),
-    "opposite": (
-        both_ways(OPPOSITES),
-        (
-            "What is the opposite of {x}?",
-            "Tell me the opposite of {x}.",
-            "Which word is the opposite of {x}?",
-            "Give me the opposite of {x}.",
-        ),
-        "The opposite of {x} is {y}.",
-    ),
-    "plural": (
-        PLURALS,
-        (
-            "What is the plural of {x}?",
-            "Tell me the plural of {x}.",
-            "How do you say more than one {x}?",
-            "Give me the plural form of {x}.",
-        ),
-        "One {x}, two {y}.",
-    ),
-    "past": (
-        PASTS,
-        (
-            "What is the past tense of {x}?",
-            "Tell me the past of {x}.",
-            "Give me the past tense of {x}.",
-            "What is the past form of {x}?",
-        ),
-        "Today I {x}, yesterday I {y}.",
-    ),
-    "color": (
-        COLORS,
-        (
-            "What color is {x}?",
-            "What is the color of {x}?",
-            "Tell me the color of {x}.",
-            "Which color does {x} have?",
-        ),
-        "The color of {x} is {y}.",
-    ),
-    "baby": (
-        BABIES,
-        (
-            "What is a baby {x} called?",
-            "What do you call a baby {x}?",
-            "Tell me the name of a baby {x}.",
-            "What is the word for a baby {x}?",
-        ),
-        "The baby {x} is called a {y}.",
-    ),
-    "kind": (
-        CATEGORIES,
-        (
-            "What is a {x}?",
-            "Tell me what a {x} is.",
-            "What kind of thing is a {x}?",
-            "Can you tell me what a {x} is?",
-        ),
-        "The {x} is {y}.",
-    ),
-    "legs": (
-        LEGS,
-        (
-            "How many legs does a {x} have?",
-            "Count the legs of a {x}.",
-            "A {x} has how many legs?",
-            "Tell me how many legs a {x} has.",
-        ),
-        "The {x} has {y} legs.",
-    ),
-    "place": (
-        PLACES,
-        (
-            "Where does a {x} work?",
-            "In which place does a {x} work?",
-            "Tell me where a {x} works.",
-            "Where can I find a {x}?",
-        ),
-        "The {x} works in a {y}.",
-    ),
-    "after": (
-        successors(),
-        (
-            "What comes after {x}?",
-            "Tell me what comes after {x}.",
-            "What is next after {x}?",
-            "Which one comes right after {x}?",
-        ),
-        "After {x} comes {y}.",
-    ),
-    "before": (
-        {later: earlier for earlier, later in successors().items()},
-        (
-            "What comes before {x}?",
-            "Tell me what comes before {x}.",
-            "What is right before {x}?",
-            "Which one comes just before {x}?",
-        ),
-        "Before {x} comes {y}.",
-    ),
+_FORMS = """
+capital: The capital of {x} is {y}.
+    What is the capital of {x}?
+    Which city is the capital of {x}?
+    Tell me the capital of {x}.
+    Do you know the capital of {x}?
+language: They speak {y} in {x}.
+    What language do people speak in {x}?
+    Which language is spoken in {x}?
+    What do they speak in {x}?
+    Tell me the language of {x}.
+opposite: The opposite of {x} is {y}.
+    What is the opposite of {x}?
+    Tell me the opposite of {x}.
+    Which word is the opposite of {x}?
+    Give me the opposite of {x}.
+plural: One {x}, two {y}.
+    What is the plural of {x}?
+    Tell me the plural of {x}.
+    How do you say more than one {x}?
+    Give me the plural form of {x}.
+past: Today I {x}, yesterday I {y}.
+    What is the past tense of {x}?
+    Tell me the past of {x}.
+    Give me the past tense of {x}.
+    What is the past form of {x}?
+color: The color of {x} is {y}.
+    What color is {x}?
+    What is the color of {x}?
+    Tell me the color of {x}.
+    Which color does {x} have?
+baby: The baby {x} is called a {y}.
+    What is a baby {x} called?
+    What do you call a baby {x}?
+    Tell me the name of a baby {x}.
+    What is the word for a baby {x}?
+kind: The {x} is {y}.
+    What is a {x}?
+    Tell me what a {x} is.
+    What kind of thing is a {x}?
+    Can you tell me what a {x} is?
+legs: The {x} has {y} legs.
+    How many legs does a {x} have?
+    Count the legs of a {x}.
+    A {x} has how many legs?
+    Tell me how many legs a {x} has.
+place: The {x} works in a {y}.
+    Where does a {x} work?
+    In which place does a {x} work?
+    Tell me where a {x} works.
+    Where can I find a {x}?
+after: After {x} comes {y}.
+    What comes after {x}?
+    Tell me what comes after {x}.
+    What is next after {x}?
+    Which one comes right after {x}?
+before: Before {x} comes {y}.
+    What comes before {x}?
+    Tell me what comes before {x}.
+    What is right before {x}?
+    Which one comes just before {x}?
+sum: {a} plus {b} is {c}.
+    What is {a} plus {b}?
+    How much is {a} plus {b}?
+    Please add {a} and {b}.
+    What do {a} and {b} make?
+name: Your name is {name}.
+    I am {name} and I live in {city}. What is my name?
+    I am {name} from {city}. What is my name?
+    This is {name} from {city}. Who am I?
+home: You live in {city}.
+    I am {name} and I live in {city}. Where do I live?
+    I am {name} from {city}. Where do I live?
+    This is {name} from {city}. Which city is my home?
+greeting: Hello {name}, nice to meet you.
+    Hello, my name is {name}.
+    Hi, I am {name}.
+    Good morning, I am {name}.
+    Nice to meet you, I am {name}.
+mine: Your {thing} is {color}.
+    I have a {color} {thing}. What color is it?
+    My {thing} is {color}. What color is my {thing}?
+    I bought a {color} {thing}. Which color is it?
+bigger: The {larger} is bigger.
+    Which is bigger, the {a} or the {b}?
+    What is bigger, the {a} or the {b}?
+    Tell me which is bigger, the {a} or the {b}.
+repeat: {text}.
+    Please repeat, {text}.
+    Say after me, {text}.
+    Repeat after me, {text}.
+    Please say, {text}.
+"""
+"""Each kind of task with its one way to answer, below it its ways to ask."""
+
+
+def forms(text: str) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Return ways to ask and the way to answer of each kind."""
+    found = {}
+    for block in re.split(r"\n(?=\w)", text.strip()):
+        head, *ways = block.splitlines()
+        kind, _, answer = head.partition(": ")
+        found[kind] = tuple(way.strip() for way in ways), answer
+    return found
+
+
+FORMS = forms(_FORMS)
+
+TABLES = {
+    "capital": CAPITALS,
+    "language": LANGUAGES,
+    "opposite": both_ways(OPPOSITES),
+    "plural": PLURALS,
+    "past": PASTS,
+    "color": COLORS,
+    "baby": BABIES,
+    "kind": CATEGORIES,
+    "legs": LEGS,
+    "place": PLACES,
+    "after": successors(),
+    "before": {later: earlier for earlier, later in successors().items()},
 }
+
+TASKS: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
+    kind: (table, *FORMS[kind]) for kind, table in TABLES.items()
+}
+"""Kinds with a table of facts; in their forms {x} is what is asked about, {y} the answer to it."""

@@ -8,7 +8,6 @@ with the answers to the questions among them. The test sentences are in no train
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from speechzoo.audio import resample
+from speechzoo.audio import resample, write_audio
 from speechzoo.data.instructions import asr_messages
 from speechzoo.quickstart.distort import distort, draw
-from speechzoo.quickstart.speaking import with_voice, write_sound
+from speechzoo.quickstart.speaking import speak_missing
 from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.quickstart.voices import available, speak
 from speechzoo.system.files import read_jsonl, write_jsonl
@@ -40,6 +39,11 @@ class Clip:
     text: str
     voice: str
     seed: int
+
+    @property
+    def files(self) -> list[str]:
+        """Its one file."""
+        return [self.file]
 
     @property
     def file(self) -> str:
@@ -73,13 +77,7 @@ def build_hearing(
     others = available()
     if others:
         clips["train"] += [Clip(text, rng.choice(others), rng.randrange(1 << 30)) for text in sorted(answers)]
-    (corpus / "hearing").mkdir(parents=True, exist_ok=True)
-    every = clips["test"] + clips["train"]
-    missing = [clip for clip in every if not (corpus / clip.file).is_file()]
-    spoken = with_voice(_write, corpus, voice, missing, workers or os.cpu_count() or 1)
-    for done, _ in enumerate(spoken, start=1 + len(every) - len(missing)):
-        if progress is not None:
-            progress(done, len(every))
+    speak_missing(corpus, voice, clips["test"] + clips["train"], workers, progress, _write)
     for split, rows in clips.items():
         records = [
             {
@@ -119,4 +117,4 @@ def _write(corpus: Path, joe: PiperVoice, clip: Clip) -> None:
         samples = speak(clip.voice, clip.text, speed, clip.seed)
     if rng.random() >= CLEAN:
         samples = distort(samples, draw(rng), clip.seed)
-    write_sound(corpus / clip.file, samples)
+    write_audio(corpus / clip.file, samples)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
-from speechzoo.encoders.whisper_weights import load_whisper
 from speechzoo.evaluation.answers import load_answers
-from speechzoo.models.cascade import transcribe
-from speechzoo.parts.registry import fetch
+from speechzoo.evaluation.listening import Listener
 from speechzoo.quickstart.examination import source
 from speechzoo.quickstart.scale import Scale
-from speechzoo.quickstart.speech import Transcribe, heard_of_units, make_text_audible, make_units_audible
+from speechzoo.quickstart.speech import heard_of_units, make_text_audible, make_units_audible
 from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.system.files import read_json, read_jsonl, write_json
 from speechzoo.vocoders import LatentVocoder, Vocoder
@@ -63,8 +61,8 @@ def _true_units(out: Path, scale: Scale) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _whisper() -> Transcribe:
-    return partial(transcribe, load_whisper(str(fetch("whisper-tiny.en")))[0])
+def _whisper() -> Listener:
+    return Listener("part:whisper-tiny.en", "en", "cpu")
 
 
 def _vocoder(out: Path, scale: Scale) -> Vocoder:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from itertools import chain
 
+from speechzoo.quickstart.facts import FORMS
+
 NAMES = (
     "Aaron Abigail Adam Adrian Agnes Alan Albertina Alex Alexander Alexandra Alfred Alison Alma Amanda Amber Amelia "
     "Amy Andrea Andrew Angela Anita Annabel Anthony April Ashley Audrey Austen Ava Beatrice Becky Bella Bernard Beth "
@@ -46,26 +48,9 @@ CITIES = (
     "Turin Utrecht Valencia Vancouver Verona Warwick Wellington Winchester Worcester Wuppertal York Zurich"
 ).split()
 
-GREETINGS = (
-    "Hello, my name is {name}.",
-    "Hi, I am {name}.",
-    "Good morning, I am {name}.",
-    "Nice to meet you, I am {name}.",
-)
-OF_NAMES = (
-    "I am {name} and I live in {city}. What is my name?",
-    "I am {name} from {city}. What is my name?",
-    "This is {name} from {city}. Who am I?",
-    "Hello {name}, nice to meet you.",
-    "Your name is {name}.",
-    "{name} and {other} live in {city}.",
-)
-OF_CITIES = (
-    "I am {name} and I live in {city}. Where do I live?",
-    "I am {name} from {city}. Where do I live?",
-    "This is {name} from {city}. Which city is my home?",
-    "You live in {city}.",
-)
+GREETINGS, _ = FORMS["greeting"]
+OF_NAMES = (*FORMS["name"][0], FORMS["greeting"][1], FORMS["name"][1], "{name} and {other} live in {city}.")
+OF_CITIES = (*FORMS["home"][0], FORMS["home"][1])
 
 
 def named_sentences(rng: random.Random, ways: int = 3) -> list[str]:

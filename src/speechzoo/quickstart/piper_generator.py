@@ -15,7 +15,7 @@ PREFIX = "dec."
 def piper_generator(onnx_path: str | Path) -> HiFiGANGenerator:
     """Read the generator's weights (initialisers `dec.*`) and its shape from the graph.
 
-    Latents come from `PiperVoice.latents`; the result equals the voice's own sound to float rounding.
+    Latents come from `PiperVoice.speak_with_latents`; the result equals the voice's own sound to float rounding.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import permutations, product
+from itertools import permutations, product, starmap
 from typing import TypeVar
 
 from speechzoo.quickstart import facts
@@ -94,14 +94,17 @@ def _pools(rng: random.Random) -> tuple[dict[str, list[_Ask]], dict[str, list[_A
     sizes = _split([(a, b) for index, a in enumerate(facts.BY_SIZE) for b in facts.BY_SIZE[index + 3 :]], rng)
     remarks = _split([(noun, word) for noun, words in facts.REMARKS.items() for word in words], rng)
     for side, pools in enumerate((train, test)):
-        pools["sum"] = list(_sums(sums[side]))
         # The other slot is always filled from the training side: one new thing a question.
-        pools["name"] = list(_names(names[side], cities[0]))
-        pools["home"] = list(_homes(names[0], cities[side]))
-        pools["greeting"] = list(_greetings(names[side]))
-        pools["mine"] = list(_belongings(belongings[side]))
-        pools["bigger"] = list(_sizes(sizes[side]))
-        pools["repeat"] = list(_remarks(remarks[side]))
+        slots = {
+            "sum": _sums(sums[side]),
+            "name": ({"name": name, "city": city, "about": name} for name, city in product(names[side], cities[0])),
+            "home": ({"name": name, "city": city, "about": city} for name, city in product(names[0], cities[side])),
+            "greeting": ({"name": name, "about": name} for name in names[side]),
+            "mine": ({"thing": x, "color": color, "about": f"{x} {color}"} for x, color in belongings[side]),
+            "bigger": _sizes(sizes[side]),
+            "repeat": ({"text": text, "about": text} for text in starmap("the {} is {}".format, remarks[side])),
+        }
+        pools |= {kind: list(_asks(kind, rows)) for kind, rows in slots.items()}
     return train, test
 
 
@@ -111,76 +114,24 @@ def _split(things: list[_T], rng: random.Random) -> tuple[list[_T], list[_T]]:
     return shuffled[held_out:], shuffled[:held_out]
 
 
-def _sums(pairs: list[tuple[int, int]]) -> Iterator[_Ask]:
-    ways = (
-        "What is {a} plus {b}?",
-        "How much is {a} plus {b}?",
-        "Please add {a} and {b}.",
-        "What do {a} and {b} make?",
-    )
+def _asks(kind: str, rows: Iterable[dict[str, str]]) -> Iterator[_Ask]:
+    """Each row of words in each way to ask; `about` is the content."""
+    ways, answer = facts.FORMS[kind]
+    for row, way in product(rows, ways):
+        yield _Ask(_sentence(way, **row), _sentence(answer, **row), row["about"])
+
+
+def _sums(pairs: list[tuple[int, int]]) -> Iterator[dict[str, str]]:
     for pair in pairs:
-        for (a, b), way in product(sorted(set(permutations(pair))), ways):
+        for a, b in sorted(set(permutations(pair))):
             words = {"a": facts.NUMBERS[a], "b": facts.NUMBERS[b], "c": facts.NUMBERS[a + b]}
-            yield _Ask(_sentence(way, **words), _sentence("{a} plus {b} is {c}.", **words), f"{pair}")
+            yield {**words, "about": f"{pair}"}
 
 
-def _names(names: list[str], cities: list[str]) -> Iterator[_Ask]:
-    ways = (
-        "I am {name} and I live in {city}. What is my name?",
-        "I am {name} from {city}. What is my name?",
-        "This is {name} from {city}. Who am I?",
-    )
-    for name, city, way in product(names, cities, ways):
-        yield _Ask(way.format(name=name, city=city), f"Your name is {name}.", name)
-
-
-def _homes(names: list[str], cities: list[str]) -> Iterator[_Ask]:
-    ways = (
-        "I am {name} and I live in {city}. Where do I live?",
-        "I am {name} from {city}. Where do I live?",
-        "This is {name} from {city}. Which city is my home?",
-    )
-    for name, city, way in product(names, cities, ways):
-        yield _Ask(way.format(name=name, city=city), f"You live in {city}.", city)
-
-
-def _greetings(names: list[str]) -> Iterator[_Ask]:
-    ways = (
-        "Hello, my name is {name}.",
-        "Hi, I am {name}.",
-        "Good morning, I am {name}.",
-        "Nice to meet you, I am {name}.",
-    )
-    for name, way in product(names, ways):
-        yield _Ask(way.format(name=name), f"Hello {name}, nice to meet you.", name)
-
-
-def _belongings(pairs: list[tuple[str, str]]) -> Iterator[_Ask]:
-    ways = (
-        "I have a {color} {thing}. What color is it?",
-        "My {thing} is {color}. What color is my {thing}?",
-        "I bought a {color} {thing}. Which color is it?",
-    )
-    for (thing, color), way in product(pairs, ways):
-        yield _Ask(way.format(thing=thing, color=color), f"Your {thing} is {color}.", f"{thing} {color}")
-
-
-def _sizes(pairs: list[tuple[str, str]]) -> Iterator[_Ask]:
-    ways = (
-        "Which is bigger, the {a} or the {b}?",
-        "What is bigger, the {a} or the {b}?",
-        "Tell me which is bigger, the {a} or the {b}.",
-    )
+def _sizes(pairs: list[tuple[str, str]]) -> Iterator[dict[str, str]]:
     for pair in pairs:
-        for (a, b), way in product(permutations(pair), ways):
-            yield _Ask(way.format(a=a, b=b), f"The {pair[0]} is bigger.", f"{pair}")
-
-
-def _remarks(pairs: list[tuple[str, str]]) -> Iterator[_Ask]:
-    ways = ("Please repeat, {text}.", "Say after me, {text}.", "Repeat after me, {text}.", "Please say, {text}.")
-    for (noun, word), way in product(pairs, ways):
-        text = f"the {noun} is {word}"
-        yield _Ask(way.format(text=text), _sentence("{text}.", text=text), text)
+        for a, b in permutations(pair):
+            yield {"a": a, "b": b, "larger": pair[0], "about": f"{pair}"}
 
 
 def _sentence(form: str, **slots: str) -> str:

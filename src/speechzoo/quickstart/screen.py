@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-TAIL = 2000  # bytes of a log that are read for its last line
+from speechzoo.system.terminal import last_lines
 
 
 class Screen:
@@ -61,19 +60,10 @@ class Screen:
         table.add_column(justify="right", no_wrap=True)
         table.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
         for name, (title, start) in list(self._running.items()):
-            table.add_row(f"[bold]▶ {title}[/]", f"{time.monotonic() - start:.0f} s", escape(last_line(self.log(name))))
+            table.add_row(
+                f"[bold]▶ {title}[/]", f"{time.monotonic() - start:.0f} s", escape(last_lines(self.log(name)))
+            )
         return table
-
-
-def last_line(log: Path) -> str:
-    """The last line with text, as a terminal would show it; empty if there is none."""
-    if not log.is_file():
-        return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL))
-        text = file.read().decode(errors="replace")
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    return next((line.strip() for line in reversed(re.split(r"[\r\n]", plain)) if line.strip()), "")
 
 
 def write_into(log: Path) -> None:

@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class Utterance:
     speed: float
     noise: float
     seed: int
-    file: str  # relative to the folder that `speak_all` is given
+    file: str  # relative to the folder that `speak_missing` is given
     latents: str = ""  # likewise: where the voice's latents go, as half precision safetensors; empty: nowhere
 
     @property
@@ -40,12 +41,33 @@ class Utterance:
         return [self.file, self.latents] if self.latents else [self.file]
 
 
-def speak_all(folder: Path, voice: PiperVoice, utterances: Sequence[Utterance], workers: int) -> Iterator[None]:
-    """Write every utterance as 16 kHz 16-bit audio, in ``workers`` processes; yields once for each finished file.
+class Spoken(Protocol):
+    """What is said once and kept."""
 
-    With one worker everything happens in this process.
+    @property
+    def files(self) -> list[str]: ...  # relative to a folder
+
+
+def speak_missing(
+    folder: Path,
+    voice: PiperVoice,
+    items: Sequence[Spoken],
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    work: Callable[[Path, PiperVoice, Any], None] | None = None,
+) -> None:
+    """Write the files of all items that are not there yet, so that an interrupted call goes on.
+
+    Args:
+        workers: processes; all cores by default, 1 works in this process.
+        progress: called as ``progress(done, total)`` with numbers of items, those that were there before included.
+        work: see `with_voice`; by default `Utterance`s are written as 16 kHz 16-bit audio.
     """
-    return with_voice(_speak, folder, voice, utterances, workers)
+    missing = [item for item in items if not all((folder / file).is_file() for file in item.files)]
+    finished = with_voice(work or _speak, folder, voice, missing, workers or os.cpu_count() or 1)
+    for done, _ in enumerate(chain([None], finished), start=len(items) - len(missing)):
+        if progress is not None:
+            progress(done, len(items))
 
 
 def with_voice(
@@ -88,13 +110,6 @@ def _in_worker(item: Any) -> None:
     work(folder, voice, item)
 
 
-def write_sound(target: Path, samples: np.ndarray) -> None:
-    """Write samples `[T]` at 16 kHz; the file appears whole or not at all."""
-    unfinished = target.with_name(f".{os.getpid()}-{target.name}")
-    write_audio(unfinished, samples)
-    unfinished.replace(target)
-
-
 def _speak(folder: Path, voice: PiperVoice, utterance: Utterance) -> None:
     said = (utterance.text, utterance.speed, utterance.noise, utterance.seed)
     if utterance.latents:
@@ -103,4 +118,4 @@ def _speak(folder: Path, voice: PiperVoice, utterance: Utterance) -> None:
         write_atomically(folder / utterance.latents, sealed_tensors({"latents": held}))
     else:
         samples = voice.speak(*said)
-    write_sound(folder / utterance.file, resample(samples, voice.sample_rate, SAMPLE_RATE))
+    write_audio(folder / utterance.file, resample(samples, voice.sample_rate, SAMPLE_RATE))

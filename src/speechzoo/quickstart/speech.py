@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from speechzoo.audio import SAMPLE_RATE, read_audio, resample, write_audio
+from speechzoo.audio import SAMPLE_RATE, resample, write_audio
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers, score
-from speechzoo.metrics import SpeechQuality, quality_scorers
+from speechzoo.evaluation.listening import Listener, rate
+from speechzoo.metrics import quality_scorers
 from speechzoo.quickstart.voice import PiperVoice
 from speechzoo.system.files import read_json
 from speechzoo.vocoders import Vocoder
 
 CHUNK_UNITS = 10
 """Omega of the streamed sound: the smallest of the paper, with the most seams."""
-
-Transcribe = Callable[[Tensor, Tensor], list[str]]
-"""A recogniser: clips `[B, samples]` and their lengths, 16 kHz, to their texts."""
 
 
 def speak_units(answers: Sequence[Answer], vocoder: Vocoder, out: Path, folder: Path) -> list[Answer]:
@@ -70,14 +67,12 @@ def _with_sound(answer: Answer, wave: Tensor, vocoder: Vocoder, out: Path, folde
 
 
 def _write(wave: Tensor, vocoder: Vocoder, file: Path, out: Path) -> str:
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_audio(file, resample(wave.numpy(), vocoder.sample_rate))
     return str(file.relative_to(out))
 
 
 def speak_text(answers: Sequence[Answer], voice: PiperVoice, out: Path, folder: Path) -> tuple[list[Answer], list[str]]:
     """Sound of each answer's text, and the ids of those with a word that the voice's lexicon lacks."""
-    folder.mkdir(parents=True, exist_ok=True)
     spoken, unspeakable = [], []
     for answer in answers:
         try:
@@ -93,35 +88,14 @@ def speak_text(answers: Sequence[Answer], voice: PiperVoice, out: Path, folder: 
     return spoken, unspeakable
 
 
-def listen(answers: Sequence[Answer], out: Path, transcribe: Transcribe) -> list[Answer]:
+def listen(answers: Sequence[Answer], out: Path, listener: Listener) -> list[Answer]:
     """What a recogniser writes down of each spoken answer; of a silent one nothing."""
-    files = {answer.id: out / answer.reply_audio for answer in answers if answer.reply_audio}
-    heard: dict[str, str] = {}
-    names = sorted(files)
-    for start in range(0, len(names), 10):
-        some = names[start : start + 10]
-        audio = [read_audio(files[name]) for name in some]
-        lens = torch.tensor([len(clip) for clip in audio])
-        heard |= dict(zip(some, transcribe(pad_sequence(audio, batch_first=True), lens), strict=True))
-    return [
-        replace(answer, spoken=heard.get(answer.id, "")) if answer.reply_seconds is not None else answer
-        for answer in answers
-    ]
+    spoken = [answer for answer in answers if answer.reply_seconds is not None]
+    heard = {answer.id: answer for answer in listener.write_down(spoken, out)}
+    return [heard.get(answer.id, answer) for answer in answers]
 
 
-def rate(answers: Sequence[Answer], out: Path, scorers: Sequence[SpeechQuality]) -> list[Answer]:
-    """How good each spoken answer sounds; a silent one has no quality."""
-    rated = []
-    for answer in answers:
-        if answer.reply_audio and scorers:
-            wave = read_audio(out / answer.reply_audio)
-            if wave.any():
-                answer = replace(answer, quality={scorer.name: scorer(wave, SAMPLE_RATE) for scorer in scorers})
-        rated.append(answer)
-    return rated
-
-
-def make_units_audible(out: Path, number: int, vocoder: Vocoder, transcribe: Transcribe) -> dict[str, Any]:
+def make_units_audible(out: Path, number: int, vocoder: Vocoder, listener: Listener) -> dict[str, Any]:
     """Give the first `number` answers of LLaMA-Omni a sound, whole and streamed; returns what was measured.
 
     Besides them the units that the unit decoder makes of the true answers: what it loses, apart from wrong answers.
@@ -129,23 +103,23 @@ def make_units_audible(out: Path, number: int, vocoder: Vocoder, transcribe: Tra
     file, folder = out / "answers" / "llama_omni.jsonl", out / "answers" / "speech" / "llama_omni"
     answers = load_answers(file)
     spoken, worst = stream_units(answers[:number], vocoder, out, folder)
-    save_answers(file, [*_judged(spoken, out, transcribe), *answers[number:]])
+    save_answers(file, [*_judged(spoken, out, listener), *answers[number:]])
     decoded = read_json(out / "answers" / "units.json")["decoded"]
     return {
         "chunk_units": CHUNK_UNITS,
         "answers": number,
         "sample_rate": SAMPLE_RATE,
         "streamed_minus_whole": worst,
-        "decoded_units_asr_wer": heard_of_units(out, "decoded", answers, decoded[:number], vocoder, transcribe),
+        "decoded_units_asr_wer": heard_of_units(out, "decoded", answers, decoded[:number], vocoder, listener),
     }
 
 
-def make_text_audible(out: Path, number: int, voice: PiperVoice, transcribe: Transcribe) -> dict[str, Any]:
+def make_text_audible(out: Path, number: int, voice: PiperVoice, listener: Listener) -> dict[str, Any]:
     """Give the first `number` answers of the cascade a sound; returns which could not be spoken."""
     file = out / "answers" / "cascade.jsonl"
     answers = load_answers(file)
     spoken, unspeakable = speak_text(answers[:number], voice, out, out / "answers" / "speech" / "cascade")
-    save_answers(file, [*_judged(spoken, out, transcribe), *answers[number:]])
+    save_answers(file, [*_judged(spoken, out, listener), *answers[number:]])
     return {"unspeakable": unspeakable}
 
 
@@ -155,7 +129,7 @@ def heard_of_units(
     answers: Sequence[Answer],
     units: Sequence[list[int]],
     vocoder: Vocoder,
-    transcribe: Transcribe,
+    listener: Listener,
 ) -> float:
     """ASR-WER of the true answers, spoken from these units, a row for each of the first answers.
 
@@ -163,8 +137,9 @@ def heard_of_units(
     """
     rows = [replace(answer, text=answer.reference, units=row) for answer, row in zip(answers, units, strict=False)]
     spoken = speak_units(rows, vocoder, out, out / "answers" / "speech" / f"units_{name}")
-    return score(listen(spoken, out, transcribe))["asr_wer"].value
+    return score(listen(spoken, out, listener))["asr_wer"].value
 
 
-def _judged(spoken: Sequence[Answer], out: Path, transcribe: Transcribe) -> list[Answer]:
-    return rate(listen(spoken, out, transcribe), out, quality_scorers())
+def _judged(spoken: Sequence[Answer], out: Path, listener: Listener) -> list[Answer]:
+    scorers = quality_scorers()
+    return [rate(answer, out, scorers) for answer in listen(spoken, out, listener)]

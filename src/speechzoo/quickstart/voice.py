@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 
 from speechzoo.parts.piper import LATENT_CHANNELS, LATENTS, NOISE_INPUTS
+from speechzoo.parts.registry import fetch
 from speechzoo.text.reading import in_words
 
 # Where the lexicon's first entry is not the form that a sentence needs. "Is" and "in" carry stress: this voice swallows
@@ -61,6 +62,12 @@ class PiperVoice:
         self._session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
         if not NOISE_INPUTS.keys() <= {given.name for given in self._session.get_inputs()}:
             raise ValueError(f"{onnx_path}: has no noise inputs; run `speechzoo.parts.piper.make_reproducible` on it")
+
+    @classmethod
+    def joe(cls) -> PiperVoice:
+        """The quickstart's voice, fetched if it is not there yet."""
+        folder = fetch("piper-joe")
+        return cls(folder / "voice.onnx", folder / "voice.onnx.json", fetch("english-lexicon"))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -127,17 +134,13 @@ class PiperVoice:
         """
         return self.speak_with_latents(text, speed, noise, seed)[0]
 
-    def latents(self, text: str, speed: float = 1.0, noise: float = 0.0, seed: int = 0) -> np.ndarray:
-        """Return what the voice's waveform generator is given for the same call of `speak`.
-
-        Shape ``[frames, 192]`` float32, one frame per 256 samples.
-        """
-        return self.speak_with_latents(text, speed, noise, seed)[1]
-
     def speak_with_latents(
         self, text: str, speed: float = 1.0, noise: float = 0.0, seed: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return `speak` and `latents` of one run, no dearer than either: onnxruntime runs the whole graph."""
+        """Return what `speak` does, and what the voice's waveform generator was given for it.
+
+        Shape of the latter: ``[frames, 192]`` float32, one frame per 256 samples.
+        """
         runs = list(self._run(text, speed, noise, seed))
         samples = np.concatenate([wave.reshape(-1) for wave, _ in runs]).clip(-1.0, 1.0)
         return samples, np.concatenate([latent[0].T for _, latent in runs])

@@ -147,11 +147,9 @@ class Work:
 
     def voice(self) -> Any:
         """The Piper voice."""
-        from speechzoo.parts.registry import fetch
         from speechzoo.quickstart.voice import PiperVoice
 
-        folder = fetch("piper-joe")
-        return PiperVoice(folder / "voice.onnx", folder / "voice.onnx.json", fetch("english-lexicon"))
+        return PiperVoice.joe()
 
     def progress(self) -> Progress:
         """Counts with the remaining time."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from speechzoo.corpora.layouts import CORPORA
 from speechzoo.corpora.stage import Broken
-from speechzoo.parts.registry import cache_folder, fetch
+from speechzoo.parts.registry import cache_folder
 from speechzoo.suites.questions import Question, read_table, rows_of
 
 Found = tuple[list[Question], list[str]]
@@ -89,9 +89,7 @@ def quickstart(folder: Path | None, _: str) -> Found:
         folder = cache_folder() / "suites" / f"quickstart-{ZOO.test_pairs}"
         if not (folder / "pairs.jsonl").is_file():
             pairs = [pair for pair in make_pairs(ZOO.train_pairs, ZOO.test_pairs) if pair.split == "test"]
-            joe = fetch("piper-joe")
-            voice = PiperVoice(joe / "voice.onnx", joe / "voice.onnx.json", fetch("english-lexicon"))
-            speak_questions(folder, voice, pairs, os.cpu_count() or 1)
+            speak_questions(folder, PiperVoice.joe(), pairs, os.cpu_count() or 1)
     folder = folder / "corpus" if (folder / "corpus").is_dir() else folder
     if not (folder / "pairs.jsonl").is_file():
         raise FileNotFoundError(f"{folder}: no corpus; `speechzoo quickstart --only corpus` makes one")

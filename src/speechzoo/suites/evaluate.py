@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
-from speechzoo.audio import SAMPLE_RATE, resample
+from speechzoo.audio import resample, write_audio
 from speechzoo.bench.latency import measure
 from speechzoo.evaluation.answers import Answer
 from speechzoo.evaluation.evaluated import SUITE
+from speechzoo.evaluation.listening import Listener, rate
 from speechzoo.metrics import quality_scorers
 from speechzoo.suites import rules
 from speechzoo.suites.catalogue import Suite
 from speechzoo.suites.judge import Court, Judge
 from speechzoo.suites.questions import Cell, Question
-from speechzoo.suites.scoring import Listener, by_rule, judge, rate
+from speechzoo.suites.scoring import by_rule, judge
 from speechzoo.suites.store import Store, safe, same, same_questions
 from speechzoo.suites.systems import Local, Reply, System
 from speechzoo.system.endpoint import UnreachableError
-from speechzoo.system.files import write_atomically, write_json
+from speechzoo.system.files import write_json
 from speechzoo.system.locks import claim
 
 Tell = Callable[[str], None]
@@ -136,10 +134,7 @@ def _answer(question: Question, reply: Reply, folder: Path) -> Answer:
     file = None
     if reply.audio is not None and len(reply.audio):
         file = folder / "speech" / f"{safe(question.id)}.flac"
-        held = io.BytesIO()
-        samples = resample(reply.audio.numpy(), reply.rate)
-        soundfile.write(held, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        write_atomically(file, held.getvalue())
+        write_audio(file, resample(reply.audio.numpy(), reply.rate))
     unseen = question.more.get("unseen")
     return Answer(
         id=question.id,

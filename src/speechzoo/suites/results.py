@@ -11,13 +11,13 @@ from typing import Any, cast
 
 from speechzoo.audio import SAMPLE_RATE
 from speechzoo.bench.latency import PAPER
-from speechzoo.evaluation.answers import Answer, cut_answers, normalisers
+from speechzoo.evaluation.answers import Answer, Measure, cut_answers, normalisers
 from speechzoo.evaluation.compare import SystemResult, interval_cell, pair_differences, pair_table
 from speechzoo.evaluation.tables import NOT_MEASURED, Cell, Table, markdown
 from speechzoo.evaluation.wandb_run import open_run
 from speechzoo.suites import paper
 from speechzoo.suites.catalogue import Suite
-from speechzoo.suites.columns import COLUMNS, Column
+from speechzoo.suites.columns import COLUMNS
 from speechzoo.suites.evaluate import Evaluated
 from speechzoo.suites.questions import Question, read_sound
 from speechzoo.suites.scoring import JUDGED
@@ -29,7 +29,7 @@ REFERRED = ("s2t", "s2s", "judged_s2t", "judged_s2s", "same_s2t", "same_s2s", "w
 HEARD = 32  # questions of the W&B table
 
 
-def shown(suite: Suite, done: Sequence[Evaluated]) -> list[Column]:
+def shown(suite: Suite, done: Sequence[Evaluated]) -> list[Measure]:
     """The suite's columns, without those of speech where nobody speaks, and of references where there are none."""
     answers = [answer for result in done for answer in result.answers]
     without = set() if any(a.reply_seconds is not None for a in answers) else set(SPOKEN)
@@ -53,8 +53,8 @@ def main_table(suite: Suite, done: Sequence[Evaluated], seed: int) -> Table:
     return table
 
 
-def _cell(column: Column, answers: Sequence[Answer], seed: int) -> Cell:
-    cell, covered = interval_cell(column.interval(answers, seed), column.show), len(column.covered(answers))
+def _cell(column: Measure, answers: Sequence[Answer], seed: int) -> Cell:
+    cell, covered = interval_cell(column.interval(answers, seed), column.show), len(column.counted(answers))
     partly = cell.text != NOT_MEASURED and covered < len(answers)
     return cell._replace(detail=f"{cell.detail} (n = {covered})") if partly else cell
 
@@ -62,7 +62,7 @@ def _cell(column: Column, answers: Sequence[Answer], seed: int) -> Cell:
 def kind_table(suite: Suite, done: Sequence[Evaluated], seed: int) -> Table | None:
     """The first measured column by part of the suite; None if it has but one."""
     kinds = sorted({answer.kind for result in done for answer in result.answers})
-    column = next((c for c in shown(suite, done) if any(c.covered(result.answers) for result in done)), None)
+    column = next((c for c in shown(suite, done) if any(c.counted(result.answers) for result in done)), None)
     if len(kinds) < 2 or column is None:
         return None
     table = Table(["Part", "n", *(result.name for result in done)], caption=f"{column.name}, by part of the suite")
@@ -185,7 +185,7 @@ def write_results(
     facts |= {"not_in_the_suite": list(missing), "judge": dict(judged), "models": {}, "differences": []}
     for result in done:
         scores = {
-            c.key: {**found._asdict(), "n": len(c.covered(result.answers))}
+            c.key: {**found._asdict(), "n": len(c.counted(result.answers))}
             for c in columns
             if (found := c.interval(result.answers, seed))
         }

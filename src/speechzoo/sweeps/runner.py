@@ -10,20 +10,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from speechzoo.sweeps.file import SweepFile
-from speechzoo.sweeps.search import make_search
+from speechzoo.sweeps.file import SweepFile, Values
+from speechzoo.sweeps.search import drawn, searched
 from speechzoo.sweeps.state import SweepState, Trial
 from speechzoo.sweeps.trial import (
     Launch,
     architecture,
     end,
     is_alive,
-    last_lines,
     last_values,
     launch,
     run_arguments,
     wandb_environment,
 )
+from speechzoo.system.terminal import last_lines
+
+TAIL = 12  # lines of stderr kept for a failed trial
 
 
 class Runner:
@@ -58,8 +60,9 @@ class Runner:
         start: Launch = launch,
     ) -> None:
         limits = [limit for limit in (count, sweep.run_cap) if limit is not None]
+        self.grid = sweep.grid() if sweep.method == "grid" else []
         if sweep.method == "grid":
-            limits.append(len(sweep.grid()))
+            limits.append(len(self.grid))
         if not limits:
             raise ValueError(f"{sweep.path}: method {sweep.method} never ends: give --count, or run_cap in the file")
         if count is not None and count < 1:
@@ -74,7 +77,7 @@ class Runner:
             []
         ]
         self.state = SweepState(folder, {"sweep": sweep.content, "seed": seed if sweep.method != "grid" else 0})
-        self.search = make_search(sweep, seed)
+        self.seed = seed
         self._stop = False
 
     def run(self, changed: Callable[[], None] = lambda: None) -> list[Trial]:
@@ -120,7 +123,7 @@ class Runner:
         trials, commands = list(self.state.trials), []
         for number in range(self.total):
             if number == len(trials):
-                trials.append(Trial(number, self.search.propose(trials)))
+                trials.append(Trial(number, self._propose(trials)))
             if trials[number].state not in done:
                 commands.append(self._command(trials[number], self.slots[0]))
         return commands
@@ -146,7 +149,15 @@ class Runner:
             return None
         if self.sweep.method == "bayes":
             self._check_metric()
-        return self.state.add(self.search.propose(self.state.trials))
+        return self.state.add(self._propose(self.state.trials))
+
+    def _propose(self, trials: Sequence[Trial]) -> Values:
+        """The setting of trial number `len(trials)`."""
+        if self.sweep.method == "grid":
+            return self.grid[len(trials)]
+        if self.sweep.method == "random":
+            return drawn(self.sweep, self.seed, len(trials))
+        return searched(self.sweep, self.seed, trials)
 
     def _reached(self) -> bool:
         """Whether a trial has reached the sweep's `metric.target`."""
@@ -203,7 +214,7 @@ class Runner:
             return
         trial.pid = None
         trial.state = "finished" if trial.exit_code == 0 else "failed"
-        trial.error = "" if trial.exit_code == 0 else last_lines(log, start=written)
+        trial.error = "" if trial.exit_code == 0 else last_lines(log, TAIL, written)
         value = float(last_values(folder).get(self.sweep.metric or "", "nan"))
         trial.metric = value if math.isfinite(value) else None
         self.state.save()

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from speechzoo.sweeps.runner import Runner
 from speechzoo.sweeps.state import Trial
-from speechzoo.sweeps.trial import last_lines
+from speechzoo.system.terminal import last_lines
 
 STYLE = {"waiting": "dim", "running": "yellow", "finished": "green", "failed": "red"}
 
@@ -72,7 +72,7 @@ def watching(runner: Runner, console: Console) -> Iterator[Callable[[], None]]:
 
     def picture() -> Group:
         running = [trial for trial in runner.state.trials if trial.state == "running"]
-        logs = [(t.name, last_lines(runner.folder / t.name / "stdout.log", 1)) for t in running]
+        logs = [(t.name, last_lines(runner.folder / t.name / "stdout.log")) for t in running]
         return Group(
             trial_table(runner), *(Text(f"{name}: {text}", "dim", no_wrap=True) for name, text in logs if text)
         )

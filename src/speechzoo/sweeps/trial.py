@@ -17,7 +17,6 @@ import yaml
 
 from speechzoo.evaluation.figures import metrics_files
 
-TAIL = 12  # lines of stderr kept for a failed trial
 # Of the sweep's own process, where it trained before or is a rank itself: a trial that inherits them takes itself for
 # a rank of that job, and waits for the others for ever. Lightning knows SLURM's ranks by the number of tasks.
 OTHER_JOB = (
@@ -122,17 +121,6 @@ def last_values(folder: Path) -> dict[str, str]:
             for row in csv.DictReader(handle):
                 values.update({name: value for name, value in row.items() if name and value})
     return values
-
-
-def last_lines(file: Path, number: int = TAIL, start: int = 0) -> str:
-    """The end of a log from byte `start` on, without the redrawn lines of progress bars."""
-    if not file.is_file():
-        return ""
-    with file.open("rb") as handle:
-        handle.seek(max(start, file.stat().st_size - 32_768))
-        text = handle.read().decode("utf-8", errors="replace")
-    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
-    return "\n".join([line for line in lines if line][-number:])
 
 
 def is_alive(pid: int | None, folder: Path) -> bool:

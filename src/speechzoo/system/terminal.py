@@ -16,6 +16,7 @@ from types import TracebackType
 
 PACKAGE = Path(__file__).parents[1]
 DEBUG = "SPEECHZOO_DEBUG"
+TAIL = 32_768  # bytes of a log that are read for its last lines
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as shells count them: 128 + the signal's number
 
 NO_GPU = "this machine has no GPU that torch can use: give --trainer.accelerator=cpu (`ask`, `demo`: --device cpu)"
@@ -125,6 +126,19 @@ def _place(trace: TracebackType | None) -> str:
         file.relative_to(root) for root in map(Path, sys.path) if root.is_absolute() and file.is_relative_to(root)
     ]
     return f"at {min(inside, key=lambda path: len(path.parts), default=file)}:{frame[0].lineno}"
+
+
+def last_lines(log: Path, number: int = 1, start: int = 0) -> str:
+    """The last lines with text of a log from byte `start` on, as a terminal would show them; empty without any."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - TAIL))
+        text = file.read().decode(errors="replace")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    # Of a bar that was drawn again and again the last state.
+    lines = [line.rstrip().rpartition("\r")[2] for line in plain.split("\n")]
+    return "\n".join([line for line in lines if line][-number:])
 
 
 def quiet(results_only: bool = False) -> None:

@@ -236,11 +236,9 @@ def _voice(spec: Any) -> PerThread:
         raise ValueError(f"voice {spec!r}: there is piper-joe; name others as {{class_path, init_args}}")
 
     def make() -> Any:
-        from speechzoo.parts.registry import fetch
         from speechzoo.quickstart.voice import PiperVoice
 
-        folder = fetch("piper-joe")
-        return PiperVoice(folder / "voice.onnx", folder / "voice.onnx.json", fetch("english-lexicon"))
+        return PiperVoice.joe()
 
     return PerThread(make)
 

@@ -31,9 +31,18 @@ def _number(digits: str) -> str:
     import inflect  # a quarter of a second
 
     try:
-        return str(_engine().number_to_words(digits, andword="")).replace("-", " ").replace(",", "")
+        return name_of(digits, andword="").replace("-", " ")
     except inflect.NumOutOfRangeError:
         return digits
+
+
+def name_of(number: int | str, **options: Any) -> str:
+    """A number in English words: 21,005 is "twenty-one thousand and five".
+
+    Args:
+        options: of inflect's `number_to_words`.
+    """
+    return str(_engine().number_to_words(number, **options)).replace(",", "")
 
 
 @cache

@@ -71,7 +71,7 @@ def results_of(file: Path, data: str, command: str, measured: Sequence[str] = ME
     if not answers:
         raise ValueError(f"{file}: holds no answers")
     covered = Counter(name for answer in answers for name in answer.quality or ())
-    covered |= {measure.key: len(measure.covered(answers)) for measure in MEASURES}
+    covered |= {measure.key: len(measure.counted(answers)) for measure in MEASURES}
     for metric, interval in score(answers).items():
         if metric in measured:
             low, high = round(interval.low, 4), round(interval.high, 4)

@@ -20,20 +20,8 @@ class HuggingFace(Source):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        datasets = needs("datasets")
-        self.where_from, split = parts(name)
-        folder = Path(self.where_from)
-        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-            data = datasets.load_from_disk(str(folder))
-            if isinstance(data, datasets.DatasetDict):
-                if split not in data:
-                    raise ValueError(f"{name}: has no split {split} (its splits: {', '.join(data)})")
-                data = data[split]
-        else:
-            try:
-                data = datasets.load_dataset(self.where_from, split=split)
-            except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-                raise ValueError(f"{name}: cannot be loaded ({error})") from error
+        where, split = parts(name)
+        folder, data = Path(where), load_rows(where, split)
         if "messages" not in data.column_names:
             raise ValueError(f"{name}: has no column messages (its columns: {', '.join(data.column_names)})")
         kept = [column for column in COLUMNS if column in data.column_names]
@@ -70,6 +58,28 @@ class HuggingFace(Source):
                 return {**table.drop_columns(["audio"]).to_pylist()[0], "audio": {"path": path}}, False
         values: dict[str, Any] = table.to_pylist()[0]
         return values, True
+
+
+def load_rows(name: str, split: str) -> Any:
+    """A split of a data set: of a folder that `save_to_disk` wrote, or of whatever `load_dataset` reads; or the rows of
+    Parquet files (a pattern).
+
+    Raises:
+        ImportError: if `datasets` is not installed.
+        ValueError: if it cannot be loaded, or has no such split; one line.
+    """
+    datasets, folder = needs("datasets"), Path(name).expanduser()
+    try:
+        if folder.suffix == ".parquet":
+            return datasets.load_dataset("parquet", data_files=str(folder), split="train")
+        if not any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            return datasets.load_dataset(name, split=split)
+        data = datasets.load_from_disk(str(folder))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise ValueError(f"{name}: cannot be loaded by datasets ({str(error).splitlines()[0]})") from error
+    if isinstance(data, datasets.DatasetDict) and split not in data:
+        raise ValueError(f"{name}: has no split {split} (its splits: {', '.join(data)})")
+    return data[split] if isinstance(data, datasets.DatasetDict) else data
 
 
 def parts(name: str) -> tuple[str, str]:

@@ -180,7 +180,7 @@ class Row:
             self.samples += len(wave)
             yield AudioChunk(
                 self.number, wave.cpu(), rate, start
-            )  # waits until a GPU has made it: only then it is there
+            )  # waits for a GPU: only then it is there
 
     def end(self, stop_ids: set[int], seconds: float) -> StreamEnd:
         """The totals."""

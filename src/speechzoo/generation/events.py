@@ -178,9 +178,7 @@ class Row:
         if len(wave):
             start, self.rate = self.samples / rate, rate
             self.samples += len(wave)
-            yield AudioChunk(
-                self.number, wave.cpu(), rate, start
-            )  # waits for a GPU: only then it is there
+            yield AudioChunk(self.number, wave.cpu(), rate, start)  # waits for a GPU: only then it is there
 
     def end(self, stop_ids: set[int], seconds: float) -> StreamEnd:
         """The totals."""

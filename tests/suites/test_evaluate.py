@@ -15,7 +15,6 @@ from layouts import librispeech, parquet, sound, wav
 
 from speechzoo.cli.evaluate import main
 from speechzoo.evaluation.answers import Answer, load_answers, save_answers
-from speechzoo.suites import scoring
 from speechzoo.suites import store as work
 from speechzoo.suites.systems import Local
 from speechzoo.system import endpoint
@@ -36,7 +35,7 @@ def hears(monkeypatch: pytest.MonkeyPatch, tiny_whisper_pt: Path) -> list[int]:
         lengths.extend(lens.tolist())
         return [f"I heard {int(n)} samples" for n in lens]
 
-    monkeypatch.setattr(scoring, "transcribe", transcribe)
+    monkeypatch.setattr("speechzoo.evaluation.listening.transcribe", transcribe)
     return lengths
 
 

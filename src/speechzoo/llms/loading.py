@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ def pretrained_lm(model: str, dtype: torch.dtype, attn_implementation: str | Non
     else:
         lm = AutoModelForCausalLM.from_pretrained(model, **hub_options(model), **options)
     takes_cache: Any = lm._supports_default_dynamic_cache  # for mypy a tensor, as all that a module may hold
-    if not takes_cache():
+    arguments = signature(lm.base_model.forward).parameters
+    if not takes_cache() or not any(name in arguments for name in ("cache", "past_key_values")):
         raise ValueError(
             f"{model}: a {type(lm).__name__} has a cache of its own kind (or none), by which no answer can be made "
             "here: take another LLM"

@@ -78,8 +78,14 @@ def test_an_llm_without_a_cache_is_refused(tmp_path: Path) -> None:
         made(tmp_path, "openai-gpt", n_head=2)
 
 
-def test_a_decoder_that_is_called_otherwise_is_found(tmp_path: Path) -> None:
+def test_an_llm_that_gives_no_states_is_refused(tmp_path: Path) -> None:
     moe = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 32, "head_dim": 16}
-    llm = made(tmp_path, "llama4_text", **HEADS, **moe, pad_token_id=0)
-    out = llm(IDS, torch.ones_like(MASK), torch.zeros_like(IDS), *NONE, loss=False, logits=True)
-    torch.testing.assert_close(out.logits, llm.lm(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="a Llama4ForCausalLM has no decoder apart from its head"):
+        made(tmp_path, "llama4_text", **HEADS, **moe, pad_token_id=0)
+
+
+def test_an_llm_with_more_between_states_and_logits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"a ModernBertDecoderForCausalLM makes logits by more than one layer \(.*head"
+    ):
+        made(tmp_path, "modernbert-decoder", **HEADS, pad_token_id=0)

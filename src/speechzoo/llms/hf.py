@@ -195,8 +195,7 @@ class HFCausalLM(LLM):
     @property
     def backbone(self) -> nn.Module:
         """The decoder without its vocabulary head (LoRA layers are inside it)."""
-        lm = self.lm.base_model.model if hasattr(self.lm, "peft_config") else self.lm
-        return lm.base_model if lm.base_model is not lm else lm.get_decoder()  # Llama 4's is called otherwise
+        return self.lm.base_model if not hasattr(self.lm, "peft_config") else self.lm.base_model.model.base_model
 
     @property
     def head(self) -> nn.Module:

@@ -108,6 +108,24 @@ def test_a_misspelt_layer_is_not_left_without_lora_in_silence(tiny_llm_dir, sett
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"layers_to_transform": [1, 7]}, "layers_to_transform: no layer 7"),
+        ({"layers_to_transform": 2}, ": Target modules .*'layers_to_transform': 2"),
+        ({"rank_pattern": {"q_porj": 2}}, "rank_pattern: 'q_porj' is no layer with LoRA"),
+        ({"alpha_pattern": {"k_proj": 2}}, "alpha_pattern: 'k_proj' is no layer with LoRA"),
+        ({"exclude_modules": ["layers.1.self_attn"]}, "exclude_modules: no layer is called 'layers.1.self_attn'"),
+        ({"exclude_modules": ".*v_porj"}, "exclude_modules: no layer is called '.*v_porj'"),
+        ({"trainable_token_indices": [10_000]}, ": index 10000 is out of bounds"),
+        ({"bias": "some"}, ": .*some"),
+    ],
+)
+def test_settings_of_lora_that_would_do_nothing_are_told(tiny_llm_dir, settings, told):
+    with pytest.raises(ValueError, match=rf"llm\.lora\.?{told}"):
+        HFCausalLM([], str(tiny_llm_dir), lora={"r": 2, "target_modules": ["q_proj", "v_proj"], **settings})
+
+
 def test_the_head_at_supervised_positions_only_gives_the_full_loss(tiny_llm_dir, rows):
     """Same sum, same gradients, with and without the logits of every position."""
     losses, grads = [], []

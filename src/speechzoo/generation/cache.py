@@ -47,11 +47,11 @@ class GrowingLayer(DynamicLayer):
         """Positions held."""
         return self.keys.shape[-2] if self.is_initialized and self.keys is not None else 0
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows."""
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep some rows. Of transformers' two ways to say so, the one that layers of all kinds know."""
         if self.is_initialized:
             size = self.get_seq_length()
-            self._buffers = tuple(buffer[indices] for buffer in self._buffers)
+            self._buffers = tuple(buffer[beam_idx] for buffer in self._buffers)
             self.keys, self.values = (buffer[..., :size, :] for buffer in self._buffers)
 
     def reset(self) -> None:

@@ -6,6 +6,7 @@ the place of an answer that ended, wherever the others are.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class Slots:
         rows: slots.
         compiled: run the step through `torch.compile`.
         key: whoever keeps these slots for a later answer has to find the same key.
+        most: places that `read` knows, None where it knows any number.
 
     Attributes:
         ids: the token each slot reads next. Shape: `[rows]`.
@@ -53,8 +55,10 @@ class Slots:
         device: torch.device,
         compiled: bool = False,
         key: Hashable = None,
+        most: int | None = None,
     ) -> None:
         self.read, self.head, self.embed, self.empty, self.rows, self.key = read, head, embed, empty, rows, key
+        self.most = sys.maxsize if most is None else most
         self.ids = torch.zeros(rows, dtype=torch.long, device=device)
         self.positions, self.numbers = torch.zeros_like(self.ids), torch.arange(rows, device=device)
         self.cache: Any = None
@@ -90,9 +94,9 @@ class Slots:
         return states[torch.arange(number, device=embeds.device), lens - 1]
 
     def _make_room(self, size: int, like: Any) -> None:
-        if size <= len(self.places):
+        if min(size, self.most) <= len(self.places):
             return
-        size = -(-size // ROUND) * ROUND
+        size = min(-(-size // ROUND) * ROUND, self.most)  # an idle slot, too, stands at a place that `read` knows
         self.places = torch.arange(size, device=self.ids.device)
         layers: list[Any] = [SlotLayer(self.positions, size, layer.keys, layer.values) for layer in like.layers]
         for layer, old in zip(layers, self.cache.layers if self.cache is not None else [], strict=False):

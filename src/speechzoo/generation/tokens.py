@@ -94,7 +94,7 @@ def token_steps(
             return
         if len(going) < len(rows):
             index = torch.tensor(going, device=ids.device)
-            cache.batch_select_indices(index)
+            cache.reorder_cache(index)  # type: ignore[arg-type]  # wants the name LongTensor
             ids, position = ids[index], position[index]
             mask = None if mask is None else mask[index]
         rows, closing = [rows[i] for i in going], [last[i] for i in going]

@@ -101,4 +101,4 @@ class CTCUnitStream(UnitStream):
         self.ended, self.last = self.ended[index], self.last[index.to(self.last.device)]
         for layer in self.cache:
             if layer.is_initialized:
-                layer.batch_select_indices(index.to(layer.device))
+                layer.reorder_cache(index.to(layer.device))

@@ -20,6 +20,7 @@ from speechzoo.generation.sampling import Decoding
 from speechzoo.generation.slots import Slots
 from speechzoo.generation.tokens import Question, Steps, token_steps
 from speechzoo.llms.base import LLM, LLMOutput
+from speechzoo.llms.length import check_length, longest_text
 from speechzoo.llms.loading import pretrained_lm
 from speechzoo.llms.logits import finish
 from speechzoo.llms.lora import add_lora, merged
@@ -78,6 +79,7 @@ class HFCausalLM(LLM):
             self.register_buffer("new_ids", torch.tensor(new_tokens), persistent=False)
         self.vocab_size = int(table.weight.shape[0])
         self.lm = lm if lora is None else add_lora(lm, lora)
+        self.longest = longest_text(lm)
         self._cache_argument = cache_argument(self.backbone)
         kinds = {type(layer).__name__ for layer in growing_cache(lm.config).layers}
         self._recurrent = kinds == {"LinearAttentionLayer"}  # Mamba and its kin
@@ -153,8 +155,13 @@ class HFCausalLM(LLM):
         targets: int | None = None,
     ) -> LLMOutput:
         """See `LLM.forward`. The vocabulary head runs on the positions that predict a supervised token only, unless
-        `logits` asks for all of them: with a vocabulary of 128k it would else be the largest tensor of the step."""
+        `logits` asks for all of them: with a vocabulary of 128k it would else be the largest tensor of the step.
+
+        Raises:
+            ValueError: if a row is longer than an LLM can read that looks its positions up.
+        """
         row = self.splice(input_ids, attention_mask, turns, speech, speech_lens, width=width)
+        check_length(self.longest, row.embeds.shape[1])
         # Padding stands on the right, where no real position looks: a mask would only keep SDPA off its fast kernels.
         hidden = self.backbone(inputs_embeds=row.embeds, use_cache=False).last_hidden_state
         labels = torch.where((row.turns > 0) & (row.ids != AUDIO), row.ids, IGNORE)
@@ -208,6 +215,9 @@ class HFCausalLM(LLM):
 
         Sampling settings that a checkpoint's generation_config brings do not apply. An LLM that is cut over processes
         keeps to the dynamic cache.
+
+        Raises:
+            ValueError: if a question and `max_new_tokens` are more than an LLM can read that looks its positions up.
         """
         decoding = self._decoding(options)
         if decoding.cache_implementation == "static" and not is_sharded(self):
@@ -216,6 +226,7 @@ class HFCausalLM(LLM):
         with torch.no_grad():
             turns = torch.zeros_like(input_ids)
             row = self.splice(input_ids, attention_mask, turns, speech, speech_lens, padding_side="left")
+        check_length(self.longest, row.embeds.shape[1], decoding.max_new_tokens - 1 + read_last)
         cache = growing_cache(self.lm.config)
         alone = not in_pieces(self)
         read = self._read if alone else self._read_together
@@ -264,6 +275,8 @@ class HFCausalLM(LLM):
         others = {type(layer).__name__ for layer in growing_cache(self.lm.config).layers} - {GrowingLayer.__name__}
         if not self.lm._can_compile_fullgraph:  # by which transformers knows it
             others.add(type(self.backbone).__name__)
+        if self.lm.config.model_type == "bloom" or getattr(self.lm.config, "alibi", False):
+            others.add("ALiBi")  # which is made of the mask of each row
         if others or attention not in ("eager", "sdpa"):
             raise ValueError(
                 "a static cache (generation.cache_implementation, generation.slots) is for LLMs whose layers all see "
@@ -279,17 +292,21 @@ class HFCausalLM(LLM):
         slots, self._slots = self._slots, None  # a second stream meanwhile makes slots of its own
         if slots is None or slots.key != key:
             empty = partial(growing_cache, self.lm.config)
-            slots = Slots(self._read, self._logits, self.embed, empty, number, device, decoding.compile, key)
+            slots = Slots(
+                self._read, self._logits, self.embed, empty, number, device, decoding.compile, key, self.longest
+            )
         try:
-            yield from slot_steps(slots, self._prompts(questions), decoding, rows, read_last)
+            prompts = self._prompts(questions, decoding.max_new_tokens - 1 + read_last)
+            yield from slot_steps(slots, prompts, decoding, rows, read_last)
         finally:
             if slots.costly:
                 self._slots = slots
 
-    def _prompts(self, questions: Iterable[Question]) -> Iterator[Tensor]:
-        """Embeddings of each question, without padding. `[S, H]` each."""
+    def _prompts(self, questions: Iterable[Question], more: int) -> Iterator[Tensor]:
+        """Embeddings of each question, without padding, after which so many positions are read. `[S, H]` each."""
         for ids, mask, speech, lens in questions:
             row = self.splice(ids, mask, torch.zeros_like(ids), speech, lens)
+            check_length(self.longest, row.embeds.shape[1], more)
             for embeds, size in zip(row.embeds, row.mask.sum(dim=1).tolist(), strict=True):
                 yield embeds[:size]
 

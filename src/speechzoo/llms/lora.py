@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from typing import Any
 
@@ -39,7 +40,7 @@ def add_lora(lm: PreTrainedModel, settings: dict[str, Any]) -> PeftModel:
     names = set(lm.state_dict())
     try:
         config = LoraConfig(**{**DEFAULTS, **copy.deepcopy(settings)})  # peft writes into the lists it is given
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"llm.lora: {error} (settings of peft.LoraConfig)") from error
     with warnings.catch_warnings():  # peft 0.21 asks by a name that transformers 5.24 calls old
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
@@ -47,7 +48,7 @@ def add_lora(lm: PreTrainedModel, settings: dict[str, Any]) -> PeftModel:
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         try:
             model = get_peft_model(lm, config)
-        except TypeError as error:  # of layers it cannot wrap
+        except (TypeError, ValueError, IndexError, NotImplementedError) as error:  # of layers it cannot wrap
             raise ValueError(f"llm.lora: {error}") from error
     _refuse_unused(model, settings, names)
     held = {base for name in model.get_base_model().state_dict() if (base := base_name(name)) is not None}
@@ -88,6 +89,20 @@ def _refuse_unused(model: PeftModel, settings: dict[str, Any], weights: set[str]
             if not any(f".{name}".endswith(f".{wanted}") for name in found):
                 known = sorted({name.split(".")[-2] for name in weights if name.endswith(".weight")})
                 raise ValueError(f"llm.lora.{setting}: no layer is called {wanted!r} (there are {', '.join(known)})")
+    layers = {name.rpartition(".")[0] for name in weights}
+    excluded = settings.get("exclude_modules") or []
+    for wanted in [excluded] if isinstance(excluded, str) else sorted(excluded):
+        pattern = wanted if isinstance(excluded, str) else rf"(.*\.)?{re.escape(wanted)}"
+        if not any(re.fullmatch(pattern, name) for name in layers):
+            raise ValueError(f"llm.lora.exclude_modules: no layer is called {wanted!r}")
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for pattern in settings.get(setting) or {}:
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in model.targeted_module_names):
+                raise ValueError(f"llm.lora.{setting}: {pattern!r} is no layer with LoRA")
+    if (asked := settings.get("layers_to_transform")) is not None:
+        numbers = {int(found[1]) for name in model.targeted_module_names if (found := re.search(r"\.(\d+)\.", name))}
+        if missing := sorted(({asked} if isinstance(asked, int) else set(asked)) - numbers):
+            raise ValueError(f"llm.lora.layers_to_transform: no layer {missing[0]} with these modules")
 
 
 def base_name(name: str) -> str | None:

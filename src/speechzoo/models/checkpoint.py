@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
 
 from speechzoo.llms.lora import base_name
 from speechzoo.names.published import is_name, published
 from speechzoo.training.checkpoint_file import read_file, recover
-from speechzoo.training.identity import differences, digest, frozen_parts
+from speechzoo.training.identity import changed, differences, digest, frozen_parts, known_by
 from speechzoo.training.published import WEIGHTS, check_bases, is_published, read_published
 from speechzoo.training.sharded_folder import is_sharded_folder, read_whole
 
@@ -100,11 +101,16 @@ def identity(model: Any, stages: list[dict[str, Any]]) -> dict[str, Any]:
     A part that is frozen as it was born (LLaMA-Omni's unit decoder in stage 1) is no base: nothing stands on it.
     """
     given = {"encoder", "llm"}.union(*(stage["parts"] for stage in stages))
-    sources = {}
-    for part, spec in model.specs.items():
-        settings = spec.get("init_args", {}) if isinstance(spec, dict) else {}
-        sources[part] = Path(str(settings.get("model", ""))).name
-    return {"bases": frozen_parts(model, given, sources), "stages": stages}
+    return {"bases": frozen_parts(model, given, {part: _source(model, part) for part in model.specs}), "stages": stages}
+
+
+def _source(model: Any, part: str) -> str:
+    """The name of a part's pretrained weights; empty where it has none."""
+    return Path(str(_settings(model.specs.get(part)).get("model", ""))).name
+
+
+def _settings(spec: Any) -> Mapping[str, Any]:
+    return spec.get("init_args", {}) if isinstance(spec, dict) else {}
 
 
 def check_identity(model: Any, saved: dict[str, Any], replaced: Iterable[str] = ()) -> None:
@@ -187,15 +193,19 @@ def read(path: str | Path) -> dict[str, Any]:
 def load_stages(model: LightningModule, paths: list[str]) -> list[dict[str, Any]]:
     """Load the trained weights of earlier stages, in order; `{"path", "sha256", "parts"}` of each.
 
-    The hash is of the weights alone, so a stage may be moved, but not trained on.
+    The hash is of the weights alone, so a stage may be moved, but not trained on. Training is warned of a stage that
+    stood on other frozen weights than there are now, see `other_bases`.
 
     Raises:
         ValueError: if a checkpoint holds a weight that the model does not have, or has in another shape.
     """
     own = dict(model.named_parameters())
-    loaded = []
+    trainer, loaded = model._trainer, []
     for path in paths:
         held = read(path)
+        if trainer is not None and trainer.training and trainer.is_global_zero:
+            for found in other_bases(model, held):
+                rank_zero_warn(f"model.init_from: {path} was trained beside other weights: {found}")
         # An average of weights (Lightning's WeightAveraging) brings the frozen ones and buffers as well.
         state = {name: held["state_dict"][name] for name in held.get("trained", held["state_dict"])}
         if strange := [name for name in state if name not in own]:
@@ -207,3 +217,29 @@ def load_stages(model: LightningModule, paths: list[str]) -> list[dict[str, Any]
         parts = sorted({name.split(".")[0] for name in state})
         loaded.append({"path": str(path), "sha256": digest(state.items()), "parts": parts})
     return loaded
+
+
+def other_bases(model: Any, held: Mapping[str, Any]) -> list[str]:
+    """One sentence for each part that was frozen in an earlier stage and has other weights here, before its are loaded.
+
+    A part that is held in another dtype now is known by the name of its weights alone.
+
+    Args:
+        held: the stage's checkpoint; those of versions that recorded no identity, and published models, pass.
+    """
+    names, trained = dict[str, Tensor](), set(held.get("trained", ()))
+    lora = _settings(held.get("hyper_parameters", {}).get("llm")).get("lora")
+    for name, tensor in nn.Module.state_dict(model, keep_vars=True).items():
+        # LoRA that is new in this stage renamed the LLM's weights.
+        before = name if lora else base_name(name.replace(".base_model.model.", ".", 1))
+        names.update({before: tensor} if before is not None else {})
+    learnt = {id(tensor) for name, tensor in names.items() if name in trained}  # tied tables have two names
+    own = {name: tensor for name, tensor in names.items() if id(tensor) not in learnt}
+    found = []
+    for part, base in held.get("identity", {}).get("bases", {}).items():
+        tensors = [(name.removeprefix(f"{part}."), own[name]) for name in own if name.startswith(f"{part}.")]
+        now = known_by(tensors, _source(model, part))
+        by = "sha256" if now["dtype"] == base["dtype"] else "source"
+        if now[by] != base[by]:
+            found.append(changed(part, base, now))
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
@@ -47,15 +47,13 @@ def frozen_parts(module: nn.Module, names: Iterable[str], sources: Mapping[str, 
         part, _, rest = name.partition(".")
         if part in parts and not tensor.requires_grad:
             parts[part].append((rest, tensor))
-    return {
-        part: {
-            "sha256": digest(tensors),
-            "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors})),
-            "source": sources.get(part, ""),
-        }
-        for part, tensors in sorted(parts.items())
-        if tensors
-    }
+    return {part: known_by(tensors, sources.get(part, "")) for part, tensors in sorted(parts.items()) if tensors}
+
+
+def known_by(tensors: Sequence[tuple[str, Tensor]], source: str) -> dict[str, str]:
+    """What frozen tensors of a part are: `{"sha256", "dtype", "source"}`."""
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors})
+    return {"sha256": digest(tensors), "dtype": ", ".join(dtypes), "source": source}
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -71,7 +69,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if one is None or other is None:
             found.append(f"{part} is frozen only {'now' if one is None else 'in the checkpoint'}")
         elif one["sha256"] != other["sha256"]:
-            found.append(f"the frozen {part} was {_describe(one)}, now it is {_describe(other)}")
+            found.append(changed(part, one, other))
     for index, (one, other) in enumerate(zip_longest(saved["stages"], now["stages"])):
         if one is None or other is None:
             found.append(f"init_from names {len(now['stages'])} stages, it was {len(saved['stages'])}")
@@ -82,6 +80,11 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
                 f"{one['sha256'][:12]}, {other['path']} holds {other['sha256'][:12]}"
             )
     return found
+
+
+def changed(part: str, one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """What is said of a part that was frozen as one thing and is another now."""
+    return f"the frozen {part} was {_describe(one)}, now it is {_describe(other)}"
 
 
 def _describe(base: Mapping[str, str]) -> str:

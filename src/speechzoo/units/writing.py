@@ -57,7 +57,7 @@ class Desk:
         index = torch.tensor(at, dtype=torch.long, device=self.places.device)
         self.pens = [self.pens[i] for i in at]
         self.mask, self.places = self.mask[index], self.places[index]
-        self.cache.batch_select_indices(index)
+        self.cache.reorder_cache(index)  # type: ignore[arg-type]  # wants the name LongTensor
 
     def part(self, at: list[int]) -> Desk:
         """These rows on a desk of their own; here nothing changes."""
@@ -65,7 +65,7 @@ class Desk:
         index = torch.tensor(at, dtype=torch.long, device=self.places.device)
         other.mask, other.places = self.mask[index], self.places[index]
         other.cache = deepcopy(self.cache)
-        other.cache.batch_select_indices(index)
+        other.cache.reorder_cache(index)  # type: ignore[arg-type]  # wants the name LongTensor
         return other
 
     def write(self, choose: Chooser) -> dict[int, list[int]]:

@@ -226,6 +226,7 @@ def test_many_sources_leave_files_to_others(limit: int, sources: int, monkeypatc
     assert access.may_stay_open() == sources
 
 
+@pytest.mark.slow
 def test_memory_of_many_records(tmp_path: Path, wavs: list[Path]) -> None:
     """Two hundred thousand records take less than 80 bytes each once they are indexed."""
     path = tmp_path / "many.jsonl"

@@ -71,6 +71,7 @@ def test_leaving_in_mid_answer_frees_the_caches(omni, caches):
     assert not len(caches)
 
 
+@pytest.mark.slow
 def test_many_short_streams_leave_nothing_behind(omni, caches):
     """200 streams, every other one left early: no cache is left, and Python's memory does not grow with each.
 

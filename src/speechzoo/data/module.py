@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,17 +18,16 @@ from speechzoo.data.collate import Side, collate
 from speechzoo.data.dataset import ConversationDataset
 from speechzoo.data.filling import features, fill, fingerprint, lacking
 from speechzoo.data.manifest import ManifestError, Problem, Records, check_for_model, scan, settle
+from speechzoo.data.paths import named, together
 from speechzoo.data.sampler import SPREAD, EvalSampler, TokenBudgetSampler
-from speechzoo.data.sources import resolve, source_name
+from speechzoo.data.sources import resolve
 from speechzoo.data.states import StateCache, TeacherCache
 from speechzoo.data.window import SpeechLoader, WindowLoader, with_windows
 from speechzoo.names.spec import at_least
+from speechzoo.parts.registry import cache_folder
 from speechzoo.system.ranks import same_everywhere
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-
-Paths = str | list[str] | None
-NamedPaths = str | list[str] | dict[str, str] | None
 
 
 class SpeechDataModule(LightningDataModule):
@@ -99,10 +96,10 @@ class SpeechDataModule(LightningDataModule):
             raise ValueError("data.max_tokens counts all positions: it goes with data.bucket_by=positions")
         self.bucket_by, self.bucket_spread = bucket_by, bucket_spread
         self.paths = {
-            "train": _together("train", train),
-            "val": _named("val", val),
-            "test": _named("test", test),
-            "predict": _together("predict", predict),
+            "train": together("train", train),
+            "val": named("val", val),
+            "test": named("test", test),
+            "predict": together("predict", predict),
         }
         self.batch_size, self.max_tokens, self.num_workers, self.seed = batch_size, max_tokens, num_workers, seed
         self.padding_side, self.on_bad, self.feature_cache = padding_side, on_bad, feature_cache
@@ -306,22 +303,5 @@ def _outlive_sigterm(worker: int) -> None:
 
 
 def _memory() -> Path:
-    """Where checked sound files are remembered: `$SPEECHZOO_CACHE`, or .cache/speechzoo in the home folder."""
-    return Path(os.environ.get("SPEECHZOO_CACHE") or "~/.cache/speechzoo") / "audio_checks.json"
-
-
-def _together(split: str, paths: Paths) -> dict[str, list[str]]:
-    return {split: [paths] if isinstance(paths, str) else list(paths)} if paths else {}
-
-
-def _named(split: str, paths: NamedPaths) -> dict[str, list[str]]:
-    """Manifests by name; the name of a file without its ending where none is given."""
-    if not paths:
-        return {}
-    if isinstance(paths, Mapping):
-        return {str(name): [path] for name, path in paths.items()}
-    files = [paths] if isinstance(paths, str) else list(paths)
-    names = {source_name(file): [file] for file in files}
-    if len(names) < len(files):
-        raise ValueError(f"data.{split} holds files of the same name: give them names, {{name: path, ...}}")
-    return names
+    """Where checked sound files are remembered."""
+    return cache_folder() / "audio_checks.json"

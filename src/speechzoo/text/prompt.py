@@ -13,25 +13,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from speechzoo.names.hugging_face import hub_options
 from speechzoo.names.spec import at_least
 from speechzoo.text.content import CLIP, MARK, ContentError, Message, flatten
+from speechzoo.text.tokenizer import chat_tokenizer
 from speechzoo.types import AUDIO
-
-TODAY = date(2024, 7, 26)
-"""The date in templates that tell it, Llama 3.1's own default: a prompt that changed overnight would be another one
-than the cached states', the run's that is continued, and the trained model's."""
-
-ASKS_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 @dataclass
@@ -84,20 +76,10 @@ class ChatPrompt:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer with the audio tokens added."""
-        if not Path(self.name).is_dir() and self.name.startswith((".", "/", "~")):
-            raise FileNotFoundError(f"{self.name}: no such tokenizer folder")
-        tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **hub_options(self.name))
+        tokenizer = chat_tokenizer(self.name, self.chat_template)
         self._base_size = len(tokenizer)
-        if self.chat_template:
-            tokenizer.chat_template = self.chat_template
-        if tokenizer.chat_template is None:
-            raise ValueError(f"{self.name} has no chat template: set prompt.chat_template")
-        template = tokenizer.get_chat_template()  # the default one, where there are several
-        tokenizer.chat_template = ASKS_DATE.sub(lambda ask: repr(TODAY.strftime(ask[2])), template)
         if self.audio_tokens:
             tokenizer.add_special_tokens({"additional_special_tokens": self.audio_tokens}, False)
-        # Llama 3's asks for it: "the word 'morning'" would be read back as "the word'morning'".
-        tokenizer.clean_up_tokenization_spaces = False
         return tokenizer
 
     @property

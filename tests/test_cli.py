@@ -74,6 +74,13 @@ def test_references_cross_files(config: Path, tmp_path: Path) -> None:
     assert both["recipe"] == "of me" and both["trainer"]["default_root_dir"] == f"{tmp_path}/me"
 
 
+def test_vars_of_a_later_file_are_added_to_those_before(config: Path, tmp_path: Path) -> None:
+    """One that replaced them all would take the recipe the values that it refers to."""
+    (tmp_path / "more.yaml").write_text("vars: {steps: 7, mine: 1}\n")
+    both = printed("fit", "-c", config, "-c", tmp_path / "more.yaml", "--vars.mine=2")
+    assert both["vars"] == {"out": str(tmp_path), "steps": 7, "mine": "2"} and both["trainer"]["max_steps"] == 7
+
+
 def test_the_command_line_beats_the_file_and_a_later_file_an_earlier_one(config: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("data: {init_args: {batch_size: 3}}\ntrainer: {max_steps: 5}\n")
@@ -228,6 +235,13 @@ def test_an_overlay_whose_lines_are_commented_out_is_refused(config: Path, tmp_p
 def test_a_default_that_yaml_cannot_hold_is_named_before_training(config: Path) -> None:
     with pytest.raises(ValueError, match="default of device: give device=cpu"):
         zoo("fit", "-c", config, "--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1")
+
+
+@pytest.mark.parametrize("strategy", [["=ddp_spawn"], ["=DDPStrategy", ".start_method=spawn"]], ids=["name", "class"])
+def test_processes_that_cannot_be_started_are_refused_by_name(config: Path, capsys, strategy: list[str]) -> None:
+    words = [f"--trainer.strategy{word}" for word in strategy]
+    assert main(["fit", "-c", str(config), "--trainer.devices=2", *words]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith("by ddp_spawn here: give ddp, or fsdp2")
 
 
 def test_errors_of_the_zoo_are_one_line_and_an_exit_code(config: Path, tmp_path: Path, capsys) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from inspect import signature
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -132,6 +134,23 @@ def test_the_watchdog_speaks_before_the_process_group_ends_the_run(name: str, st
     (watchdog,) = (one for one in overlay["trainer"]["callbacks+"] if one["class_path"] == "Watchdog")
     limit = signature(strategy).parameters["timeout"].default
     assert watchdog["init_args"]["timeout_seconds"] < limit.total_seconds()
+
+
+def test_weights_in_bfloat16_learn_at_the_rate_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLaMA-Omni 2's is another one than that of both systems; torchao is stood in for."""
+
+    class _AdamW(torch.optim.AdamW):
+        def __init__(self, params, lr: float = 1e-3, weight_decay: float = 0.01, bf16_stochastic_round: bool = False):
+            super().__init__(params, lr=lr, weight_decay=weight_decay)
+
+    stand_in = ModuleType("torchao.optim")
+    _AdamW.__module__, _AdamW.__qualname__, stand_in._AdamW = "torchao.optim", "_AdamW", _AdamW
+    monkeypatch.setitem(sys.modules, "torchao", ModuleType("torchao"))
+    monkeypatch.setitem(sys.modules, "torchao.optim", stand_in)
+    for name, rate in (("llama_omni2/stage1.yaml", 5e-5), ("llasm/finetune.yaml", 2e-5)):
+        config = printed("fit", f"-c={recipe(name)}", f"-c={recipe('cluster/bf16_weights.yaml')}")
+        optimizer = config["model"]["init_args"]["optimizer"]["init_args"]
+        assert optimizer == {"lr": rate, "weight_decay": 0.0, "bf16_stochastic_round": True}
 
 
 def test_all_full_scale_recipes_are_checked() -> None:

@@ -81,6 +81,22 @@ def test_resuming_a_finished_stage_keeps_its_numbers(tmp_path, make_trainer):
         assert again[key] == pytest.approx(first[key])
 
 
+def test_losses_of_all_ranks_go_on_after_a_resume(make_trainer, monkeypatch):
+    """The checkpoint is one process's; losses of its own alone would take the place of the others'."""
+    saved = {**StageCost().state_dict(), "losses": [[3.0, 2], [0.0, 0], [5.0, 2]]}
+    means = []
+    for rank in range(2):
+        monkeypatch.setattr("speechzoo.callbacks.cost.rank", lambda rank=rank: rank)
+        monitor = StageCost()
+        monitor.load_state_dict(saved)
+        trainer = make_trainer(max_steps=0)
+        assert len(monitor._losses) == 3
+        monitor.on_fit_start(trainer, module := TinyModule())
+        means.append(monitor.summary(trainer, module)["train_loss"])
+        assert monitor.state_dict()["losses"] == (saved["losses"] if rank == 0 else [[0.0, 0]] * 3)
+    assert means == [2.0, None]  # of which the sum over ranks is taken
+
+
 def test_a_finished_stage_that_is_continued_keeps_its_summary(tmp_path, make_trainer):
     """`last.ckpt` is saved before the validation of the same step, which a run without a step does not repeat."""
     arguments = dict(max_steps=4, max_epochs=-1, enable_checkpointing=True, val_check_interval=2)

@@ -71,6 +71,15 @@ def test_told_in_the_middle_of_a_step(config: Path, tmp_path: Path, monkeypatch)
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
 
 
+def test_told_in_the_last_step_a_run_ends_as_it_would(config: Path, monkeypatch) -> None:
+    """Continued, it would do no step, and have no validation of its last one."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    options = ["--trainer.max_steps=3", "--trainer.val_check_interval=2", f"--trainer.callbacks+={__name__}.Tell"]
+    cli = fit(config, "last", *options)
+    assert saved(config.parent / "last" / "last.ckpt")["global_step"] == cli.trainer.global_step == 3
+    assert cli.trainer.limit_val_batches == 1 and "val/loss" in cli.trainer.callback_metrics
+
+
 def test_told_before_the_least_number_of_steps(config: Path, monkeypatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     least = ["--trainer.min_steps=4", "--trainer.min_epochs=5"]

@@ -133,6 +133,12 @@ def test_a_continued_run_tells_of_settings_that_it_does_not_get(config: Path, tm
     assert not [w for w in told if "goes on with that of the checkpoint" in str(w.message)]
 
 
+def test_a_continued_run_tells_of_a_seed_that_it_does_not_get(config: Path) -> None:
+    zoo("fit", "-c", config)
+    with pytest.warns(UserWarning, match="seed_everything is 5, but .* the checkpoint, whose seed was 0"):
+        run(["fit", "-c", str(config), "--vars.steps=4", "--ckpt_path=last", "--seed_everything=5"])
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
@@ -206,6 +212,29 @@ def test_a_run_that_does_not_start_leaves_nothing(config: Path, tmp_path: Path, 
     logger = f"--trainer.logger+={json.dumps(wandb)}"
     code, _ = say(capsys, "fit", "-c", config, logger, *wrong)
     assert code == 1 and not (tmp_path / "tiny").exists()
+
+
+def test_a_run_without_a_step_leaves_nothing(config: Path, tmp_path: Path, capsys) -> None:
+    """A finished run in another folder is no new run; in its own it is still finished."""
+    cost = '--trainer.callbacks+={"class_path": "StageCost"}'
+    zoo("fit", "-c", config, cost)
+    finished = f"--ckpt_path={tmp_path / 'tiny'}"
+    for more in ([finished], ["--vars.steps=0"]):
+        code, line = say(capsys, "fit", "-c", config, "--name=new", cost, *more)
+        assert code == 1 and "nothing was trained" in line and "model.init_from" in line
+        assert not (tmp_path / "new").exists()
+    zoo("fit", "-c", config, cost, finished)
+
+
+def test_callbacks_go_with_what_they_show_or_log_by(config: Path, tmp_path: Path) -> None:
+    """They refuse to be without; one of them asks for loggers before this package gives them out."""
+    rates = '--trainer.callbacks+={"class_path": "LearningRateMonitor"}'
+    device = '--trainer.callbacks+={"class_path": "DeviceStatsMonitor", "init_args": {"cpu_stats": false}}'
+    zoo("fit", "-c", config, rates, device)
+    bar = '--trainer.callbacks+={"class_path": "StageProgress"}'  # the bar itself is off in this config
+    zoo("fit", "-c", config, rates, device, bar, "--name=silent", "--trainer.logger=false")
+    assert (tmp_path / "tiny" / "csv").is_dir() and (tmp_path / "silent" / "last.ckpt").is_file()
+    assert not (tmp_path / "silent" / "csv").exists()
 
 
 def test_what_the_doctor_stops_leaves_nothing(config: Path, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -175,6 +175,19 @@ def test_dtype_is_that_of_the_weights_and_states(tiny_whisper_pt, clips, kind):
         torch.testing.assert_close(got.float(), states, atol=0.1, rtol=0)
 
 
+def test_weights_are_read_whole_where_new_ones_are_made_in_half_precision(tiny_whisper_pt, folder):
+    """As Lightning builds a model under `bf16-true`, whose checkpoints know the encoder by its numbers."""
+    for model in (str(tiny_whisper_pt), str(folder)):
+        plain = load_whisper(model)[0].state_dict()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            half = load_whisper(model)[0].state_dict()
+            assert torch.get_default_dtype() == torch.bfloat16
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert all(value.equal(half[name]) for name, value in plain.items())
+
+
 def test_fingerprints_tell_weights_and_settings_apart(tiny_whisper_pt, folder):
     made = [
         WhisperEncoder(str(tiny_whisper_pt)),

@@ -18,6 +18,7 @@ from speechzoo.callbacks.flops import peak_flops, training_flops
 from speechzoo.models import SpeechLLM
 from speechzoo.system.commit import code_version
 from speechzoo.system.files import read_json, write_json
+from speechzoo.system.ranks import rank
 from speechzoo.types import SpeechBatch, SpeechOutput
 
 COUNTS = ("examples", "tokens", "supervised_tokens", "units")
@@ -51,7 +52,8 @@ class StageCost(Callback):
         self._before = dict.fromkeys((*COUNTS, "seconds", "validation_seconds", "peak_memory_mb"), 0.0)
         self._now: dict[str, Tensor] = {}
         self._code: list[str] = []  # versions of the code, the first one first
-        self._losses: deque[Tensor | float] = deque(maxlen=FINAL)
+        # Of each batch the sum of losses and their number: here 1 or 0, of batches before a resume that of all ranks.
+        self._losses: deque[tuple[Tensor | float, float]] = deque(maxlen=FINAL)
         self._val_loss: float | None = None
         self._trainer: Trainer | None = None
         self._started: float | None = None
@@ -87,8 +89,7 @@ class StageCost(Callback):
             self._now["units"] += batch.unit_lens.sum()
         own = hasattr(pl_module, "last_loss")  # else Lightning's copy: reading it waits for the device
         loss = getattr(pl_module, "last_loss", None) if own else trainer.callback_metrics.get(self.train_loss)
-        if loss is not None:
-            self._losses.append(loss.detach())
+        self._losses.append((0.0, 0) if loss is None else (loss.detach(), 1))
         stepped = not trainer.fit_loop.epoch_loop._should_accumulate()  # before, what is logged is lost
         if stepped and trainer.global_step % max(getattr(trainer, "log_every_n_steps", 1), 1) == 0:
             self._log(trainer, pl_module)
@@ -125,9 +126,8 @@ class StageCost(Callback):
         """The cost of the stage so far, over all ranks and restarts; every rank must call it."""
         totals = self._totals(trainer)
         parameters = list(pl_module.parameters())
-        losses = [float(loss) for loss in self._losses]
-        sums = torch.tensor([sum(losses), len(losses)], dtype=torch.float32, device=trainer.strategy.root_device)
-        total, number = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        losses = self._all_losses(trainer)
+        total, number = (sum(column) for column in zip(*losses, strict=True)) if losses else (0.0, 0.0)
         return {
             "seconds": totals["seconds"],
             "validation_seconds": totals["validation_seconds"],
@@ -145,13 +145,16 @@ class StageCost(Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        totals = dict(self._before) if self._trainer is None else self._totals(self._trainer)
-        losses = [float(loss) for loss in self._losses]
+        totals, losses = dict(self._before), list[list[float]]()
+        if self._trainer is not None:
+            totals, losses = self._totals(self._trainer), self._all_losses(self._trainer)
         return {"totals": totals, "losses": losses, "val_loss": self._val_loss, "code": list(self._code)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = dict(state_dict["totals"])
-        self._losses.extend(state_dict["losses"])
+        for saved in state_dict["losses"]:  # a number alone in checkpoints of before; of all ranks, so one has them
+            loss, number = saved if isinstance(saved, list) else (saved, 1)
+            self._losses.append((loss, number) if rank() == 0 else (0.0, 0))
         self._val_loss = state_dict["val_loss"]
         self._code = list(state_dict.get("code", ["not known"]))  # checkpoints of before do not say
 
@@ -169,6 +172,13 @@ class StageCost(Callback):
         totals["validation_seconds"] = self._before["validation_seconds"] + self._validation
         totals["peak_memory_mb"] = max(self._before["peak_memory_mb"], peak_memory_mb(trainer.strategy.root_device))
         return totals
+
+    def _all_losses(self, trainer: Trainer) -> list[list[float]]:
+        """Sum and number of the losses of the last batches over all ranks. Collective, as `_totals`."""
+        own = [[float(loss), number] for loss, number in self._losses]
+        sums = torch.tensor(own, dtype=torch.float32, device=trainer.strategy.root_device)
+        found: list[list[float]] = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return found
 
     def _elapsed(self) -> float:
         if self._started is None:

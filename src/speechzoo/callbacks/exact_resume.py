@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from typing import Any
 
@@ -43,10 +44,16 @@ class ExactResume(Callback):
         if world_size() > 1:
             states = [None] * world_size()
             dist.all_gather_object(states, states_now())
-        return {"ranks": states}
+        return {"ranks": states, "seed": os.environ.get("PL_GLOBAL_SEED")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict["ranks"]
+        before, now = state_dict.get("seed"), os.environ.get("PL_GLOBAL_SEED")
+        if before and now and before != now:
+            rank_zero_warn(
+                f"seed_everything is {now}, but this run goes on with the random numbers of the checkpoint, whose seed "
+                f"was {before}: to train with another, start a new run"
+            )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the number of steps out of the states of torch's schedules, which would replace this run's."""

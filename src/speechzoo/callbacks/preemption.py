@@ -56,7 +56,8 @@ class Preemption(Checkpoint):
         if trainer.world_size > 1:  # of all processes; alone, there is nothing to wait for the device for
             received = torch.tensor(float(number), device=trainer.strategy.root_device)
             number = int(trainer.strategy.reduce(received, reduce_op="max"))
-        if not number:
+        # After the last step a run has nothing to go on with: what is left, as its last validation, would be lost.
+        if not number or trainer.estimated_stepping_batches <= trainer.global_step:
             return
         last = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
         if last is not None and self.dirpath is None:

@@ -28,6 +28,13 @@ RESULTS = ("*.ckpt", "summary.json")
 FILES = (*RESULTS, "config.yaml", "csv", "wandb", "samples", "predictions*.jsonl", "answers*.jsonl", ".*.ckpt.*")
 
 
+class _SetAside(list[Logger]):
+    """No loggers for now, of a run that has some: callbacks ask at their setup."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
 class RunFolder(SaveConfigCallback):
     """Guards `trainer.default_root_dir` and writes `config.yaml` into it. Part of every `speechzoo fit`.
 
@@ -41,7 +48,7 @@ class RunFolder(SaveConfigCallback):
         super().__init__(*args, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
         self._folder = Path()
         self._lock: Any = None
-        self._clear = self._is_new = False
+        self._clear = self._is_new = self._continued = self._began = False
         self._loggers: list[Logger] = []
         self._wandb_id: str | None = None
 
@@ -65,15 +72,15 @@ class RunFolder(SaveConfigCallback):
             )
         kinds = (LastCheckpoint, BestCheckpoint)
         elsewhere = [c.file for c in trainer.checkpoint_callbacks if isinstance(c, kinds) and c.dirpath is not None]
-        continued = False
+        self._continued = self._began = False
         if checkpoint is not None:
             own, at = {file.resolve().parent for file in elsewhere}, checkpoint.resolve()
-            continued = folder.resolve() in at.parents or at.parent in own
+            self._continued = folder.resolve() in at.parents or at.parent in own
         if overwrite and checkpoint is not None:
             raise ValueError("--overwrite begins anew and --ckpt_path continues: give one of them")
         found = sorted(file.name for pattern in RESULTS for file in folder.glob(pattern))
         found += [str(file) for file in elsewhere if file.parent != folder and file.exists()]
-        if found and not continued and not overwrite:
+        if found and not self._continued and not overwrite:
             raise ValueError(
                 f"{folder} holds a run ({', '.join(found[:3])}): continue it with --ckpt_path last, give this one "
                 "another --name (or trainer.default_root_dir), or delete the old one with --overwrite"
@@ -87,7 +94,7 @@ class RunFolder(SaveConfigCallback):
         first: list[Callback] = [c for c in callbacks if isinstance(c, (Doctor, Preflight))]
         first.append(self)
         set_callbacks(trainer, first + [c for c in callbacks if c not in first])
-        self._loggers, trainer.loggers = trainer.loggers, []
+        self._loggers, trainer.loggers = trainer.loggers, _SetAside() if trainer.loggers else []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing yet; Lightning's own would write the configuration here."""
@@ -99,6 +106,7 @@ class RunFolder(SaveConfigCallback):
             ValueError: see `check_monitors`.
         """
         check_monitors(trainer, pl_module)
+        self._began = True
         if trainer.is_global_zero:
             for file in (file for pattern in FILES if self._clear for file in self._folder.glob(pattern)):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -111,6 +119,19 @@ class RunFolder(SaveConfigCallback):
             if isinstance(logger, WandbLogger) and not given and trainer.is_global_zero:
                 logger._id = logger._wandb_init["id"] = self._wandb_id
             logger.log_hyperparams(self.config.clone().as_dict())
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave no folder of a run that did no step.
+
+        Raises:
+            ValueError: if there was none to do, unless this is a finished run, continued.
+        """
+        if not self._began and not self._continued:
+            raise ValueError(
+                "nothing was trained: trainer.max_steps, max_epochs or limit_train_batches end this run at step "
+                f"{trainer.global_step}, where it starts. To train a finished run further give more of them; to begin "
+                "a new run with its weights give it as model.init_from instead of --ckpt_path"
+            )
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write `config.yaml`, as of the start of the run: used again, it neither continues nor deletes anything."""

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
+from jsonargparse._actions import previous_config
 from lightning.pytorch.cli import LightningArgumentParser
 
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units
@@ -47,6 +48,14 @@ class Parser(LightningArgumentParser):
         if problem := wrong_config(words):
             self.error(problem)
         return super().parse_args([in_yaml(word) for word in words], *rest, **options)
+
+    def parse_path(self, cfg_path: Any, **options: Any) -> Namespace:
+        """As jsonargparse's; `vars` of a further file are added to those before, which it would replace as a whole."""
+        found: Namespace = super().parse_path(cfg_path, **options)
+        before = previous_config.get()
+        if before is not None and before.get("vars") and found.get("vars"):
+            found["vars"] = {**before["vars"], **found["vars"]}
+        return found
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error and exit with 2."""

@@ -9,8 +9,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from jsonargparse import set_parsing_settings
-from lightning import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    Callback,
+    DeviceStatsMonitor,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+)
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 # Imported so that their classes have short names on the command line.
@@ -24,6 +30,7 @@ from speechzoo.names.resolvers import register_resolvers
 from speechzoo.system.terminal import quiet
 from speechzoo.text import ChatPrompt  # noqa: F401
 
+LOGGING = (DeviceStatsMonitor, LearningRateMonitor)
 LOST = re.compile(r"(\w+)='Unable to serialize instance ([^']*)'")  # what jsonargparse writes for it
 
 
@@ -51,13 +58,26 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.Preflight, "preflight")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a default that got lost on its way through YAML, which would end a run when it is first used.
+        """Refuse a default that got lost on its way through YAML, which would end a run when it is first used; and
+        processes that are started with a copy of the run, which cannot be made.
 
         Raises:
             ValueError: naming it.
         """
+        strategy = self.config[self.subcommand or "fit"]["trainer"]["strategy"]
+        if "spawn" in str(strategy):
+            raise ValueError("trainer.strategy: processes cannot be started by ddp_spawn here: give ddp, or fsdp2")
         if lost := LOST.search(str(self.config)):
             raise ValueError(f"no configuration can hold the default of {lost[1]}: give {lost[1]}={lost[2]} beside it")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Lightning's, without callbacks that have nothing to do where a command line switches off what they show or
+        log by: they would end the run, and are in every recipe."""
+        settings = {**self._get(self.config_init, "trainer"), **kwargs}
+        idle: list[type[Callback]] = [] if settings["logger"] or settings["logger"] is None else [*LOGGING]
+        idle += [ProgressBar] if settings["enable_progress_bar"] is False else []
+        kept = [one for one in settings["callbacks"] or [] if not isinstance(one, tuple(idle))]
+        return super().instantiate_trainer(**{**kwargs, "callbacks": kept})
 
     def before_fit(self) -> None:
         """Take the run folder. A trial run leaves no checkpoint; Lightning writes `last.ckpt` after it too."""

@@ -56,6 +56,15 @@ def load_whisper(model: str) -> tuple[Whisper, int]:
         FileNotFoundError: if it is neither a known name nor an existing path.
         ValueError: if the file is no Whisper checkpoint, or its tensors do not fit its own description.
     """
+    before = torch.get_default_dtype()  # under `bf16-true` that is bfloat16, which would round what is read
+    torch.set_default_dtype(torch.float32)
+    try:
+        return _load_whisper(model)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _load_whisper(model: str) -> tuple[Whisper, int]:
     path = Path(model).expanduser()
     if path.is_dir():
         return _from_hugging_face(path)

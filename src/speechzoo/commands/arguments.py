@@ -10,17 +10,22 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextvars import ContextVar
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from jsonargparse._actions import previous_config
 from lightning.pytorch.cli import LightningArgumentParser
 
 from speechzoo import adaptors, callbacks, data, encoders, llms, models, training, units
 from speechzoo.commands.configs import wrong_config
 from speechzoo.names.spec import resolve
 from speechzoo.system.terminal import debugging
+
+try:
+    from jsonargparse._actions import previous_config
+except ImportError:  # it is private; without it the `vars` of a file replace those of the files before
+    previous_config = ContextVar("previous_config", default=None)
 
 PARTS = (adaptors, callbacks, data, encoders, llms, models, training, units)
 NONE = re.compile(r"^(--[^=]+=)?None$")

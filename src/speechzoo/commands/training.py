@@ -76,7 +76,8 @@ class ZooCLI(LightningCLI):
         settings = {**self._get(self.config_init, "trainer"), **kwargs}
         idle: list[type[Callback]] = [] if settings["logger"] or settings["logger"] is None else [*LOGGING]
         idle += [ProgressBar] if settings["enable_progress_bar"] is False else []
-        kept = [one for one in settings["callbacks"] or [] if not isinstance(one, tuple(idle))]
+        given = settings["callbacks"] or []
+        kept = [one for one in (given if isinstance(given, list) else [given]) if not isinstance(one, tuple(idle))]
         return super().instantiate_trainer(**{**kwargs, "callbacks": kept})
 
     def before_fit(self) -> None:

@@ -24,7 +24,7 @@ from speechzoo.names.hugging_face import hub_options
 
 KALDI_WINDOW, KALDI_HOP = 400, 160  # samples; transformers' extractor of w2v-BERT has them written in
 MASKED = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
-"""Models that give a padded clip, with a mask, the states it has alone. Others convolve past its end once more, where no
+"""Models that give a padded clip, with a mask, the states it has alone. Others convolve past its end again, where no
 zeros are left."""
 
 
@@ -32,8 +32,8 @@ class HFSpeechEncoder(Encoder):
     """States of a speech encoder of transformers, heard through its own feature extractor.
 
     Rows do not influence each other. The group norm of wav2vec 2.0's first models and all extractors' normalisation
-    look at whole rows, so these run on each clip alone; the transformers of `MASKED` then run on all clips together, with
-    a mask, and the others on each clip alone (as with `mix`). SpecAugment does not happen here.
+    look at whole rows, so these run on each clip alone; the transformers of `MASKED` then run on all clips together,
+    with a mask, and the others on each clip alone (as with `mix`). SpecAugment does not happen here.
 
     Args:
         model: name or folder for `AutoModel`. Where it has no `preprocessor_config.json`, raw sound is brought to mean

@@ -239,8 +239,8 @@ def _pretrained(model: str) -> PreTrainedModel:
 
 
 def _check_kind(model: str, lm: PreTrainedModel) -> None:
-    """Refuse an LM that would write a row of a batch otherwise than alone, or could not write at all: `Desk` leaves gaps
-    between what a row reads, which windows count and states take in.
+    """Refuse an LM that would write a row of a batch otherwise than alone, or not at all: `Desk` leaves gaps between
+    what a row reads, which windows count and states take in.
 
     Raises:
         ValueError: if it is so.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_read_write import written_out
 from torch.nn import functional as F
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModel, Qwen2Config, Qwen2ForCausalLM
 
 from speechzoo.types import IGNORE
 from speechzoo.units import ARUnitDecoder, UnitDecoder
@@ -197,6 +197,24 @@ def test_a_pretrained_lm_is_read_and_its_table_grows(tmp_path: Path) -> None:
     assert table.shape == (V, 16) and table[: V - 4].equal(lm.get_input_embeddings().weight)
     assert decoder.speech_lm.layers[0].mlp.up_proj.weight.equal(lm.model.layers[0].mlp.up_proj.weight)
     assert decoder(**batch()).loss_sum.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("mistral", {"sliding_window": 4}),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+        ("mamba", {"state_size": 4}),
+        ("openai-gpt", {"n_head": 2}),
+        ("bart", {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "encoder_layers": 1}),
+    ],
+)
+def test_an_lm_that_cannot_write_rows_side_by_side_is_refused(kind: str, more: dict, tmp_path: Path) -> None:
+    """Gaps between what a row reads would fill its window or its states: other units than alone."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    AutoModel.from_config(AutoConfig.for_model(kind, vocab_size=V, **sizes, **more)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"ARUnitDecoder\.model: .* take another LM"):
+        ARUnitDecoder(H, V, num_units=K, model=str(tmp_path))
 
 
 def test_faults_are_refused() -> None:

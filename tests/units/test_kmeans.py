@@ -25,6 +25,13 @@ def test_each_frame_takes_its_nearest_centroid_and_runs_are_merged():
     assert units(states.to(torch.bfloat16)) == [0, 1, 2, 0] and units.num_units == 3
 
 
+def test_far_from_the_origin_a_frame_takes_its_nearest_centroid_too():
+    """Where one channel is large throughout, as some encoders have them; in any company."""
+    corners = CORNERS + torch.tensor([50_000.0, 0.0])
+    states = torch.tensor([[0.0, 4.0], [0.0, 5.0], [5.0, 0.0]]).repeat(20, 1) + corners[0]
+    assert KMeansUnits(corners)(states, merge=False) == [0, 2, 1] * 20
+
+
 def test_clusters_are_found_and_the_seed_decides():
     pytest.importorskip("sklearn")
     found = KMeansUnits.fit(speech(), 3)

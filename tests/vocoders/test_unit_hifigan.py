@@ -11,6 +11,8 @@ from tiny_vocoders import HIFIGAN, fairseq_folder, random_units
 
 from speechzoo.vocoders import LatentVocoder, open_vocoder
 
+WIDE = {**HIFIGAN["dur_predictor_params"], "var_pred_kernel_size": 5}
+
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
@@ -19,6 +21,7 @@ from speechzoo.vocoders import LatentVocoder, open_vocoder
         ("config.json", "[]", "config.json: holds list"),
         ("config.json", "{}", "config.json: describes no unit HiFi-GAN ('num_embeddings')"),
         ("config.json", json.dumps({**HIFIGAN, "upsample_rates": 5}), "config.json: describes no unit HiFi-GAN"),
+        ("config.json", json.dumps({**HIFIGAN, "dur_predictor_params": WIDE}), "config.json: with a var_pred_k"),
         ("g_00000001", "half of it", "g_00000001: damaged, or no checkpoint of a unit HiFi-GAN"),
     ],
 )

@@ -23,14 +23,17 @@ from speechzoo.encoders.whisper_weights import fingerprint
 from speechzoo.names.hugging_face import hub_options
 
 KALDI_WINDOW, KALDI_HOP = 400, 160  # samples; transformers' extractor of w2v-BERT has them written in
+MASKED = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
+"""Models that give a padded clip, with a mask, the states it has alone. Others convolve past its end again, where no
+zeros are left."""
 
 
 class HFSpeechEncoder(Encoder):
     """States of a speech encoder of transformers, heard through its own feature extractor.
 
     Rows do not influence each other. The group norm of wav2vec 2.0's first models and all extractors' normalisation
-    look at whole rows, so these run on each clip alone; of models that hear raw sound the transformer then runs on all
-    clips together, with a mask, and the others on each clip alone (as with `mix`). SpecAugment does not happen here.
+    look at whole rows, so these run on each clip alone; the transformers of `MASKED` then run on all clips together,
+    with a mask, and the others on each clip alone (as with `mix`). SpecAugment does not happen here.
 
     Args:
         model: name or folder for `AutoModel`. Where it has no `preprocessor_config.json`, raw sound is brought to mean
@@ -41,7 +44,7 @@ class HFSpeechEncoder(Encoder):
         dtype: of the weights; the states come out in it.
 
     Raises:
-        ValueError: for a model whose extractor, sampling rate or number of layers does not fit.
+        ValueError: for a model whose extractor, sampling rate, frames or number of layers does not fit.
     """
 
     def __init__(
@@ -53,7 +56,12 @@ class HFSpeechEncoder(Encoder):
         super().__init__()
         options: dict[str, Any] = {**hub_options(model), "trust_remote_code": False}
         config = AutoConfig.from_pretrained(model, **options)
+        if hasattr(config, "squeeze_factor"):  # SEW
+            raise ValueError(f"{model} joins frames inside and takes no clip of a single one: take another encoder")
         self.raw = hasattr(config, "conv_kernel")  # hears samples
+        # Batch norm in front of the positions' convolution moves the zeros of padding.
+        masked = config.model_type in MASKED and not getattr(config, "conv_pos_batch_norm", False)
+        self.together = masked and layer != "mix"
         self.extractor = _extractor(model, config, options)
         if getattr(config, "add_adapter", False):
             raise ValueError(f"{model} ends in layers that shorten (config.add_adapter), which an adaptor here does")
@@ -92,8 +100,7 @@ class HFSpeechEncoder(Encoder):
         learns = any(parameter.requires_grad for parameter in self.net.parameters())
         clips = [audio[row, : int(audio_lens[row])] for row in heard]
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            together = self.raw and self.mix is None
-            found = self._together(clips) if together and clips else [self._alone(clip) for clip in clips]
+            found = self._together(clips) if self.together and clips else [self._alone(clip) for clip in clips]
         rows = list(next(self.net.parameters()).new_zeros(len(lens), 0, self.out_dim))
         for row, states in zip(heard, found, strict=True):
             # w2v-BERT's extractor fills up to an even number of frames, and leaves out of its mask what it filled.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, ClassVar, cast
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, Cache, LlamaConfig, LlamaModel, PreTrainedModel
 
+from speechzoo.generation.cache import GrowingLayer, growing_cache
 from speechzoo.generation.sampling import Decoding
 from speechzoo.names.hugging_face import hub_options
 from speechzoo.names.renamed import cache_argument, recompute_layers
@@ -38,7 +40,7 @@ class ARUnitDecoder(UnitDecoder):
         num_units: K; 6561 in the paper.
         read, write: R and W, 3 and 10 in the paper.
         model: name or folder of a causal LM whose weights the speech LM starts from; the paper's is Qwen/Qwen2.5-0.5B.
-            Its tokens have to be those of the LLM.
+            Its tokens have to be those of the LLM, and each of its layers has to see all of the text.
         dim, num_layers, num_heads, num_kv_heads, ffn_dim, rope_theta, rms_norm_eps: of a new, Llama-like speech LM,
             where `model` is not given.
         fuse: False leaves the states out: text is read by its embeddings alone, as in stage I(b) of the paper. Freeze
@@ -50,7 +52,7 @@ class ARUnitDecoder(UnitDecoder):
         gradient_checkpointing: recompute layers in the backward pass: less memory, about a third more time.
 
     Raises:
-        ValueError: if a number is out of range, or there is no vocabulary.
+        ValueError: if a number is out of range, there is no vocabulary, or `model` is of another kind.
     """
 
     objective: ClassVar[str] = "unit"
@@ -104,6 +106,7 @@ class ARUnitDecoder(UnitDecoder):
             speech_lm: PreTrainedModel = LlamaModel(config)
         else:
             speech_lm = _pretrained(model)
+            _check_kind(model, speech_lm)
             known, dim = cast(Any, speech_lm).get_input_embeddings().weight.shape
             if vocab_size > known:  # tables of one tokenizer are filled up to different sizes
                 speech_lm.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -233,6 +236,22 @@ def _pretrained(model: str) -> PreTrainedModel:
         return empty
     read: PreTrainedModel = AutoModel.from_pretrained(model, **options, **hub_options(model))
     return read
+
+
+def _check_kind(model: str, lm: PreTrainedModel) -> None:
+    """Refuse an LM that would write a row of a batch otherwise than alone, or not at all: `Desk` leaves gaps between
+    what a row reads, which windows count and states take in.
+
+    Raises:
+        ValueError: if it is so.
+    """
+    kinds = {type(layer) for layer in growing_cache(lm.config).layers}
+    arguments = signature(lm.forward).parameters
+    if kinds != {GrowingLayer} or cache_argument(lm) not in arguments or "decoder_input_ids" in arguments:
+        raise ValueError(
+            f"ARUnitDecoder.model: {model} is a {type(lm).__name__}, which has an encoder, no cache, or layers that do "
+            "not see the whole text (windows, states): take another LM"
+        )
 
 
 def _rows(values: Tensor, at: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ class KMeansUnits:
 
     def __call__(self, states: Tensor, merge: bool = True) -> list[int]:
         """Units of one utterance. Shape: `[F, D] -> [U]`; `merge=False` keeps one unit a frame."""
-        units = torch.cdist(states.float()[None], self.centroids[None])[0].argmin(dim=1)
+        # cdist multiplies, and rounds away small distances far from the origin: the origin moves to the centroids.
+        middle = self.centroids.mean(dim=0)
+        units = torch.cdist(states.float() - middle, self.centroids - middle).argmin(dim=1)
         return (torch.unique_consecutive(units) if merge else units).tolist()
 
     def save(self, path: str | Path) -> None:

@@ -64,10 +64,11 @@ class UnitHiFiGAN(Vocoder):
             self.hop, parts = prod(config["upsample_rates"]), networks(config)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{root}/config.json: describes no unit HiFi-GAN ({error})") from error
+        if config["dur_predictor_params"]["var_pred_kernel_size"] != 3:  # fairseq pads the second convolution for 3
+            raise ValueError(f"{root}/config.json: with a var_pred_kernel_size not 3 not all units have durations")
         self.embedding: nn.Embedding = parts["embedding"]
         self.durations: DurationPredictor = parts["durations"]
         self.generator: SpeechT5HifiGan = parts["generator"]
-        # The second kernel is 3 with padding 1 whatever the config says: fairseq wrote it so.
         self.unit_reach = reach([self.durations.conv1[0], self.durations.conv2[0]])
         self.frame_reach = reach(_stages(self.generator).layers)
         self._load(files[-1])

@@ -163,6 +163,13 @@ def test_one_bad_reply_or_sound_is_named_and_the_rest_is_kept(questions, tmp_pat
     assert len(foreign.requests) == 7
 
 
+def test_a_model_without_any_answer_is_no_success(questions, tmp_path, capsys):
+    with chat_server(lambda request, n: (200, "garbage", {})) as foreign:
+        asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--written"]
+        assert main(arguments(questions, tmp_path / "o", *asked)) == 1
+    assert "5 m has no answer to" in capsys.readouterr().out
+
+
 def test_a_judge_that_is_away_costs_its_columns_only(questions, tmp_path, capsys):
     with chat_server(lambda request, n: "Paris") as foreign:
         asked = ["--endpoint", foreign.url, "--endpoint-model", "m"]

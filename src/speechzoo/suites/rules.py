@@ -50,10 +50,11 @@ STATED = re.compile(
     r"答案(?:应该|就)?(?:[是选](?:选项)?\s*[:：]?|\s*[:：])\s*([a-d])(?![a-z])",
     re.IGNORECASE,
 )
-FIRST = re.compile(r"^[\s*\"'(\[]*([a-d])(?:[\s*\"')\]]*[.,:)\]]|[\s*\"')\]]*$)", re.IGNORECASE)
+WRONG = r"(?!\W*(?:is|are|was)(?:n['’]t| not| wrong| incorrect| false)\b)"  # such a letter is the one not chosen
+FIRST = re.compile(rf"^[\s*\"'(\[]*([a-d])(?:[\s*\"')\]]*[.,:)\]]{WRONG}|[\s*\"')\]]*$)", re.IGNORECASE)
 # "Option (A)" alone is no choice yet: such answers go through the options one by one, or tell why one is wrong.
 MARKED = re.compile(
-    rf"\b(?:choice|option){LETTER}{END}|\(([a-d])\)|(?<![a-z.'’])([a-d])(?!\.[a-z]\b)[.:)]", re.IGNORECASE
+    rf"(?:\b(?:choice|option){LETTER}{END}|\(([a-d])\)|(?<![a-z.'’])([a-d])(?!\.[a-z]\b)[.:)]){WRONG}", re.IGNORECASE
 )
 
 

@@ -130,6 +130,7 @@ def test_bad_settings_are_refused_at_once(omni, options, message):
         ({"do_sample": "false"}, "do_sample is true or false, not 'false'"),
         ({"eos_token_id": "</s>"}, "eos_token_id is a whole number or several, not '</s>'"),
         ({"seed": "3"}, "seed is a whole number or several, not '3'"),
+        ({"seed": [1, 2**64]}, r"seed is a number of at most 64 bits, not \[1, 18446744073709551616\]"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_with_the_model_not_with_its_first_answer(setting: dict, message: str):

@@ -168,6 +168,9 @@ def test_a_model_without_any_answer_is_no_success(questions, tmp_path, capsys):
         asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--written"]
         assert main(arguments(questions, tmp_path / "o", *asked)) == 1
     assert "5 m has no answer to" in capsys.readouterr().out
+    questions.write_text("\n")
+    assert main(arguments(questions, tmp_path / "empty", "--endpoint", "http://x/v1", "--endpoint-model", "m")) == 1
+    assert "asked.jsonl: holds no question" in capsys.readouterr().err and not (tmp_path / "empty").exists()
 
 
 def test_a_judge_that_is_away_costs_its_columns_only(questions, tmp_path, capsys):

@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--data belongs to a suite by name; a file of questions says itself where its sounds are")
     quiet(results_only=True)
     questions, missing = found.read(file or args.data)
+    if not questions:
+        raise ValueError(f"{file or args.data or name}: holds no question")
     out = args.out or Path("checkpoints/evaluate") / name
     if args.tts and not args.written:
         how = (args.tts, args.tts_model, args.question_voice, args.seed, args.parallel)

@@ -202,6 +202,18 @@ def test_another_model_or_suite_is_noticed(opened, questions, run_folder, tmp_pa
     assert main([*words, "--overwrite"]) == 0 and len(opened) == 3
 
 
+def test_a_recogniser_that_is_not_there_costs_no_answers(questions, tmp_path, hears, tiny_whisper_pt, capsys):
+    with chat_server(lambda request, n: wav_reply("Paris", 0.5)) as foreign:
+        asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--endpoint-voice", "a"]
+        assert main(arguments(questions, tmp_path / "o", *asked, whisper=tmp_path / "gone.pt")) == 1
+        for _ in range(2):
+            assert main(arguments(questions, tmp_path / "o", *asked, whisper=tiny_whisper_pt)) == 0
+        assert len(foreign.requests) == len(hears) == 5
+        capsys.readouterr()
+        assert main(arguments(questions, tmp_path / "o", *asked, whisper=tmp_path / "gone.pt")) == 1
+    assert "made with other settings (recogniser: " in capsys.readouterr().err  # what one wrote down stays its own
+
+
 def test_overwrite_deletes_what_was_made_here_alone(questions, tmp_path, run_folder):
     """The folder of the questions may be that of the results, and a model's that of its answers."""
     (tmp_path / "m").mkdir()

@@ -91,6 +91,7 @@ def test_ifeval_says_at_once_what_it_cannot_score():
         ("(a) is wrong; (b) is right", "B"),
         ("A. isn't true, I think", None),
         ("(a) was the first", "A"),
+        ("I would not choose A. I'd choose C.", "C"),
         ("", None),
     ],
 )

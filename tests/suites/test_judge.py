@@ -46,7 +46,8 @@ def test_a_score_is_one_whole_number(reply: str, score: int | None):
         ("Yes", 1), ("no.", 0), ("yes and no", None), ("maybe", None), ("**No**, it says Rome", 0),
         ("Yes, there is no difference", 1), ("There is no doubt: it agrees", None), ("My verdict: yes", 1),
         ("<think>Does it agree? No", None), ("hm, no, or yes?</think>yes", 1),
-        ("It is not yes", None), ("Neither yes nor no.", None), ("I cannot say yes or no", None), ("Not sure, but yes", 1),
+        ("It is not yes", None), ("Neither yes nor no.", None), ("I cannot say yes or no", None),
+        ("Not sure, but yes", 1),
     ],
 )  # fmt: skip
 def test_an_answer_is_yes_or_no(reply: str, score: int | None):

@@ -49,8 +49,10 @@ def test_questions_of_ones_own(tmp_path: Path):
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "mine.jsonl:1: 1 clips; .* with its path"),
         ({"messages": [{"role": "user", "content": ["a"]}]}, "mine.jsonl:1: the content of a turn"),
         ({"question": "a", "references": [["b"]]}, "mine.jsonl:1: a right answer is a text"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [CLIP]}]},
-         "mine.jsonl:1: the content of a system message or an answer"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [CLIP]}]},
+            "mine.jsonl:1: the content of a system message or an answer",
+        ),
         ({"question": "cut off \ud83d"}, r"mine.jsonl:1: holds '.ud83d', half of a character"),
     ],
 )

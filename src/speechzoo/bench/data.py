@@ -184,10 +184,11 @@ def _settings(config: Path) -> tuple[Any, ChatPrompt | None, int, int | None]:
 
     read: Any = OmegaConf.load(config)
     data = read.data.get("init_args", read.data)
-    model = read.model.get("init_args", read.model) if "model" in read else {}
+    model: Any = read.model.get("init_args", read.model) if "model" in read else {}
     prompt = None
     if "prompt" in model:
-        given: Any = {"class_path": "ChatPrompt", **OmegaConf.to_container(model.prompt, resolve=True)}
+        own: Any = OmegaConf.to_container(model.prompt, resolve=True)
+        given = {"class_path": "ChatPrompt", **own}
         named = given["class_path"] if "." in given["class_path"] else f"speechzoo.text.{given['class_path']}"
         prompt = to_factory({**given, "class_path": named})()
     train: Any = OmegaConf.to_container(data, resolve=True)

@@ -90,7 +90,7 @@ class Task:
 THOUGHT = re.compile(r".*</think>|<think>.*", re.DOTALL)
 """Up to its end, also where the template began it; one that was cut off has no verdict after it."""
 YES_OR_NO = re.compile(r"^\W*(yes|no)\b|(?<!\bnot )(?<!\bor )(?<!\bnor )\b(yes|no)\b(?!\s+\w)")
-"""At the beginning, or with no word after it: "there is no doubt" is none, nor are "not yes" and "neither yes nor no"."""
+"""At the beginning, or with no word after it: "there is no doubt" is none, nor are "not yes" and "yes or no"."""
 
 
 def verdict(kind: str, reply: str) -> float | None:

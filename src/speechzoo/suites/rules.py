@@ -46,7 +46,8 @@ END = r"(?=[\s*\"'’)\]}]*(?:[.,:;!?)\]]|$|\n|\bbecause\b|\bsince\b|\bas\b))"
 LINK = r"(?:\s+(?:to|the|this|question|is|are|be|would|should|option|choice|answer|correct|best|most|likely|letter))"
 LETTER = r"[\s:*\"'‘(\[]*\b([a-d])\b(?!['’])"
 STATED = re.compile(
-    rf"(?<!\bnot )(?<!n['’]t )\b(?:(?:answer|choose|select|pick|say|go with)\b{LINK}*|(?:choice|option)\b(?:{LINK}+|\s*:)){LETTER}{END}|"
+    rf"(?<!\bnot )(?<!n['’]t )"
+    rf"\b(?:(?:answer|choose|select|pick|say|go with)\b{LINK}*|(?:choice|option)\b(?:{LINK}+|\s*:)){LETTER}{END}|"
     r"答案(?:应该|就)?(?:[是选](?:选项)?\s*[:：]?|\s*[:：])\s*([a-d])(?![a-z])",
     re.IGNORECASE,
 )

@@ -77,3 +77,14 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path, capsys) -> None:
     broken.write_text("data: {init_args: {feature_cache: x}}\n")
     assert command.main(["cache", str(broken)]) == 1
     assert "broken.yaml: " in capsys.readouterr().err
+
+
+def test_a_cache_that_costs_nothing_pays_at_once(recipe: Path, monkeypatch, capsys) -> None:
+    def ran(given) -> None:
+        folder = Path(next(word for word in given if "default_root_dir" in word).partition("=")[2])
+        cached = "--data.init_args.feature_cache=null" not in given
+        (folder / "cost.json").write_text(json.dumps({"step": 1.0 if cached else 3.0, "loaders": 0.1, "losses": [1.0]}))
+
+    monkeypatch.setattr(cache, "run", ran)
+    assert command.main(["cache", str(recipe)]) == 0
+    assert "3.00 times less; built in 0 CPU s, 0 MB; pays after 0 steps" in capsys.readouterr().out

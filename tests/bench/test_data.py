@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechzoo.bench.data import librispeech_like, padding, positions_of
+from speechzoo.bench.data import _settings, librispeech_like, padding, positions_of
 from speechzoo.cli.bench import main
+from speechzoo.text import ChatPrompt
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,15 @@ def test_command(tmp_path: Path, manifest: Path, tiny_tokenizer_dir: Path, capsy
     assert found["padding"]["recipe.yaml, 6 records"]["1"]["steps"] == 3
     assert {f"{manifest}, 6 records", f"{other}, 6 records"} <= set(found["padding"])
     assert "LibriSpeech-like" in capsys.readouterr().out
+
+
+def test_a_recipe_is_read_with_its_own_class_of_prompt(tmp_path: Path, manifest: Path, tiny_tokenizer_dir: Path):
+    for name, kind in (("ChatPrompt", ChatPrompt), (f"{__name__}.Longer", Longer)):
+        prompt = {"class_path": name, "init_args": {"tokenizer": str(tiny_tokenizer_dir)}}
+        model = {"init_args": {"prompt": prompt}}
+        (tmp_path / "recipe.yaml").write_text(json.dumps({"data": {"train": str(manifest)}, "model": model}))
+        assert type(_settings(tmp_path / "recipe.yaml")[1]) is kind
+
+
+class Longer(ChatPrompt):
+    """Somebody's own."""

@@ -155,3 +155,20 @@ def test_arrays_have_one_channel(prompt: ChatPrompt) -> None:
     part = {"type": "audio", "array": torch.zeros(2, 100)}
     with pytest.raises(ValueError, match=r"16 kHz, not of shape \[2, 100\]"):
         encode_batch(prompt, [[{"role": "user", "content": [part]}]])
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("hello", "there is no user message"),
+        ([], "there is no user message"),
+        ([{"role": "assistant", "content": "a"}], "there is no user message"),
+        ([{"role": "user"}], "message 1 is not of the form"),
+        ([{"role": "user", "content": "a"}, {"content": "b"}], "message 2 is not of the form"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "message 1 is not of the form"),
+        ([{"role": "user", "content": [{"text": "a"}]}], "message 1 is not of the form"),
+    ],
+)
+def test_what_is_no_conversation_is_told(prompt: ChatPrompt, given: list, why: str) -> None:
+    with pytest.raises(ValueError, match=f"conversation 1: {why}"):
+        encode_batch(prompt, [[{"role": "user", "content": "a"}], given])

@@ -128,8 +128,9 @@ def test_bad_settings_are_refused_at_once(omni, options, message):
         ({"max_new_tokens": 1e2}, "max_new_tokens is a whole number, at least 1, not 100.0"),
         ({"slots": 2.5}, "slots is a whole number, at least 1, not 2.5"),
         ({"do_sample": "false"}, "do_sample is true or false, not 'false'"),
-        ({"eos_token_id": "</s>"}, "eos_token_id is a whole number or several, not '</s>'"),
-        ({"seed": "3"}, "seed is a whole number or several, not '3'"),
+        ({"eos_token_id": "</s>"}, r"eos_token_id is a whole number \(64 bits\) or several, not '</s>'"),
+        ({"seed": "3"}, r"seed is a whole number \(64 bits\) or several, not '3'"),
+        ({"seed": [1, 2**64]}, r"seed is a whole number \(64 bits\) or several, not \[1, 18446744073709551616\]"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_with_the_model_not_with_its_first_answer(setting: dict, message: str):

@@ -163,6 +163,16 @@ def test_one_bad_reply_or_sound_is_named_and_the_rest_is_kept(questions, tmp_pat
     assert len(foreign.requests) == 7
 
 
+def test_a_model_without_any_answer_is_no_success(questions, tmp_path, capsys):
+    with chat_server(lambda request, n: (200, "garbage", {})) as foreign:
+        asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--written"]
+        assert main(arguments(questions, tmp_path / "o", *asked)) == 1
+    assert "5 m has no answer to" in capsys.readouterr().out
+    questions.write_text("\n")
+    assert main(arguments(questions, tmp_path / "empty", "--endpoint", "http://x/v1", "--endpoint-model", "m")) == 1
+    assert "asked.jsonl: holds no question" in capsys.readouterr().err and not (tmp_path / "empty").exists()
+
+
 def test_a_judge_that_is_away_costs_its_columns_only(questions, tmp_path, capsys):
     with chat_server(lambda request, n: "Paris") as foreign:
         asked = ["--endpoint", foreign.url, "--endpoint-model", "m"]
@@ -190,6 +200,18 @@ def test_another_model_or_suite_is_noticed(opened, questions, run_folder, tmp_pa
     assert main(words) == 1
     assert "1 questions are not what they were, such as 'q0'" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0 and len(opened) == 3
+
+
+def test_a_recogniser_that_is_not_there_costs_no_answers(questions, tmp_path, hears, tiny_whisper_pt, capsys):
+    with chat_server(lambda request, n: wav_reply("Paris", 0.5)) as foreign:
+        asked = ["--endpoint", foreign.url, "--endpoint-model", "m", "--endpoint-voice", "a"]
+        assert main(arguments(questions, tmp_path / "o", *asked, whisper=tmp_path / "gone.pt")) == 1
+        for _ in range(2):
+            assert main(arguments(questions, tmp_path / "o", *asked, whisper=tiny_whisper_pt)) == 0
+        assert len(foreign.requests) == len(hears) == 5
+        capsys.readouterr()
+        assert main(arguments(questions, tmp_path / "o", *asked, whisper=tmp_path / "gone.pt")) == 1
+    assert "made with other settings (recogniser: " in capsys.readouterr().err  # what one wrote down stays its own
 
 
 def test_overwrite_deletes_what_was_made_here_alone(questions, tmp_path, run_folder):

@@ -33,6 +33,7 @@ def endpoint(url: str) -> LLMJudge:
         ("<think>5? no, 2 or 3</think>\n4", 4), ("6", None), ("0", None), ("3.5", None), ("good", None), ("", None),
         ("<think>I would say 4, but", None), ("5 or 2? So 3.</think>\n3", 3),
         ("2 or 3", None), ("10", None), ("between 4 and 5", None), ("4.0", 4), ("4.0, so 4", 4), ("0.0", None),
+        ("-3", None), ("\u22123", None), ("- 3", 3), ("4-5", None),
     ],
 )  # fmt: skip
 def test_a_score_is_one_whole_number(reply: str, score: int | None):
@@ -45,6 +46,8 @@ def test_a_score_is_one_whole_number(reply: str, score: int | None):
         ("Yes", 1), ("no.", 0), ("yes and no", None), ("maybe", None), ("**No**, it says Rome", 0),
         ("Yes, there is no difference", 1), ("There is no doubt: it agrees", None), ("My verdict: yes", 1),
         ("<think>Does it agree? No", None), ("hm, no, or yes?</think>yes", 1),
+        ("It is not yes", None), ("Neither yes nor no.", None), ("I cannot say yes or no", None),
+        ("Not sure, but yes", 1),
     ],
 )  # fmt: skip
 def test_an_answer_is_yes_or_no(reply: str, score: int | None):

@@ -48,6 +48,11 @@ def test_questions_of_ones_own(tmp_path: Path):
         ({"messages": [{"role": "user", "content": [CLIP] * 2}]}, "mine.jsonl:1: 2 clips"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "mine.jsonl:1: 1 clips; .* with its path"),
         ({"messages": [{"role": "user", "content": ["a"]}]}, "mine.jsonl:1: the content of a turn"),
+        ({"question": "a", "references": [["b"]]}, "mine.jsonl:1: a right answer is a text"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [CLIP]}]},
+            "mine.jsonl:1: the content of a system message or an answer",
+        ),
         ({"question": "cut off \ud83d"}, r"mine.jsonl:1: holds '.ud83d', half of a character"),
     ],
 )
@@ -63,9 +68,15 @@ def test_a_conversation_is_asked_with_all_that_training_reads(tmp_path: Path):
         {"messages": [{"role": "user", "content": [clip, {"type": "text", "text": "Translate."}]}]},
         {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [clip]}]},
         {"messages": [{"role": "user", "content": [CLIP]}]},
-    ]
-    first, second, third = read_table([lines(tmp_path / "mine.jsonl", *rows)])
+        {"messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": "Hello?"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Good "}, {"type": "text", "text": "day."}]},
+        ]},
+    ]  # fmt: skip
+    first, second, third, parts = read_table([lines(tmp_path / "mine.jsonl", *rows)])
     assert (first.text, second.text, third.text) == ("where is it\nTranslate.", "where is it", "")
+    assert (parts.system, parts.references) == ("Be brief.", ("Good day.",))
     (asked,) = conversation(first, "", written=False)
     assert [part["type"] for part in asked["content"]] == ["audio", "text"]
     assert asked["content"][1]["text"] == "Translate."

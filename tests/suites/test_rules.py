@@ -88,6 +88,10 @@ def test_ifeval_says_at_once_what_it_cannot_score():
         ("Option A: heat. Option B: light.", None),  # told one by one
         ("My choice: B", "B"),
         ("It is made in the U.S.A.", None),
+        ("(a) is wrong; (b) is right", "B"),
+        ("A. isn't true, I think", None),
+        ("(a) was the first", "A"),
+        ("I would not choose A. I'd choose C.", "C"),
         ("", None),
     ],
 )

@@ -238,7 +238,7 @@ def test_a_cpu_that_is_slow_at_bfloat16_answers_in_float32(omni: LLaMAOmni, monk
     assert {weight.dtype for weight in talker.model.llm.parameters()} == {torch.float32 if wide else torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", ["answer.txt", "answer"])
+@pytest.mark.parametrize("name", ["answer.txt", "answer", "answer.raw"])
 def test_an_answer_is_not_lost_to_a_file_of_no_kind(name: str, tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setattr("speechzoo.talk.ask.open_talker", lambda *_: pytest.fail("the model was loaded"))
     assert command.main(["run", "--text", "hi", "--out", str(tmp_path / name)]) == 1

@@ -128,7 +128,7 @@ def measure(recipe: Path, steps: int, warm_up: int) -> dict[str, dict[str, Any]]
             "gain": plain["step"] / told["step"],
             "build_cpu_seconds": build,
             "megabytes": size / 1e6,
-            "pays_after_steps": round(build / saved) if saved > 0 else None,
+            "pays_after_steps": max(0, round(build / saved)) if saved > 0 else None,
             "loss_change": abs(told["losses"][0] / plain["losses"][0] - 1),
         }
     return found
@@ -158,10 +158,11 @@ def main(args: argparse.Namespace) -> int:
         print(f"{recipe}: {found['none']['cpu_seconds']:.2f} CPU s a step without caches")
         for arm, told in found.items():
             if arm != "none":
+                after = told["pays_after_steps"]
                 print(
                     f"  {arm}: {told['cpu_seconds']:.2f} CPU s, {told['gain']:.2f} times less; built in "
                     f"{told['build_cpu_seconds']:.0f} CPU s, {told['megabytes']:.0f} MB; pays after "
-                    f"{told['pays_after_steps'] or 'no number of'} steps; losses differ by {told['loss_change']:.1e}",
+                    f"{'no number of' if after is None else after} steps; losses differ by {told['loss_change']:.1e}",
                     flush=True,
                 )
         if args.json:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from speechzoo.audio import FRAME, SAMPLE_RATE
 from speechzoo.data import ConversationDataset, TokenBudgetSampler, collate, read_manifest
 from speechzoo.data.examples import Positions
+from speechzoo.names.spec import to_factory
 from speechzoo.system.files import write_json, write_jsonl
 from speechzoo.text import ChatPrompt
 
@@ -183,11 +184,15 @@ def _settings(config: Path) -> tuple[Any, ChatPrompt | None, int, int | None]:
 
     read: Any = OmegaConf.load(config)
     data = read.data.get("init_args", read.data)
-    model = read.model.get("init_args", read.model) if "model" in read else {}
-    prompt = model.get("prompt")
-    given: Any = OmegaConf.to_container(prompt.get("init_args", prompt), resolve=True) if prompt is not None else None
+    model: Any = read.model.get("init_args", read.model) if "model" in read else {}
+    prompt = None
+    if "prompt" in model:
+        own: Any = OmegaConf.to_container(model.prompt, resolve=True)
+        given = {"class_path": "ChatPrompt", **own}
+        named = given["class_path"] if "." in given["class_path"] else f"speechzoo.text.{given['class_path']}"
+        prompt = to_factory({**given, "class_path": named})()
     train: Any = OmegaConf.to_container(data, resolve=True)
-    return train["train"], ChatPrompt(**given) if given else None, train.get("batch_size", 8), train.get("max_tokens")
+    return train["train"], prompt, train.get("batch_size", 8), train.get("max_tokens")
 
 
 def main(args: argparse.Namespace) -> int:

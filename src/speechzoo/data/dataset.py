@@ -21,6 +21,7 @@ from speechzoo.data.features import FeatureCache
 from speechzoo.data.manifest import Records, check_for_model, good_ones, settle
 from speechzoo.data.parts import plain, shown
 from speechzoo.data.parts import written as as_written
+from speechzoo.data.schema import check_form
 from speechzoo.data.sources import read_clip
 from speechzoo.data.states import StateCache, TeacherCache
 from speechzoo.text import ChatPrompt, Message
@@ -158,12 +159,13 @@ def encode_batch(
         answer: True for conversations with answers to learn (give `padding_side="right"`), False to have them answered.
 
     Raises:
-        FileNotFoundError, ValueError: if a sound is not there, or is none that a manifest may hold (see
-            `speechzoo.audio`).
+        FileNotFoundError, ValueError: if a conversation has another form, or a sound is not there or is none that a
+            manifest may hold (see `speechzoo.audio`).
     """
     items = []
     for number, given in enumerate(conversations):
         messages = [plain(message) for message in given]
+        check_form(messages, f"conversation {number}")
         encoded = prompt.encode(messages, answer)
         parts: list[Any] = [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
         parts = [part for part in parts if part["type"] == "audio"]

@@ -47,6 +47,28 @@ def check_messages(record: dict[str, Any], answer: bool = True) -> Found:
     yield from _order([m.get("role") if isinstance(m, dict) else None for m in messages], answer)
 
 
+def check_form(messages: list[Any], name: str) -> None:
+    """Refuse a conversation in memory, whose sounds may be arrays, that is none.
+
+    Raises:
+        ValueError: naming the conversation and its first message that is no good.
+    """
+    if not any(isinstance(message, dict) and message.get("role") == "user" for message in messages):
+        raise ValueError(f"{name}: there is no user message")
+    for place, message in enumerate(messages, start=1):
+        content = message.get("content") if isinstance(message, dict) and message.get("role") in ROLES else None
+        if not isinstance(content, str) and not (isinstance(content, list) and all(map(_is_part, content))):
+            form = '{"role": ..., "content": a text, or a list of text parts and of audio parts with path or array}'
+            raise ValueError(f"{name}: message {place} is not of the form {form}")
+
+
+def _is_part(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "audio":
+        return part.get("array") is not None or bool(part.get("path"))
+    return kind == "text" and isinstance(part.get("text"), str)
+
+
 def unread_keys(record: dict[str, Any]) -> list[str]:
     """Keys of a record that nothing reads, with what they may have been meant for."""
     found = []

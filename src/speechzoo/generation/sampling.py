@@ -59,7 +59,7 @@ class Decoding:
             value = getattr(self, name)
             several = isinstance(value, Iterable) and not isinstance(value, str)
             if value is not None and not all(map(_whole, value if several else [value])):
-                raise ValueError(f"{name} is a whole number or several, not {value!r}")
+                raise ValueError(f"{name} is a whole number (64 bits) or several, not {value!r}")
         if self.temperature is not None and not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is at least 0, not {self.temperature}")
         if self.top_p is not None and not 0 <= self.top_p <= 1:
@@ -122,7 +122,8 @@ class Decoding:
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    """Of 64 bits, as torch takes seeds."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**64
 
 
 class Chooser:

@@ -20,12 +20,14 @@ from speechzoo.talk.several import named
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; returns 1 if a model was not asked to the end or the judge went away, which the same command mends."""
+    """Evaluate; returns 1 if a model was not asked to the end or gave no answer at all, or if the judge went away."""
     name, found, file = suite(args.suite)
     if file is not None and args.data is not None:
         raise ValueError("--data belongs to a suite by name; a file of questions says itself where its sounds are")
     quiet(results_only=True)
     questions, missing = found.read(file or args.data)
+    if not questions:
+        raise ValueError(f"{file or args.data or name}: holds no question")
     out = args.out or Path("checkpoints/evaluate") / name
     if args.tts and not args.written:
         how = (args.tts, args.tts_model, args.question_voice, args.seed, args.parallel)
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     print(write_results(options.out, name, *told))
     log_to_wandb(options.out, name, found, done, questions, args.seed)
     print(f"Written: {options.out}: table.md, table.tex, results.json, and a folder for each model")
-    return int(any(result.stopped for result in done) or "stopped" in judged)
+    return int(any(result.stopped or not result.answers for result in done) or "stopped" in judged)
 
 
 def systems(args: argparse.Namespace) -> list[System]:

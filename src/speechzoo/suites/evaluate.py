@@ -10,7 +10,7 @@ from typing import Any
 
 from speechzoo.audio import resample, write_audio
 from speechzoo.bench.latency import measure
-from speechzoo.evaluation.answers import Answer
+from speechzoo.evaluation.answers import Answer, load_answers
 from speechzoo.evaluation.evaluated import SUITE
 from speechzoo.evaluation.listening import Listener, rate
 from speechzoo.metrics import quality_scorers
@@ -19,10 +19,10 @@ from speechzoo.suites.catalogue import Suite
 from speechzoo.suites.judge import Court, Judge
 from speechzoo.suites.questions import Cell, Question
 from speechzoo.suites.scoring import by_rule, judge
-from speechzoo.suites.store import Store, safe, same, same_questions
+from speechzoo.suites.store import ANSWERS, Store, safe, same, same_questions
 from speechzoo.suites.systems import Local, Reply, System
 from speechzoo.system.endpoint import UnreachableError
-from speechzoo.system.files import write_json
+from speechzoo.system.files import read_json, write_json
 from speechzoo.system.locks import claim
 
 Tell = Callable[[str], None]
@@ -82,6 +82,7 @@ def evaluate(
     settings = {"suite": name, "written": options.written, "words": suite.words, "recogniser": recogniser}
     identities = [system.identity() for system in systems]
     claim(options.out, "speechzoo evaluate")
+    _another_recogniser(options.out, settings)
     same(options.out / SUITE, settings, options.overwrite, options.out)
     same_questions(options.out, questions, options.written, options.overwrite)
     places = [options.out / safe(system.name) for system in systems]
@@ -98,6 +99,15 @@ def evaluate(
         store.save()
         result.answers = store.all
     return done, told
+
+
+def _another_recogniser(folder: Path, settings: dict[str, Any]) -> None:
+    """Let another recogniser write down what none did yet: the weights of the first may not have been there."""
+    there = read_json(folder / SUITE) if (folder / SUITE).is_file() else settings
+    if there != settings == {**there, "recogniser": settings["recogniser"]}:
+        answers = [answer for file in folder.glob(f"*/{ANSWERS}") for answer in load_answers(file)]
+        if all(answer.spoken is None for answer in answers):
+            write_json(folder / SUITE, settings)
 
 
 def _ask(

@@ -89,8 +89,8 @@ class Task:
 
 THOUGHT = re.compile(r".*</think>|<think>.*", re.DOTALL)
 """Up to its end, also where the template began it; one that was cut off has no verdict after it."""
-YES_OR_NO = re.compile(r"^\W*(yes|no)\b|\b(yes|no)\b(?!\s+\w)")
-"""At the beginning, or with no word after it: "there is no doubt" is none."""
+YES_OR_NO = re.compile(r"^\W*(yes|no)\b|(?<!\bnot )(?<!\bor )(?<!\bnor )\b(yes|no)\b(?!\s+\w)")
+"""At the beginning, or with no word after it: "there is no doubt" is none, nor are "not yes" and "yes or no"."""
 
 
 def verdict(kind: str, reply: str) -> float | None:
@@ -100,7 +100,7 @@ def verdict(kind: str, reply: str) -> float | None:
         found = {first or last for first, last in YES_OR_NO.findall(reply.lower())}
         return float(found.pop() == "yes") if len(found) == 1 else None
     reply = re.sub(r"(?<![\d.])([1-5])\s*(?:/|out of)\s*5(?!\d)", r"\1", reply)
-    numbers = set(map(float, re.findall(r"\d+(?:\.\d+)?", reply)))
+    numbers = set(map(float, re.findall(r"-?\d+(?:\.\d+)?", re.sub("[−–]", "-", reply))))
     number = numbers.pop() if len(numbers) == 1 else 0.0
     return number if number in (1, 2, 3, 4, 5) else None
 

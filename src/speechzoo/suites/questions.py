@@ -222,7 +222,7 @@ def _question(
         id=str(name if told["id"] is None else told["id"]),
         text=text or "",
         sound=str(folder / sound) if isinstance(sound, str) else sound,
-        references=tuple(_texts(told["references"])),
+        references=tuple(_texts(told["references"], where)),
         kind=str(told["kind"] or ""),
         more={key: row[key] for key in keep if key in row},
         around=around,
@@ -254,18 +254,29 @@ def _of_messages(row: dict[str, Any], where: str) -> tuple[dict[str, Any], tuple
     # Without the words of the clip what is written beside it is no question that could be judged or asked in writing.
     told["question"] = "\n".join(filter(None, said)) if all(said[n] for n in clips) else None
     told["audio"] = parts[at].get("path") if clips else None
-    told["reference"] = next(
-        (m.get("content") for m in row["messages"][asked[0] + 1 :] if m.get("role") == "assistant"), None
-    )
+    answers = (m for m in row["messages"][asked[0] + 1 :] if isinstance(m, dict) and m.get("role") == "assistant")
+    told["reference"] = _written(next(answers, {}), where)
     around = ("\n".join(filter(None, said[:at])), "\n".join(filter(None, said[at + 1 :]))) if clips else ("", "")
     first = row["messages"][0]
-    system = first.get("content") if isinstance(first, dict) and first.get("role") == "system" else None
-    return told, around, system if isinstance(system, str) else ""
+    system = _written(first, where) if isinstance(first, dict) and first.get("role") == "system" else ""
+    return told, around, system
 
 
-def _texts(value: Any) -> list[str]:
+def _written(message: dict[str, Any], where: str) -> str:
+    """What a system message or an answer says: a text, or text parts as in manifests."""
+    content = message.get("content") or ""
+    parts = [{"text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+        raise ValueError(f"{where}: the content of a system message or an answer is a text or a list of text parts")
+    return "".join(part["text"] for part in parts)
+
+
+def _texts(value: Any, where: str) -> list[str]:
     """Right answers: a text, a list of them, or TriviaQA's `{value, aliases}`."""
     if isinstance(value, dict):
         value = [value.get("value"), *(value.get("aliases") or [])]
-    found = [str(one) for one in (value if isinstance(value, list) else [value]) if one not in (None, "")]
+    found = [one for one in (value if isinstance(value, list) else [value]) if one not in (None, "")]
+    if any(isinstance(one, list | dict) for one in found):
+        raise ValueError(f"{where}: a right answer is a text, or a list of texts any of which is right")
+    found = [str(one) for one in found]
     return list(dict.fromkeys(found))

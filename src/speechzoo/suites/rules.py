@@ -46,14 +46,16 @@ END = r"(?=[\s*\"'’)\]}]*(?:[.,:;!?)\]]|$|\n|\bbecause\b|\bsince\b|\bas\b))"
 LINK = r"(?:\s+(?:to|the|this|question|is|are|be|would|should|option|choice|answer|correct|best|most|likely|letter))"
 LETTER = r"[\s:*\"'‘(\[]*\b([a-d])\b(?!['’])"
 STATED = re.compile(
+    rf"(?<!\bnot )(?<!n['’]t )"
     rf"\b(?:(?:answer|choose|select|pick|say|go with)\b{LINK}*|(?:choice|option)\b(?:{LINK}+|\s*:)){LETTER}{END}|"
     r"答案(?:应该|就)?(?:[是选](?:选项)?\s*[:：]?|\s*[:：])\s*([a-d])(?![a-z])",
     re.IGNORECASE,
 )
-FIRST = re.compile(r"^[\s*\"'(\[]*([a-d])(?:[\s*\"')\]]*[.,:)\]]|[\s*\"')\]]*$)", re.IGNORECASE)
+WRONG = r"(?!\W*(?:is|are|was)(?:n['’]t| not| wrong| incorrect| false)\b)"  # such a letter is the one not chosen
+FIRST = re.compile(rf"^[\s*\"'(\[]*([a-d])(?:[\s*\"')\]]*[.,:)\]]{WRONG}|[\s*\"')\]]*$)", re.IGNORECASE)
 # "Option (A)" alone is no choice yet: such answers go through the options one by one, or tell why one is wrong.
 MARKED = re.compile(
-    rf"\b(?:choice|option){LETTER}{END}|\(([a-d])\)|(?<![a-z.'’])([a-d])(?!\.[a-z]\b)[.:)]", re.IGNORECASE
+    rf"(?:\b(?:choice|option){LETTER}{END}|\(([a-d])\)|(?<![a-z.'’])([a-d])(?!\.[a-z]\b)[.:)]){WRONG}", re.IGNORECASE
 )
 
 

@@ -27,7 +27,7 @@ def ask(args: argparse.Namespace) -> int:
     history = read_history(args.history) if args.history else []
     keep_inputs(*_paths(args, history))
     kind = ".wav" if args.out is None or args.out.is_dir() else args.out.suffix
-    if kind[1:].upper() not in soundfile.available_formats():
+    if kind[1:].upper() not in soundfile.available_formats() or kind.lower() == ".raw":  # which says nothing of itself
         raise ValueError(f"--out {args.out}: names no kind of sound file: .wav, .flac, .mp3 or .ogg")
     spoken = [] if args.questions == ["-"] else [(name, question(name, args.text)) for name in args.questions]
     if not args.questions:

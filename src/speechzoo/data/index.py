@@ -77,7 +77,7 @@ def index_of(name: str, memory: Path | None = None) -> Index:
     """The index of a resolved source: from disk where that still holds, else made and kept there.
 
     Args:
-        memory: JSON file that remembers checked sound files; indexes lie in `indexes` beside it. None keeps nothing.
+        memory: file that remembers checked sound files; indexes lie in `indexes` beside it. None keeps nothing.
 
     Raises:
         OSError, ValueError: if the source cannot be opened.

@@ -82,3 +82,17 @@ def test_the_rule_rewrites_for_speech() -> None:
     for wrong in ("It costs 2.5 pounds.", "In 12345678 years.", "The 2nd one.", "See `x`."):
         with pytest.raises(Broken):
             rewrite([[wrong, "Good."]])
+
+
+def test_a_folder_of_other_questions_or_of_somebody_else_is_left_alone(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("speechzoo.corpora.example.QuickstartVoices", Tones)
+    command = ["data", "example", str(tmp_path / "raw"), "--questions", "20", "9", "--clips", "2", "0"]
+    assert main(command) == 0
+    said = sorted((tmp_path / "raw").rglob("*.txt"))[0].read_bytes()
+    assert main([*command, "--seed", "1"]) == 1  # the clips would not say what is written beside them
+    assert "other settings (seed: 0 there, 1 asked)" in capsys.readouterr().err
+    assert sorted((tmp_path / "raw").rglob("*.txt"))[0].read_bytes() == said
+    (tmp_path / "alpaca.json").write_text("mine")
+    assert main(["data", "example", str(tmp_path), "--questions", "20", "9"]) == 1
+    assert "alpaca.json: is not of this command" in capsys.readouterr().err
+    assert (tmp_path / "alpaca.json").read_text() == "mine"

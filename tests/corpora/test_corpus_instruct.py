@@ -283,3 +283,26 @@ def test_the_steady_voice_says_equal_words_alike():
     one, other = (voices.speak("It is raining.", "joe-steady", seed) for seed in (1, 2))
     assert torch.equal(one, other) and len(one) > 8000
     assert not torch.equal(*(voices.speak("It is raining.", "joe", seed) for seed in (1, 2)))
+
+
+def test_a_folder_that_was_moved_names_its_sound_from_there(alpaca: Path, tmp_path: Path):
+    tts, log = command(tmp_path)
+    arguments = [str(alpaca), "--style", "llama_omni", "--llm", "rule", "--tts", tts]
+    assert main(["data", "instruct", str(tmp_path / "one"), *arguments]) == 0
+    made, said = (tmp_path / "one" / "data.jsonl").read_bytes(), log.read_bytes()
+    (tmp_path / "one").rename(tmp_path / "other")
+    assert main(["data", "instruct", str(tmp_path / "other"), *arguments]) == 0
+    assert (tmp_path / "other" / "data.jsonl").read_bytes() == made and b'"audio/' in made
+    assert log.read_bytes() == said
+
+
+def test_nothing_is_joined_while_an_earlier_stage_is_done_again(alpaca: Path, tmp_path: Path, capsys):
+    tts, _ = command(tmp_path)
+    assert main(["data", "instruct", str(tmp_path / "set"), str(alpaca), "--style", "llasm", "--tts", tts]) == 0
+    told = (tmp_path / "set" / "broken.jsonl").read_bytes()
+    begun = tmp_path / "set" / "filter" / "00000-of-00001"
+    (begun / "done.json").unlink()  # as a kill leaves it
+    (begun / "broken.jsonl").write_bytes(b"")
+    assert main(["data", "join", str(tmp_path / "set")]) == 1
+    assert "filter: shards that are not finished: 00000-of-00001" in capsys.readouterr().err
+    assert (tmp_path / "set" / "broken.jsonl").read_bytes() == told

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from speechzoo.corpora.stage import BROKEN, DONE, PATIENCE, RECORDS, Broken, Item, Shard, Stage, each, in_order
-from speechzoo.system.files import DiskFullError, read_jsonl, sha256
+from speechzoo.system.files import DiskFullError, read_jsonl, sha256, write_jsonl
 
 
 def items(count: int, **broken: Broken) -> list[Item]:
@@ -34,7 +34,7 @@ def test_shards_together_hold_every_record_once_and_in_order(tmp_path):
     files = [tmp_path / str(Shard(index, 3)) / RECORDS for index in range(3)]
     lines = list(in_order(files))
     assert [line["number"] for line in lines] == list(range(10))
-    assert lines[7] == {"number": 7, "id": "r7", "value": {"twice": "t7t7"}}
+    assert {**lines[7], "input": ""} == {"number": 7, "id": "r7", "value": {"twice": "t7t7"}, "input": ""}
     told = json.loads((files[1].parent / DONE).read_text())
     assert (told["records"], told["broken"], told["sha256"]) == (3, {}, sha256(files[1]))
 
@@ -123,3 +123,29 @@ def test_a_full_disk_is_told_and_what_was_done_is_kept(tmp_path: Path):
     assert kept == sum(end <= 1000 for end in ends) > 10
     assert len(asked) == 100 - kept
     assert [item.number for item in stage.items()] == list(range(100))
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_other_input_for_what_is_done_is_refused(tmp_path: Path, gone: bool):
+    stage, sound = Stage(tmp_path, Shard(), {}), {"bytes": b"a", "path": None}
+    given = [Item(n, f"r{n}", {"text": f"t{n}", "audio": sound, "read": print}) for n in range(3)]
+    stage.run(given, each(double))
+    assert stage.run([*given, Item(3, "r3", {"text": "t3"})], each(double)) == {"": 4}
+    others = [{"text": "other", "audio": sound}, {"text": "t1", "audio": {**sound, "bytes": b"b"}}]
+    for other in others if not gone else [None]:
+        changed = [given[0], *([Item(1, "r1", other)] if other else []), given[2], Item(3, "r3", {"text": "t3"})]
+        with pytest.raises(ValueError, match="r1 stands otherwise in the input, or not any more, .* delete .*00000-of"):
+            stage.run(changed, each(double))
+    lines = [line | {"input": None} for line in read_jsonl(stage.folder / RECORDS)]
+    write_jsonl(stage.folder / RECORDS, lines)  # of an earlier version
+    stage.run([Item(n, f"r{n}", {"text": "other"}) for n in range(4)], each(double))
+
+
+def test_a_damaged_line_names_its_file(tmp_path: Path):
+    stage = Stage(tmp_path, Shard(), {})
+    stage.run(items(3), each(double))
+    file = stage.folder / RECORDS
+    file.write_bytes(file.read_bytes()[:20] + bytes(9) + file.read_bytes()[29:])
+    for read in (lambda: stage.run(items(3), each(double)), lambda: list(in_order([file]))):
+        with pytest.raises(ValueError, match=r"records.jsonl: damaged .* delete"):
+            read()

@@ -199,6 +199,22 @@ def test_shards_give_the_same_units(hubert: Path, tmp_path: Path):
     assert (tmp_path / "whole" / "data.jsonl").read_bytes() == (tmp_path / "parts" / "data.jsonl").read_bytes()
 
 
+def test_data_are_not_written_over_and_changed_sound_is_noticed(hubert: Path, tmp_path: Path, capsys):
+    data = records(tmp_path)
+    before = data.read_bytes()
+    KMeansUnits(torch.randn(6, 16)).save(tmp_path / "km.safetensors")
+    arguments = ["--data", str(data), "--hubert", str(hubert), "--layer", "1"]
+    arguments += ["--kmeans", str(tmp_path / "km.safetensors")]
+    assert main(["data", "units", str(tmp_path), *arguments]) == 1
+    assert "data.jsonl: is not of this command" in capsys.readouterr().err
+    assert data.read_bytes() == before
+    assert main(["data", "units", str(tmp_path / "out"), *arguments]) == 0
+    assert main(["data", "units", str(tmp_path / "out"), *arguments]) == 0
+    (tmp_path / "0.wav").write_bytes((tmp_path / "1.wav").read_bytes())
+    assert main(["data", "units", str(tmp_path / "out"), *arguments]) == 1
+    assert "r0 stands otherwise in the input" in capsys.readouterr().err
+
+
 def test_clusters_are_trained_and_judged_by_a_command(hubert: Path, tmp_path: Path, capsys):
     data = records(tmp_path)
     labels = [{"audio": f"{n}.wav", "phones": [[0, 0.15, "a"], [0.15, 1, "b"]]} for n in (0, 1, 3)]

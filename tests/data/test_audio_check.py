@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from speechzoo.data import audio_check
-from speechzoo.data.audio_check import check_audio, inspect_audio
+from speechzoo.data.audio_check import check_audio, inspect_audio, sealed
 
 
 @pytest.fixture
@@ -20,6 +20,10 @@ def sound(tmp_path: Path) -> Path:
     for suffix in ("wav", "flac", "ogg", "mp3"):
         soundfile.write(tmp_path / f"a.{suffix}", samples, 16_000)
     return tmp_path
+
+
+def remembered(memory: Path) -> dict:
+    return json.loads(memory.read_text().splitlines()[0])
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
@@ -43,10 +47,10 @@ def test_cut_wav_says_how_much(sound: Path) -> None:
 def test_results_of_an_earlier_meaning_are_forgotten(sound: Path, tmp_path: Path) -> None:
     memory = tmp_path / "memory.json"
     info = check_audio([sound / "a.wav"], memory)[sound / "a.wav"]
-    old = {key.partition("|")[2]: {**value, "samples": 7} for key, value in json.loads(memory.read_text()).items()}
-    memory.write_text(json.dumps(old))
+    old = {key.partition("|")[2]: {**value, "samples": 7} for key, value in remembered(memory).items()}
+    memory.write_text(sealed(json.dumps(old)))
     assert check_audio([sound / "a.wav"], memory)[sound / "a.wav"] == info
-    assert info.samples == 32_000 and len(json.loads(memory.read_text())) == 1
+    assert info.samples == 32_000 and len(remembered(memory)) == 1
 
 
 def test_sound_inside_a_manifest_is_told() -> None:
@@ -82,5 +86,8 @@ def test_each_file_is_decoded_once_and_remembered(wavs, tmp_path: Path, monkeypa
     os.utime(wavs[0], ns=(1, wavs[0].stat().st_mtime_ns + 1))
     check_audio([*wavs, tmp_path / "no.wav"], memory)
     assert sorted(seen) == sorted([wavs[0], tmp_path / "no.wav"])  # changed; missing files are never remembered
-    memory.write_text("{ damaged")
-    assert check_audio(wavs, memory) == {path: first[path] for path in wavs}
+    whole = memory.read_bytes()
+    flipped = [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in range(0, len(whole), len(whole) // 60)]
+    for damaged in (b"", b"{ damaged", b"[1]", whole[:-1], whole[: len(whole) // 2], json.dumps({}).encode(), *flipped):
+        memory.write_bytes(damaged)
+        assert check_audio(wavs, memory) == {path: first[path] for path in wavs}

@@ -112,7 +112,7 @@ def test_lengths_are_planned_of_files_that_libsndfile_alone_does_not_open(tmp_pa
 def test_a_damaged_memory_is_made_anew(tmp_path: Path, wavs: list[Path], content: bytes) -> None:
     (memory := tmp_path / "checks.json").write_bytes(content)
     assert check_audio(wavs[:1], memory)[wavs[0]].error is None
-    assert len(json.loads(memory.read_text())) == 1
+    assert len(json.loads(memory.read_text().splitlines()[0])) == 1
 
 
 def test_what_another_process_found_meanwhile_is_kept(tmp_path: Path, wavs: list[Path], monkeypatch) -> None:
@@ -125,4 +125,4 @@ def test_what_another_process_found_meanwhile_is_kept(tmp_path: Path, wavs: list
 
     monkeypatch.setattr(audio_check, "inspect_audio", slow)
     check_audio(wavs[:1], memory)
-    assert len(json.loads(memory.read_text())) == 2
+    assert len(json.loads(memory.read_text().splitlines()[0])) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from functools import partial
 from pathlib import Path
@@ -170,3 +171,28 @@ def test_sounds_that_a_table_names_in_structs_are_watched(kind: str, tmp_path: P
         (record,) = read_manifest(source, memory=memory)
         assert record.clip_samples == [samples] and record.clips == [file]
         assert len(read_clip(record.clips[0])) == samples
+
+
+@pytest.mark.parametrize("kind", ["parquet", "parquet-text", "tar"])
+@pytest.mark.parametrize("change", ["text", "cut"])
+def test_other_content_under_a_record_that_was_checked_is_told(kind: str, change: str, manifest: Path, tmp_path: Path):
+    rows = shards.rows_of(manifest)
+    name = shards.KINDS[kind](tmp_path / "a", rows, manifest.parent)
+    records = read_manifest(name)
+    other = [{**row, "messages": [*row["messages"][:-1], {**row["messages"][-1], "content": "X"}]} for row in rows]
+    made = resolve(shards.KINDS[kind](tmp_path / "b", other if change == "text" else rows[-1:], manifest.parent))[0]
+    Path(made).replace(resolve(name)[0])  # between two epochs
+    with pytest.raises(ValueError, match="is not the record that was checked"):
+        list(records)
+
+
+def test_a_record_changed_behind_its_stamp_is_told(manifest: Path, tmp_path: Path) -> None:
+    memory, stat = tmp_path / "memory.json", manifest.stat()
+    read_manifest(manifest, memory=memory)
+    manifest.write_bytes(manifest.read_bytes().replace(b'"assistant"', b'"assistanX"', 1))
+    os.utime(manifest, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ValueError, match=":1: is not the record that was checked: the file changed; touch it"):
+        list(read_manifest(manifest, memory=memory))
+    manifest.touch()
+    with pytest.raises(ManifestError, match="unknown role 'assistanX'"):
+        read_manifest(manifest, memory=memory)

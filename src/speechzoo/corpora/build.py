@@ -7,18 +7,19 @@ import random
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from speechzoo.corpora import layouts, released
-from speechzoo.corpora.card import ABOUT, DATA, join
+from speechzoo.corpora.card import ABOUT, BROKEN, CARD, DATA, join, relative
 from speechzoo.corpora.llm import open_llm
 from speechzoo.corpora.rewriting import Rewriter, cost, expected_tokens
 from speechzoo.corpora.sounds import kept_sound
-from speechzoo.corpora.splits import split
+from speechzoo.corpora.splits import TRAIN, VAL, split
 from speechzoo.corpora.spoken_rules import RULE, RuleRewriter
-from speechzoo.corpora.stage import Broken, Item, Shard, Stage, check_settings, each
+from speechzoo.corpora.stage import Broken, Item, Shard, Stage, begin_folder, each
 from speechzoo.corpora.tables import rows
 from speechzoo.corpora.texts import STYLES, instructions, language_of, suitable, told_apart
 from speechzoo.corpora.voices import Cast, open_speaker, speak_to
@@ -56,7 +57,7 @@ def asr(args: Namespace) -> None:
     settings |= {"columns": args.columns, "language": args.language, "max_seconds": args.max_seconds}
     settings |= {"content": content} if (content := _content(name for _, name in pairs)) else {}
     stage = Stage(args.out / "clips", args.shard, settings)
-    told("clips", stage.run(_clips(pairs, args), each(checked(value), args.threads)))
+    told("clips", stage.run(_clips(pairs, args), each(checked(value, args.out), args.threads)))
     finish(args)
 
 
@@ -116,7 +117,8 @@ def instruct(args: Namespace) -> None:
         return
     if "speak" in wanted:
         before = work["rewrite" if style.rewritten else "filter"]
-        told("speak", work["speak"].run(before.items(), each(checked(_speaking(args, style.spoken)), args.threads)))
+        speaking = checked(_speaking(args, style.spoken), args.out)
+        told("speak", work["speak"].run(before.items(), each(speaking, args.threads)))
     if "units" in wanted:
         told("units", work["units"].run(work["speak"].items(), _unit_work(args)))
     if stages[-1] in wanted:
@@ -214,7 +216,7 @@ def released_sets(args: Namespace) -> None:
     settings = {"set": args.set, "split": args.split, "num_units": args.num_units, "large_units": args.large_units}
     settings |= {"language": args.language, "content": _content([name])}
     stage = Stage(args.out / "records", args.shard, settings)
-    told("records", stage.run(released.items(kind, name, args.split), each(checked(mapping), args.threads)))
+    told("records", stage.run(released.items(kind, name, args.split), each(checked(mapping, args.out), args.threads)))
     finish(args)
 
 
@@ -237,7 +239,7 @@ def units(args: Namespace) -> None:
                 if row.error is None:
                     key = str(row.value.get("id", key))
                     problem = next(check_messages(row.value), None)
-                    value = {"messages": row.value["messages"]} if not problem else Broken("malformed", problem[0])
+                    value = _spoken(row.value["messages"]) if not problem else Broken("malformed", problem[0])
                 yield Item(next(numbers), key, value)
 
     files = [Path(name) for name in sources if Path(name).is_file()]
@@ -250,6 +252,17 @@ def units(args: Namespace) -> None:
     finish(args)
 
 
+def _spoken(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The input of a record's units: its messages, and what changes when the sound of its answers does."""
+    from speechzoo.data.sources import clip_stamp
+
+    stamps = []
+    for message in messages:
+        with suppress(OSError, ValueError):  # a sound that is gone: told where its units are made
+            stamps.append(clip_stamp(message["audio"]) if message.get("audio") else "")
+    return {"messages": messages, "sounds": stamps}
+
+
 def _clusters(args: Namespace) -> str:
     from speechzoo.corpora.extraction import clusters_file
 
@@ -260,17 +273,17 @@ def _unit_work(args: Namespace) -> Any:
     from speechzoo.corpora.extraction import UnitWork, clusters_file
 
     kmeans = clusters_file(args.kmeans)
-    return UnitWork(args.hubert, args.layer, kmeans, args.device, args.batch_seconds, args.threads)
+    return UnitWork(args.out, args.hubert, args.layer, kmeans, args.device, args.batch_seconds, args.threads)
 
 
-def checked(work: Values) -> Values:
-    """Work whose result has to be a record that training reads."""
+def checked(work: Values, folder: Path) -> Values:
+    """Work whose result has to be a record that training reads; its sound in the folder is named from there."""
 
     def value(given: dict[str, Any]) -> dict[str, Any]:
         result = work(given)
         if problem := next(check_messages({"id": given["id"], "messages": result["messages"]}), None):
             raise Broken("malformed", problem[0])
-        return result
+        return {**result, "messages": [relative(message, folder) for message in result["messages"]]}
 
     return value
 
@@ -279,11 +292,12 @@ def begin(args: Namespace, title: str, licences: dict[str, str], tasks: list[str
     """Write what the data set is, or compare it with what was begun in the folder.
 
     Raises:
-        ValueError: if that was another one.
+        ValueError: if that was another one, or the folder holds files of such names that are not ours.
     """
     args.shard = Shard.read(args.shard)
+    written = (DATA, CARD, BROKEN, *((TRAIN, VAL) if args.val else ()))
+    begin_folder(args.out, {"stages": stages, "shards": args.shard.count}, written)
     about = {"title": args.title or title, "licences": licences, "tasks": tasks, "stages": stages, "val": args.val}
-    check_settings(args.out, {"stages": stages, "shards": args.shard.count})
     args.about = {**about, "shards": args.shard.count, "command": args.command_line}
     if not (args.out / ABOUT).is_file():  # else it stays until the work is done: the stages may yet refuse this command
         write_json(args.out / ABOUT, args.about)

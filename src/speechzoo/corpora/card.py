@@ -15,6 +15,7 @@ from speechzoo.corpora.texts import words
 from speechzoo.system.files import (
     json_line,
     part_beside,
+    read_json,
     read_jsonl,
     sha256,
     telling_room,
@@ -94,13 +95,14 @@ def join(folder: Path) -> dict[str, Any]:
     """
     if not (folder / ABOUT).is_file():
         raise FileNotFoundError(f"{folder}: holds no data set that `speechzoo data` began (no {ABOUT})")
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about = read_json(folder / ABOUT)
     shards = [str(Shard(index, about["shards"])) for index in range(about["shards"])]
     last = folder / about["stages"][-1]
-    if missing := [name for name in shards if not (last / name / DONE).is_file()]:
-        raise FileNotFoundError(f"{last}: shards that are not finished: {', '.join(missing)}; run them first")
+    for stage in (folder / name for name in about["stages"]):
+        if missing := [name for name in shards if not (stage / name / DONE).is_file()]:
+            raise FileNotFoundError(f"{stage}: shards that are not finished: {', '.join(missing)}; run them first")
     for name in shards:
-        if json.loads((last / name / DONE).read_text())["sha256"] != sha256(last / name / RECORDS):
+        if read_json(last / name / DONE).get("sha256") != sha256(last / name / RECORDS):
             raise ValueError(f"{last / name / RECORDS}: is not what {DONE} beside it says: copy the shard again")
     tally = Tally()
     part = part_beside(folder / DATA)
@@ -113,7 +115,7 @@ def join(folder: Path) -> dict[str, Any]:
                         continue
                     seen.add(line["id"])
                     value = line["value"]
-                    messages = [_relative(message, folder) for message in value["messages"]]
+                    messages = [relative(message, folder) for message in value["messages"]]
                     tally.add(messages, value.get("facts", {}))
                     file.write(json_line({"id": line["id"], "messages": messages}).encode())
             part.replace(folder / DATA)
@@ -139,7 +141,7 @@ def _broken(stage: Path, shards: Sequence[str]) -> Iterator[dict[str, Any]]:
     yield from in_order([file for file in files if file.is_file()])
 
 
-def _relative(message: dict[str, Any], folder: Path) -> dict[str, Any]:
+def relative(message: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A message with the sound that lies in the data set's folder named from there, so that it can be moved."""
 
     here = os.path.normpath(folder.absolute())  # without "..": the folder may be named otherwise than when it was begun

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechzoo.corpora.card import CONTAMINATION, DATA, texts_of, write_card
+from speechzoo.corpora.stage import Broken
 from speechzoo.corpora.tables import rows
 from speechzoo.metrics.normalise import is_english, speech_words
 from speechzoo.names.spec import at_least
@@ -92,6 +93,8 @@ def check(args: Namespace) -> None:
         raise FileNotFoundError(f"{args.out / DATA}: no such file; `speechzoo data join` writes it")
     questions = []
     for number, row in rows(str(args.questions)):
+        if isinstance(row, Broken):
+            raise ValueError(str(row))
         if not isinstance(row, dict) or not isinstance(text := row.get(args.key), str):
             raise ValueError(f"{args.questions}: record {number + 1} has no text {args.key!r}: --key names it")
         questions.append((str(row.get("id", number + 1)), text))

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from speechzoo.audio import write_audio
+from speechzoo.corpora.stage import begin_folder
 from speechzoo.corpora.voices import QuickstartVoices
 from speechzoo.quickstart.questions import Pair, make_pairs
 from speechzoo.system.files import json_line, write_atomically
@@ -36,9 +37,10 @@ def write_example(
         clips, test_clips: of them spoken into LibriSpeech's layout.
 
     Raises:
-        ValueError: if there are not so many questions.
+        ValueError: if there are not so many questions, or the folder was made of others.
     """
     pairs = make_pairs(train, test, seed)
+    begin_folder(folder, {"questions": [train, test], "seed": seed}, ("alpaca.json", "eval", "LibriSpeech"))
     by_split = {split: [pair for pair in pairs if pair.split == split] for split in CORPUS}
     alpaca = [{"instruction": pair.question, "input": "", "output": pair.answer} for pair in by_split["train"]]
     write_atomically(folder / "alpaca.json", json.dumps(alpaca, indent=1))

@@ -18,6 +18,7 @@ from speechzoo.corpora.clusters import convert_pickle, judge, phones_of_frames
 from speechzoo.corpora.stage import Broken, Item, Result
 from speechzoo.data.record import all_audio
 from speechzoo.data.sources import open_source, read_clip, resolve
+from speechzoo.data.sources.base import beside
 from speechzoo.data.tensor_files import batches_within
 from speechzoo.encoders import Encoder, HFSpeechEncoder, WhisperEncoder
 from speechzoo.names.published import is_name, published
@@ -83,6 +84,7 @@ class UnitWork:
     """Puts `units` beside each answer that has sound.
 
     Args:
+        folder: that the sound may be named from.
         hubert, layer, device: see `EncoderLayer`.
         kmeans: centroids as `KMeansUnits` keeps them.
         batch_seconds: of speech, padding counted, in a batch.
@@ -93,8 +95,16 @@ class UnitWork:
     """
 
     def __init__(
-        self, hubert: str, layer: int, kmeans: Path, device: str = "cpu", batch_seconds: float = 240.0, threads: int = 4
+        self,
+        folder: Path,
+        hubert: str,
+        layer: int,
+        kmeans: Path,
+        device: str = "cpu",
+        batch_seconds: float = 240.0,
+        threads: int = 4,
     ) -> None:
+        self.folder = str(folder)
         self.encoder, self.kmeans = EncoderLayer(hubert, layer, device), KMeansUnits.load(kmeans)
         width, dim = self.kmeans.centroids.shape[1], self.encoder.encoder.out_dim
         if width != dim:
@@ -110,7 +120,7 @@ class UnitWork:
             if message.get("audio")
         ]
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
-            clips = list(pool.map(lambda place: _clip(place[2]), places))
+            clips = list(pool.map(lambda place: _clip(beside(self.folder, place[2])), places))
         units = dict(zip(((row, turn) for row, turn, _ in places), self._units(clips), strict=True))
         for row, (item, value) in enumerate(zip(items, values, strict=True)):
             mine = {turn: found for (at, turn), found in units.items() if at == row}

@@ -1,7 +1,8 @@
 """A piece of work over many records that can be stopped, shared out and started again: each record is done once.
 
 A data set's folder holds a folder per stage, in it one per shard (`00000-of-00004`) with `records.jsonl` (finished:
-number, id, value), `broken.jsonl` (number, id, reason, detail) and, at the end, `done.json` (counts, sha256).
+number, id, value, digest of what it was made of), `broken.jsonl` (number, id, reason, detail) and, at the end,
+`done.json` (counts, sha256).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+from xxhash import xxh3_64_hexdigest
 
 from speechzoo.system.files import cut_half_line, json_line, read_lines, sha256, telling_room, write_json
 from speechzoo.system.locks import claim
@@ -102,7 +105,7 @@ class Stage:
             How many records are finished ("") and broken, by reason.
 
         Raises:
-            ValueError: if the folder was made with other settings, is in use, or work stopped.
+            ValueError: if the folder was made with other settings or of other input, is in use, or work stopped.
             DiskFullError: if there is no room; what is written is kept.
         """
         held = claim(self.folder, "speechzoo data")
@@ -124,7 +127,7 @@ class Stage:
                             line |= {"reason": value.reason, "detail": value.detail}
                             counts[value.reason] += 1
                         else:
-                            line["value"] = value
+                            line |= {"value": value, "input": _digest(item.value)}
                             counts[""] += 1
                         file = bad if isinstance(value, Broken) else good
                         file.write(json_line(line).encode())
@@ -133,6 +136,8 @@ class Stage:
                             told_at = time.monotonic()
                             progress = f"{counts['']:,} done, {counts.total() - counts['']:,} left out so far"
                             print(f"{self.folder.parent.name} {self.shard}: {progress}", file=sys.stderr, flush=True)
+            if gone := next((name for name in done if name not in seen), None):
+                raise ValueError(f"{gone} {self._other_input()}")
             told = {"records": counts[""], "broken": {k: v for k, v in sorted(counts.items()) if k}}
             told |= {"sha256": sha256(records), "seconds": round(time.monotonic() - start, 1)}
             write_json(self.folder / DONE, told)
@@ -140,7 +145,13 @@ class Stage:
         finally:
             held.release()
 
-    def _missing(self, items: Iterable[Item], done: set[str], seen: set[str]) -> Iterator[Item]:
+    def _other_input(self) -> str:
+        return (
+            f"stands otherwise in the input, or not any more, than when it was done: give another folder, or delete "
+            f"{self.folder} to have its records done again"
+        )
+
+    def _missing(self, items: Iterable[Item], done: dict[str, str | None], seen: set[str]) -> Iterator[Item]:
         for item in items:
             twice = item.id in seen
             seen.add(item.id)  # of all shards, so that they leave out the same together as one would
@@ -151,9 +162,11 @@ class Stage:
                 yield Item(item.number, item.id, Broken(what, f"{item.id} comes twice in the input"))
             elif item.id not in done:
                 yield item
+            elif done[item.id] not in (None, _digest(item.value)):
+                raise ValueError(f"{item.id} {self._other_input()}")
 
-    def finished(self) -> set[str]:
-        """Ids of its finished records."""
+    def finished(self) -> dict[str, str | None]:
+        """Its finished records by id, each with the digest of its input."""
         return _finished(self.folder / RECORDS)
 
     def items(self) -> Iterator[Item]:
@@ -209,7 +222,7 @@ def in_order(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
         offset = 0
         with file.open("rb") as lines:
             for line in lines:
-                places.append((int(json.loads(line)["number"]), index, offset))
+                places.append((int(_parsed(file, line)["number"]), index, offset))
                 offset += len(line)
     opened = [file.open("rb") for file in files]
     try:
@@ -231,9 +244,40 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{folder} was made with other settings ({other}): give another folder, or delete it")
 
 
-def _finished(path: Path) -> set[str]:
-    """Ids of finished records; half a line, left by a full disk or a kill, is cut off."""
-    return {json.loads(line)["id"] for _, line in read_lines(path)} if cut_half_line(path) else set()
+def begin_folder(folder: Path, settings: dict[str, Any], written: Sequence[str]) -> None:
+    """`check_settings` of a folder that a command is going to write files into.
+
+    Raises:
+        ValueError: if they differ, or it holds one of the files and nothing says that the command wrote it.
+    """
+    if not (folder / SETTINGS).is_file() and (there := next((n for n in written if (folder / n).exists()), None)):
+        raise ValueError(f"{folder / there}: is not of this command, which would write over it: give another folder")
+    check_settings(folder, settings)
+
+
+def _finished(path: Path) -> dict[str, str | None]:
+    """Finished records by id, with digests; half a line, left by a full disk or a kill, is cut off."""
+    lines = (_parsed(path, line) for _, line in read_lines(path)) if cut_half_line(path) else ()
+    return {line["id"]: line.get("input") for line in lines}
+
+
+def _parsed(file: Path, line: str | bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except ValueError as error:
+        told = f"{file}: damaged ({error}): delete {file.parent}, and the command that made it does it again"
+        raise ValueError(told) from error
+
+
+def _digest(value: dict[str, Any] | Broken) -> str | None:
+    """Of what a record is made of; sound that a function gives is left out."""
+    if isinstance(value, Broken):
+        return None
+    return xxh3_64_hexdigest(json.dumps(value, sort_keys=True, default=_named).encode())
+
+
+def _named(value: Any) -> str:
+    return xxh3_64_hexdigest(value) if isinstance(value, bytes) else str(value) if isinstance(value, Path) else ""
 
 
 def _windows(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightning.pytorch.utilities import rank_zero_warn
+from xxhash import xxh3_64_hexdigest
 
 from speechzoo.audio import SAMPLE_RATE, SoundError, check_question, read_audio
 from speechzoo.data.parts import is_data, shown
@@ -59,8 +60,8 @@ def check_audio(paths: Iterable[str | Path], memory: str | Path | None = None) -
 
     Args:
         paths: files; repeated ones count once.
-        memory: JSON file of earlier results, read and extended; a file is looked at again when its size or time of
-            change differs. None remembers nothing.
+        memory: file of earlier results (JSON, then a digest), read and extended; a damaged one is made anew. A sound is
+            looked at again when its size or time of change differs. None remembers nothing.
     """
     memory = Path(memory).expanduser() if memory else None
     known = _load(memory)
@@ -74,7 +75,7 @@ def check_audio(paths: Iterable[str | Path], memory: str | Path | None = None) -
         known = {stamp: info for stamp, info in _load(memory).items() if stamp.startswith(f"{VERSION}|")}
         looked = {stamp: found[path] for path, stamp in zip(unique, stamps, strict=True) if stamp}
         known |= {stamp: asdict(info) for stamp, info in looked.items() if info.lasting}
-        remember(memory, json.dumps(known))
+        remember(memory, sealed(json.dumps(known)))
     return found
 
 
@@ -94,9 +95,15 @@ def _stamp(path: Path) -> str | None:
         return None
 
 
+def sealed(text: str) -> str:
+    """A line with its digest as the next, by which damage to a number is found too."""
+    return f"{text}\n{xxh3_64_hexdigest(text.encode())}"
+
+
 def _load(memory: Path | None) -> dict[str, dict[str, Any]]:
     try:
-        known = json.loads(memory.read_text()) if memory else {}
+        whole = memory.read_text() if memory else ""
+        text = whole.partition("\n")[0]
+        return dict(json.loads(text)) if sealed(text) == whole else {}
     except (OSError, ValueError):  # not there, or damaged: made anew
         return {}
-    return known if isinstance(known, dict) else {}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 from speechzoo.data.audio_check import AudioInfo, check_audio, inspect_audio, remember
 from speechzoo.data.record import all_audio, clip_paths
@@ -27,8 +28,8 @@ from speechzoo.data.schema import check_messages, unread_keys
 from speechzoo.data.sources import Row, Source, clip_file, file_stamp, open_source
 from speechzoo.data.sources.access import in_shard, shard_of
 
-FORMAT = 6
-ARRAYS = ("where", "number", "name", "own", "top_unit", "clips", "samples", "stamps")
+FORMAT = 7
+ARRAYS = ("where", "number", "name", "content", "own", "top_unit", "clips", "samples", "stamps")
 TOP_UNIT = np.iinfo(np.int32).max  # stands for any larger one, which no model knows either
 BLOCK = 256  # records and sounds of a shard looked at together
 PATHS = 50_000  # sound files outside looked at together
@@ -45,6 +46,7 @@ class Index:
         where: places, `[N, 2]` int64.
         number: their lines or numbers, `[N]` int64.
         name: hashes of their ids, `[N]` uint64.
+        content: hashes of all they hold but their sound, `[N]` uint64.
         own: which bring an id of their own, `[N]` bool.
         top_unit: their largest units, `[N]` int32; -1 where there are none.
         clips: their numbers of clips, `[N]` int32.
@@ -59,6 +61,7 @@ class Index:
     where: np.ndarray
     number: np.ndarray
     name: np.ndarray
+    content: np.ndarray
     own: np.ndarray
     top_unit: np.ndarray
     clips: np.ndarray
@@ -74,7 +77,7 @@ def index_of(name: str, memory: Path | None = None) -> Index:
     """The index of a resolved source: from disk where that still holds, else made and kept there.
 
     Args:
-        memory: JSON file that remembers checked sound files; indexes lie in `indexes` beside it. None keeps nothing.
+        memory: file that remembers checked sound files; indexes lie in `indexes` beside it. None keeps nothing.
 
     Raises:
         OSError, ValueError: if the source cannot be opened.
@@ -97,6 +100,11 @@ def name_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
+def content_hash(row: Row) -> int:
+    """64 bits of all that a record holds, its sound by its name."""
+    return xxh3_64_intdigest(repr(row.value).encode("utf-8", "surrogatepass"))
+
+
 def own_id(row: Row) -> str | None:
     """The id that a record brings, if any."""
     given = row.value.get("id") if isinstance(row.value, dict) else None
@@ -110,7 +118,7 @@ def called(row: Row) -> str:
 
 
 def _make(source: Source, memory: Path | None) -> Index:
-    where, number, names = array("q"), array("q"), array("Q")
+    where, number, names, contents = array("q"), array("q"), array("Q"), array("Q")
     own, top_unit, clips = array("b"), array("i"), array("i")
     unread: dict[str, None] = {}
     sounds = array("q")  # of each sound of each good record: its place in `inside`, or ~place in `outside`
@@ -147,6 +155,7 @@ def _make(source: Source, memory: Path | None) -> Index:
         where.extend(row.where)
         number.append(row.number)
         names.append(name_hash(name))
+        contents.append(content_hash(row))
         own.append(own_id(row) is not None)
         top_unit.append(min(max((max(m["units"]) for m in messages if m.get("units")), default=-1), TOP_UNIT))
         clips.append(len(clip_paths(messages)))
@@ -171,6 +180,7 @@ def _make(source: Source, memory: Path | None) -> Index:
         np.array(where, np.int64).reshape(-1, 2),
         np.array(number, np.int64),
         np.array(names, np.uint64),
+        np.array(contents, np.uint64),
         np.array(own, bool),
         np.array(top_unit, np.int32),
         np.array(clips, np.int32),

@@ -72,7 +72,7 @@ def read_manifest(
         audio_positions: LLM positions for clips of so many samples, `[N] -> [N]`; finds clips that are too short.
         on_bad: "raise" refuses all, "skip" leaves bad records out with a warning.
         report: JSONL file that lists the problems when they are skipped.
-        memory: JSON file that remembers checked sound files.
+        memory: file that remembers checked sound files.
 
     Raises:
         FileNotFoundError: if there is no such manifest.

@@ -187,12 +187,16 @@ def test_other_content_under_a_record_that_was_checked_is_told(kind: str, change
 
 
 def test_a_record_changed_behind_its_stamp_is_told(manifest: Path, tmp_path: Path) -> None:
-    memory, stat = tmp_path / "memory.json", manifest.stat()
-    read_manifest(manifest, memory=memory)
-    manifest.write_bytes(manifest.read_bytes().replace(b'"assistant"', b'"assistanX"', 1))
-    os.utime(manifest, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    file = tmp_path / "train.jsonl"
+    for wav in manifest.parent.glob("*.wav"):
+        (tmp_path / wav.name).symlink_to(wav)
+    file.write_bytes(manifest.read_bytes())
+    memory, stat = tmp_path / "memory.json", file.stat()
+    read_manifest(file, memory=memory)
+    file.write_bytes(file.read_bytes().replace(b'"assistant"', b'"assistanX"', 1))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(ValueError, match=":1: is not the record that was checked: the file changed; touch it"):
-        list(read_manifest(manifest, memory=memory))
-    manifest.touch()
+        list(read_manifest(file, memory=memory))
+    file.touch()
     with pytest.raises(ManifestError, match="unknown role 'assistanX'"):
-        read_manifest(manifest, memory=memory)
+        read_manifest(file, memory=memory)

@@ -80,6 +80,7 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_processes_count_and_answer_as_one(
     tmp_path: Path, tiny_llm_dir: Path, tiny_whisper_pt: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

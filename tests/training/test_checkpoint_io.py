@@ -124,6 +124,7 @@ for step in range(10_000):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path):
     """A file and a folder, each rewritten over and over; SIGKILL comes while one of them is being written."""
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)

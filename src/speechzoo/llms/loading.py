@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from speechzoo.names.hugging_face import hub_options
+from speechzoo.names.renamed import cache_argument
 from speechzoo.names.shapes import lm_config, unread
 
 
@@ -17,8 +18,8 @@ def pretrained_lm(model: str, dtype: torch.dtype, attn_implementation: str | Non
 
     Raises:
         ValueError: if it takes no cache of transformers: it would learn, and fail at its first answer; if more than one
-            layer stands between its states and logits, as in BERT's kin: its loss would be another; or if it gives no
-            states.
+            layer stands between its states and logits, as in BERT's kin: its loss would be another; or if its decoder
+            and its head are one.
     """
     # None would ask on the terminal whether to run a model's own code, and do so after a y.
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
@@ -29,8 +30,7 @@ def pretrained_lm(model: str, dtype: torch.dtype, attn_implementation: str | Non
     else:
         lm = AutoModelForCausalLM.from_pretrained(model, **hub_options(model), **options)
     takes_cache: Any = lm._supports_default_dynamic_cache  # for mypy a tensor, as all that a module may hold
-    arguments = signature(lm.base_model.forward).parameters
-    if not takes_cache() or not any(name in arguments for name in ("cache", "past_key_values")):
+    if not takes_cache() or cache_argument(lm.base_model) not in signature(lm.base_model.forward).parameters:
         raise ValueError(
             f"{model}: a {type(lm).__name__} has a cache of its own kind (or none), by which no answer can be made "
             "here: take another LLM"
